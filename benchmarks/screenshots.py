@@ -1,0 +1,88 @@
+"""Pictures of the page: `python benchmarks/screenshots.py FOLDER` serves it and photographs it in Chromium.
+
+Desktop and phone, light and dark; as it stands on load, in the middle of a run, when finished, and with a refused
+setting. Look at each after a change to the page.
+"""
+
+import argparse
+import os
+import shutil
+import sys
+from pathlib import Path
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from playwright.sync_api import Browser, Page, sync_playwright
+
+import app
+from nestar.ui.assets import launch_options
+
+SCREENS = {
+    "desktop": {"viewport": {"width": 1440, "height": 900}},
+    "phone": {"viewport": {"width": 390, "height": 844}, "device_scale_factor": 2, "is_mobile": True},
+}
+# Slow enough that a patch in the middle is still running when the picture is taken.
+MID_RUN_STEPS = 100
+
+
+def photograph(browser: Browser, url: str, folder: Path, screen: str, scheme: str) -> None:
+    """All states of the page on one screen in one colour scheme, as PNG files in `folder`."""
+    context = browser.new_context(**SCREENS[screen], color_scheme=scheme)
+    page = context.new_page()
+    page.goto(url)
+    page.locator(".film .ready").first.wait_for()
+
+    def shoot(state: str, full_page: bool = False) -> None:
+        path = folder / f"{screen}-{scheme}-{state}.png"
+        page.screenshot(path=path, full_page=full_page)
+        print(path)
+
+    page.wait_for_timeout(300)
+    shoot("on-load")
+    shoot("whole", full_page=True)
+    steps = page.get_by_label("Steps a patch, as a number")
+    steps.fill(str(MID_RUN_STEPS))
+    to_top(page)
+    page.locator("#generate").click()
+    page.locator(".film li:nth-child(2).active").wait_for()
+    shoot("mid-run")
+    page.locator('.stage[data-state="finished"]:not(.playing)').wait_for()
+    page.wait_for_timeout(300)
+    shoot("finished")
+    steps.fill("999")
+    to_top(page)
+    page.locator("#generate").click()
+    page.locator(".message:not([hidden])").scroll_into_view_if_needed()
+    shoot("refused")
+    context.close()
+
+
+def to_top(page: Page) -> None:
+    page.evaluate("document.activeElement.blur(); window.scrollTo(0, 0)")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--repo", help="weights, as for app.py; default: the embedded ones")
+    parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
+    arguments = parser.parse_args()
+    chromium = shutil.which("chromium") or shutil.which("google-chrome")
+    if chromium is None:
+        parser.error("no Chromium was found; get it with `apt-get install chromium`")
+    arguments.folder.mkdir(parents=True, exist_ok=True)
+    demo = app.build_page(*app.load_pipeline(arguments.repo, None, arguments.device))
+    _, url, _ = demo.launch(prevent_thread_lock=True, quiet=True, **launch_options())
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-gpu"])
+        for screen in SCREENS:
+            for scheme in ("light", "dark"):
+                photograph(browser, url, arguments.folder, screen, scheme)
+        browser.close()
+    demo.close()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""NestAR: an open implementation of Nested AutoRegressive Models (arXiv 2510.23028)."""

@@ -1,0 +1,146 @@
+"""Where weights come from: embedded in `assets/`, a local folder, or a Hugging Face Hub repository.
+
+A checkpoint folder holds
+
+    config.json            format version, classes, image size, names of the nestings
+    tokenizer/             diffusers' AutoencoderKL, and tokenizer.json (fold, scale)
+    <nesting>/             config.json and module_<m>.safetensors, one folder a nesting
+
+Only JSON and safetensors files are ever read.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from nestar.model import FORMAT_VERSION, NestAR, WeightsError, read_json
+from nestar.tokenizer import Tokenizer
+
+EMBEDDED = Path(__file__).resolve().parent.parent / "assets"
+PROBE_SECONDS = 2.0
+"""How long the Hub may take to answer before the cache is used; its client alone would try for minutes."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A folder of weights and how to name it to a reader: "embedded", a path, or `repo@commit`."""
+
+    folder: Path
+    origin: str
+    classes: tuple[str, ...]
+    size: int
+    nestings: tuple[str, ...]
+
+    def nesting(self, name: str) -> NestAR:
+        """The model of one nesting, float32, on the CPU."""
+        return NestAR.from_pretrained(self.folder / name)
+
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer, float32, on the CPU."""
+        return load_tokenizer(self.folder / "tokenizer")
+
+
+def open_checkpoint(source: str | Path | None = None, revision: str | None = None) -> Checkpoint:
+    """Find a checkpoint and read its config; weights are read when asked for.
+
+    Args:
+        source: None for the embedded weights, a local folder, or a Hub repository id (`user/name`).
+
+    Raises:
+        WeightsError: one sentence that names the repository, folder or file at fault.
+    """
+    if source is None:
+        folder, origin = EMBEDDED, "embedded"
+    elif Path(source).is_dir():
+        folder, origin = Path(source), str(source)
+    else:
+        folder, origin = _from_hub(str(source), revision)
+    config = read_json(folder / "config.json")
+    version = config.get("format_version")
+    if not isinstance(version, int) or version > FORMAT_VERSION:
+        raise WeightsError(
+            f"{folder / 'config.json'} has format version {version}; this NestAR reads up to {FORMAT_VERSION}."
+        )
+    try:
+        classes, nestings = tuple(map(str, config["classes"])), tuple(map(str, config["nestings"]))
+        return Checkpoint(folder, origin, classes, int(config["size"]), nestings)
+    except (KeyError, TypeError, ValueError) as error:
+        raise WeightsError(f"{folder / 'config.json'} lacks a valid {error}.") from None
+
+
+def default_source() -> str | None:
+    """The repository or folder named by NESTAR_REPO, or None: the embedded weights."""
+    return os.environ.get("NESTAR_REPO") or None
+
+
+def load_tokenizer(folder: Path) -> Tokenizer:
+    """A tokenizer's folder; damage is named as in `NestAR.from_pretrained`."""
+    described = read_json(folder / "tokenizer.json")
+    weights = folder / "diffusion_pytorch_model.safetensors"
+    if not weights.exists():
+        raise WeightsError(f"{weights} is missing.")
+    try:
+        tokenizer = Tokenizer.from_pretrained(folder, patch=int(described["patch"]), scale=float(described["scale"]))
+    except Exception as error:  # diffusers raises many kinds for a damaged file
+        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise WeightsError(f"{weights} cannot be loaded ({first}).") from None
+    return tokenizer.float().eval()
+
+
+def resolve_device(name: str) -> torch.device:
+    """`auto` (CUDA where there is one), `cpu`, `cuda` or `cuda:<n>`."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        device = None
+    if device is None or device.type not in ("cpu", "cuda"):
+        raise WeightsError(f"Unknown device {name!r}: allowed are auto, cpu and cuda.")
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise WeightsError("No CUDA device was found: use --device cpu or auto.")
+    return device
+
+
+def _from_hub(repository: str, revision: str | None) -> tuple[Path, str]:
+    """Download, or take from the cache where the Hub does not answer; returns folder and origin."""
+    from huggingface_hub import get_hf_file_metadata, hf_hub_url, snapshot_download
+    from huggingface_hub.errors import (
+        EntryNotFoundError,
+        GatedRepoError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+
+    named = f"{repository}@{revision}" if revision else repository
+    wanted = ["*.json", "*.safetensors"]
+    try:
+        try:
+            get_hf_file_metadata(hf_hub_url(repository, "config.json", revision=revision), timeout=PROBE_SECONDS)
+            reached = True
+        except (GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError, EntryNotFoundError, HFValidationError):
+            raise
+        except Exception:  # no network, a time-out, a server error: the cache may still serve
+            reached = False
+        folder = snapshot_download(repository, revision=revision, allow_patterns=wanted, local_files_only=not reached)
+    except GatedRepoError:
+        raise WeightsError(f"Hub repository {named} is gated: ask for access and log in.") from None
+    except RevisionNotFoundError:
+        raise WeightsError(f"Hub repository {repository} has no revision {revision!r}.") from None
+    except LocalEntryNotFoundError:  # a kind of EntryNotFoundError: it must come first
+        raise WeightsError(f"The Hub does not answer and {named} is not in the cache.") from None
+    except EntryNotFoundError:
+        raise WeightsError(f"Hub repository {named} has no config.json: it holds no NestAR weights.") from None
+    except RepositoryNotFoundError:
+        raise WeightsError(f"Hub repository {repository} was not found, or is private.") from None
+    except HFValidationError:
+        raise WeightsError(f"{repository!r} is neither a folder here nor a Hub repository id (user/name).") from None
+    except Exception as error:
+        raise WeightsError(f"{named} could not be downloaded ({type(error).__name__}).") from None
+    return Path(folder), f"{repository}@{Path(folder).name[:7]}"

@@ -1,0 +1,167 @@
+"""The command line: `python -m nestar sample | train | evaluate`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from nestar.settings import SCHEDULES, SOLVERS, SettingsError
+
+RUNS = Path("runs")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command; a refusal is one sentence on standard error and exit status 2."""
+    arguments = _parser().parse_args(argv)
+    from nestar.model import WeightsError
+
+    try:
+        return arguments.run(arguments)
+    except (SettingsError, WeightsError) as error:
+        print(f"nestar: {error}", file=sys.stderr)
+        return 2
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m nestar", description=__doc__)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    _add_sample(commands.add_parser("sample", help="make one picture"))
+    _add_train(commands.add_parser("train", help="train the tokenizer, a nesting or the feature network"))
+    _add_evaluate(commands.add_parser("evaluate", help="measure a nesting's samples against Tiny Worlds"))
+    return parser
+
+
+def _add_source(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--repo", help="Hub repository or local folder with weights (default: NESTAR_REPO, else embedded)")
+    parser.add_argument("--revision", help="branch, tag or commit of the Hub repository")
+    parser.add_argument("--device", default="auto", help="auto, cpu or cuda (default: auto)")
+
+
+def _add_settings(parser: argparse.ArgumentParser) -> None:
+    """Ranges are checked in `settings.check_settings`, so values arrive as typed."""
+    parser.add_argument("--k", type=_number, default=4, help="nesting factor (default: 4)")
+    parser.add_argument("--order", default="lattice", help="lattice or raster (default: lattice)")
+    parser.add_argument("--steps", type=_number, default=25, help="solver steps a patch (default: 25)")
+    parser.add_argument("--solver", default="euler", help=f"{', '.join(SOLVERS)} (default: euler)")
+    parser.add_argument("--temperature", type=_number, default=1.0, help="factor on the noise (default: 1)")
+    parser.add_argument("--cfg", type=_number, default=2.0, help="guidance, 1 = off (default: 2)")
+    parser.add_argument("--schedule", default="constant", help=f"guidance schedule: {', '.join(SCHEDULES)} (default: constant)")
+    parser.add_argument("--seed", type=_number, default=0)
+
+
+def _number(text: str) -> int | float | str:
+    """An int or float where the text is one; anything else is left for the one check to refuse."""
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text
+
+
+def _add_sample(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--class", dest="class_name", required=True, help="class by name, such as flower")
+    _add_settings(parser)
+    _add_source(parser)
+    parser.add_argument("--out", type=Path, default=Path("nestar.png"), help="PNG to write (default: nestar.png)")
+    parser.add_argument("--stages", action="store_true", help="also write each module's frame beside --out")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.set_defaults(run=_sample)
+
+
+def _sample(arguments: argparse.Namespace) -> int:
+    from nestar.pipeline import NestARPipeline
+
+    pipeline = NestARPipeline.from_pretrained(arguments.repo, revision=arguments.revision, device=arguments.device)
+    result = pipeline(arguments.class_name, k=arguments.k, order=arguments.order, steps=arguments.steps,
+                      solver=arguments.solver, temperature=arguments.temperature, cfg=arguments.cfg,
+                      schedule=arguments.schedule, seed=arguments.seed)
+    arguments.out.parent.mkdir(parents=True, exist_ok=True)
+    result.image.save(arguments.out)
+    if arguments.stages:
+        for frame in result.frames:
+            if frame.module_done:
+                frame.image.save(arguments.out.with_name(f"{arguments.out.stem}-module-{frame.module}.png"))
+    if arguments.json:
+        print(json.dumps({**result.summary(), "image": str(arguments.out)}))
+    else:
+        print(f"{arguments.out}: {result.settings.class_name}, {result.evaluations} sequential evaluations, "
+              f"{result.seconds:.2f} s")
+    return 0
+
+
+def _add_train(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("what", choices=("tokenizer", "nesting", "features"))
+    parser.add_argument("--preset", help="a named recipe (default: tiny-worlds, tiny-worlds-k4)")
+    parser.add_argument("--minutes", type=float, help="wall-clock budget of training; the learning rate follows it")
+    parser.add_argument("--steps", type=int, help="budget in optimiser steps instead")
+    parser.add_argument("--device", default="auto", help="auto, cpu or cuda (default: auto)")
+    parser.add_argument("--folder", type=Path, help="the run's folder; an unfinished run there is resumed (default: runs/<preset>)")
+    parser.add_argument("--tokenizer", type=Path, help="for a nesting: tokenizer folder (default: the embedded one)")
+    parser.add_argument("--cache", type=Path, default=RUNS / "cache", help="where pools of images and latents lie")
+    parser.add_argument("--batch", type=int, help="rows a step, in place of the preset's")
+    parser.add_argument("--coordination", type=float, help="lambda, in place of the preset's")
+    parser.add_argument("--seed", type=int, help="in place of the preset's")
+    parser.add_argument("--compile", action="store_true", help="compile the modules with torch.compile")
+    parser.set_defaults(run=_train)
+
+
+def _train(arguments: argparse.Namespace) -> int:
+    from nestar.checkpoints import resolve_device
+    from nestar.training import presets
+    from nestar.training.loop import Budget, train
+
+    registry = {"tokenizer": presets.TOKENIZERS, "nesting": presets.NESTINGS, "features": presets.FEATURES}[arguments.what]
+    name = arguments.preset or next(iter(registry))
+    if name not in registry:
+        raise SettingsError(f"Unknown preset {name!r}: allowed are {', '.join(registry)}.")
+    given = {key: getattr(arguments, key) for key in ("batch", "coordination", "seed")}
+    given = {key: value for key, value in given.items() if value is not None}
+    config = registry[name]
+    for key in given:
+        if key not in config.__dataclass_fields__:
+            raise SettingsError(f"--{key} does not apply to {arguments.what}.")
+    config = replace(config, **given)
+    try:
+        budget = Budget(minutes=arguments.minutes, steps=arguments.steps)
+    except ValueError as error:
+        raise SettingsError(str(error)) from None
+    device = resolve_device(arguments.device)
+    folder = arguments.folder or RUNS / f"{arguments.what}-{name}"
+    task = _task(arguments, config, device)
+    record = train(task, budget, folder, record={"preset": name, "device": device.type})
+    print(json.dumps(record))
+    return 0
+
+
+def _task(arguments: argparse.Namespace, config: object, device: object) -> object:
+    """The training task of `arguments.what`; imported late, so that sampling loads no training code."""
+    if arguments.what == "tokenizer":
+        from nestar.training.tokenizer import TokenizerTask
+
+        return TokenizerTask(config, device, arguments.cache)
+    if arguments.what == "features":
+        from nestar.training.features import FeaturesTask
+
+        return FeaturesTask(config, device, arguments.cache)
+    from nestar.checkpoints import EMBEDDED, load_tokenizer
+    from nestar.training.nesting import NestingTask
+
+    tokenizer = load_tokenizer(arguments.tokenizer or EMBEDDED / "tokenizer").to(device)
+    return NestingTask(config, tokenizer, device, arguments.cache, compile_modules=arguments.compile)
+
+
+def _add_evaluate(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--samples", type=int, default=5000, help="samples and references (default: 5000)")
+    _add_settings(parser)
+    _add_source(parser)
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.set_defaults(run=_evaluate)
+
+
+def _evaluate(arguments: argparse.Namespace) -> int:
+    raise NotImplementedError

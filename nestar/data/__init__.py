@@ -1,0 +1,1 @@
+"""Training data: Tiny Worlds, drawn on the fly, and folders of images."""

@@ -1,0 +1,87 @@
+"""Pools drawn once and read often, so that training never waits for data.
+
+Drawing a scene costs about as much as a training step on it, so a pool of images is drawn to disk before
+tokenizer training, and encoded once into a pool of latents before a nesting is trained.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from tqdm import tqdm
+
+from nestar.data import tiny_worlds
+from nestar.tokenizer import Tokenizer
+
+TRAIN_SEED = 0
+HELD_OUT_SEED = 1
+"""Streams of `tiny_worlds.draw_indices`: training data and held-out data never share a scene."""
+
+
+class ImagePool:
+    """Tiny Worlds images as uint8 (N, 3, H, W) in a memory-mapped file, with class ids (N,).
+
+    A pool that was being drawn when its process stopped is taken up where it stood.
+    """
+
+    def __init__(self, folder: Path, count: int, size: int, seed: int = TRAIN_SEED, batch: int = 256):
+        folder.mkdir(parents=True, exist_ok=True)
+        file = folder / f"tiny_worlds_{size}_{seed}_{count}.npy"
+        progress = file.with_suffix(".progress")
+        self.class_ids, seeds = tiny_worlds.draw_indices(0, count, seed)
+        drawn = int(progress.read_text()) if file.exists() and progress.exists() else 0
+        mode = "r+" if drawn else "w+"
+        images = np.lib.format.open_memmap(file, mode=mode, dtype=np.uint8, shape=(count, 3, size, size))
+        for start in tqdm(range(drawn, count, batch), desc="drawing", disable=drawn >= count):
+            part = slice(start, min(start + batch, count))
+            scene = tiny_worlds.draw(self.class_ids[part], seeds[part], size)
+            images[part] = to_bytes(scene.images).numpy()
+            progress.write_text(str(part.stop))
+        self.images = images
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def batch(self, index_B: Tensor) -> Tensor:
+        """Images (B, 3, H, W) float32 in [-1, 1]."""
+        return from_bytes(torch.from_numpy(self.images[np.sort(index_B.numpy())]))
+
+
+def to_bytes(images_B3HW: Tensor) -> Tensor:
+    """[-1, 1] to uint8."""
+    return ((images_B3HW + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+
+
+def from_bytes(images_B3HW: Tensor) -> Tensor:
+    """uint8 to [-1, 1]."""
+    return images_B3HW.float() / 127.5 - 1
+
+
+@torch.inference_mode()
+def latent_pool(file: Path, tokenizer: Tokenizer, count: int, size: int, *, seed: int = TRAIN_SEED,
+                images: ImagePool | None = None, batch: int = 64) -> tuple[Tensor, Tensor]:
+    """Scaled latents (N, C, h, w) float16 and class ids (N,) of Tiny Worlds, from `file` if it is there.
+
+    Images come from `images` where a pool has been drawn, and are drawn batch by batch otherwise.
+    """
+    if file.exists():
+        stored = load_file(file)
+        return stored["latents"], stored["class_ids"]
+    class_ids, seeds = tiny_worlds.draw_indices(0, count, seed)
+    device = next(tokenizer.parameters()).device
+    parts = []
+    for start in tqdm(range(0, count, batch), desc="encoding"):
+        part = slice(start, min(start + batch, count))
+        if images is not None:
+            pictures = images.batch(torch.arange(part.start, part.stop)).to(device)
+        else:
+            pictures = tiny_worlds.draw(class_ids[part], seeds[part], size, device).images
+        parts.append(tokenizer.encode(pictures).half().cpu())
+    latents = torch.cat(parts)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    save_file({"latents": latents, "class_ids": class_ids}, file)
+    return latents, class_ids

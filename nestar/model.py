@@ -1,0 +1,141 @@
+"""NestAR: one velocity transformer per scaled module, and how it is stored.
+
+A nesting's folder holds `config.json` and one `module_<m>.safetensors` per scaled module.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from nestar.nesting import Nesting
+from nestar.transformer import ScaledModule
+
+FORMAT_VERSION = 1
+
+
+class WeightsError(RuntimeError):
+    """Weights that are missing, damaged, of another shape or of a format not known here."""
+
+
+@dataclass(frozen=True)
+class NestARConfig:
+    """Everything that decides a NestAR's shape.
+
+    Attributes:
+        nesting: how tokens are split into modules and patches.
+        blocks: transformer blocks over all modules, split evenly (earlier modules take a remainder).
+        cond_dim: width of the time and class embedding that modulates the blocks.
+    """
+
+    nesting: Nesting
+    channels: int = 16
+    classes: int = 12
+    dim: int = 192
+    heads: int = 6
+    blocks: int = 12
+    cond_dim: int = 104
+
+    @property
+    def depths(self) -> tuple[int, ...]:
+        """Blocks of each scaled module."""
+        share, rest = divmod(self.blocks, len(self.nesting.scales))
+        return tuple(share + (m < rest) for m in range(len(self.nesting.scales)))
+
+    def to_dict(self) -> dict[str, Any]:
+        return {**asdict(self), "nesting": self.nesting.to_dict(), "format_version": FORMAT_VERSION}
+
+    @classmethod
+    def from_dict(cls, stored: Mapping[str, Any]) -> NestARConfig:
+        version = stored.get("format_version")
+        if not isinstance(version, int) or version > FORMAT_VERSION:
+            raise WeightsError(f"The weights have format version {version}; this NestAR reads up to {FORMAT_VERSION}.")
+        known = {name: stored[name] for name in cls.__dataclass_fields__ if name in stored}
+        return cls(**{**known, "nesting": Nesting.from_dict(stored["nesting"])})
+
+
+class NestAR(nn.Module):
+    """The scaled modules of one nesting."""
+
+    def __init__(self, config: NestARConfig):
+        super().__init__()
+        self.config = config
+        self.scaled_modules = nn.ModuleList(
+            ScaledModule(config.nesting.positions[: scale.tokens], channels=config.channels,
+                         classes=config.classes, dim=config.dim, depth=depth, heads=config.heads,
+                         cond_dim=config.cond_dim)
+            for scale, depth in zip(config.nesting.scales, config.depths, strict=True)
+        )
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.parameters()).device
+
+    def save_pretrained(self, folder: str | Path, dtype: torch.dtype = torch.bfloat16,
+                        record: Mapping[str, Any] | None = None) -> None:
+        """Write the config, with `record` (how it was trained) beside it, and each module's weights."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        stored = {**self.config.to_dict(), "training": dict(record or {})}
+        (folder / "config.json").write_text(json.dumps(stored, indent=1) + "\n")
+        for number, module in enumerate(self.scaled_modules, 1):
+            tensors = {name: value.to(dtype).contiguous() for name, value in module.state_dict().items()}
+            save_file(tensors, folder / module_file(number))
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path) -> NestAR:
+        """Load a nesting's folder, in float32.
+
+        Raises:
+            WeightsError: a file is missing, damaged, of the wrong shape, or no safetensors; it is named.
+        """
+        folder = Path(folder)
+        model = cls(NestARConfig.from_dict(read_json(folder / "config.json")))
+        for number, module in enumerate(model.scaled_modules, 1):
+            load_weights(module, folder / module_file(number))
+        return model.eval()
+
+
+def module_file(number: int) -> str:
+    """File name of scaled module `number` (from 1)."""
+    return f"module_{number}.safetensors"
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """A JSON object from `file`, or a WeightsError that names the file."""
+    try:
+        stored = json.loads(file.read_text())
+    except FileNotFoundError:
+        raise WeightsError(f"{file} is missing.") from None
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise WeightsError(f"{file} cannot be read as JSON: {error}.") from None
+    if not isinstance(stored, dict):
+        raise WeightsError(f"{file} must hold a JSON object.")
+    return stored
+
+
+def load_weights(module: nn.Module, file: Path) -> None:
+    """Fill `module` from a safetensors file, refusing anything that does not fit exactly."""
+    if not file.exists():
+        raise WeightsError(f"{file} is missing.")
+    try:
+        tensors = load_file(file)
+    except (SafetensorError, OSError, ValueError) as error:
+        raise WeightsError(f"{file} is no whole safetensors file ({error}).") from None
+    expected = module.state_dict()
+    for name in expected.keys() ^ tensors.keys():
+        raise WeightsError(f"{file} {'lacks' if name in expected else 'has an unexpected'} tensor {name!r}.")
+    for name, value in expected.items():
+        if tensors[name].shape != value.shape:
+            raise WeightsError(
+                f"{file}: tensor {name!r} has shape {tuple(tensors[name].shape)}, expected {tuple(value.shape)}."
+            )
+    module.load_state_dict(tensors)

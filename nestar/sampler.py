@@ -1,0 +1,206 @@
+"""The streaming sampler: a generator of typed events; every way of sampling is built on it."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from nestar.flow import SOLVER_CALLS, grid_noise, guidance_scale, guide, solver_step
+from nestar.model import NestAR
+from nestar.nesting import Patch
+from nestar.transformer import KVCache, ScaledModule
+
+
+@dataclass(frozen=True)
+class SolverStep:
+    """One solver step of a patch; yielded on request."""
+
+    module: int
+    patch: int
+    step: int
+    t: float  # where the step ended
+    velocity_norm: float  # root mean square of the velocity at the step's beginning
+    elapsed: float
+
+
+@dataclass(frozen=True)
+class PatchDone:
+    """A patch stands.
+
+    Attributes:
+        patch: counted from 1 within its module.
+        tokens: grid places (row * width + column) that the patch filled.
+        known: tokens that stand by now.
+        evaluations: patches made so far, one after another; function_evaluations: network passes so far.
+        elapsed: seconds of the sampler's own work, without the time its consumer took.
+        sequence_BNC: all tokens in sequence order, float32; those from `known` on are not made yet. The
+            buffer is the sampler's own: copy what must outlive the next event.
+    """
+
+    module: int
+    patch: int
+    tokens: tuple[int, ...]
+    known: int
+    evaluations: int
+    function_evaluations: int
+    elapsed: float
+    sequence_BNC: Tensor
+
+
+@dataclass(frozen=True)
+class ModuleDone:
+    """A scaled module has made all its patches."""
+
+    module: int
+    known: int
+    elapsed: float
+
+
+Event = SolverStep | PatchDone | ModuleDone
+
+
+@dataclass(frozen=True)
+class SolverSettings:
+    """How every patch's differential equation is solved and guided.
+
+    Attributes:
+        temperature: factor on the initial noise, `eps ~ N(0, temperature^2)`.
+        cfg: guidance strength; 1 leaves the unconditional rows out.
+    """
+
+    steps: int = 25
+    solver: str = "euler"
+    temperature: float = 1.0
+    cfg: float = 2.0
+    schedule: str = "constant"
+
+    @property
+    def guided(self) -> bool:
+        return self.cfg != 1
+
+    @property
+    def calls_per_step(self) -> int:
+        return SOLVER_CALLS[self.solver]
+
+    @property
+    def times(self) -> list[float]:
+        """Every time at which a velocity is asked for, in order, then 1 (clean context)."""
+        halves = 2 if self.solver == "midpoint" else 1
+        return [i / (halves * self.steps) for i in range(halves * self.steps)] + [1.0]
+
+
+def sample(model: NestAR, class_ids_B: Tensor, seeds: Sequence[int], settings: SolverSettings, *,
+           cancel: threading.Event | None = None, solver_events: bool = False) -> Iterator[Event]:
+    """Sample a batch, patch by patch.
+
+    Args:
+        class_ids_B: class of each row; seeds: seed of each row. A row's noise depends on its own seed and
+            the grid place alone.
+        cancel: read before every solver step; once set, the generator ends without another event. On a
+            GPU steps are queued without waiting, so that the last of them may still be running.
+        solver_events: also yield a `SolverStep` per step (waits for the device at each).
+    """
+    run = _Run(model, class_ids_B, seeds, settings, cancel, solver_events)
+    for scale in model.config.nesting.scales:
+        run.enter(scale.number)
+        for patch in scale.generated:
+            yield from run.solve(patch)
+            if run.cancelled:
+                return
+            yield run.patch_done(patch)
+            if patch is not scale.patches[-1]:
+                run.remember(patch)
+        yield ModuleDone(scale.number, scale.tokens, run.elapsed)
+
+
+class _Run:
+    """State of one call of `sample`. Gradients are off inside each step, never across a yield: a
+    generator may be taken up again by another thread."""
+
+    def __init__(self, model: NestAR, class_ids_B: Tensor, seeds: Sequence[int], settings: SolverSettings,
+                 cancel: threading.Event | None, solver_events: bool):
+        if len(seeds) != len(class_ids_B):
+            raise ValueError(f"{len(class_ids_B)} classes and {len(seeds)} seeds: one seed a row is needed.")
+        self.began = time.perf_counter()
+        self.elapsed = 0.0
+        self.settings, self.cancel, self.solver_events = settings, cancel, solver_events
+        self.model, self.nesting, device = model, model.config.nesting, model.device
+        noise_BGC = grid_noise(seeds, self.nesting.n, model.config.channels) * settings.temperature
+        self.sequence_BNC = noise_BGC[:, list(self.nesting.flat)].to(device)  # solved in place, patch by patch
+        self.rows = len(seeds)
+        self.class_ids_R = class_ids_B.to(device)
+        if settings.guided:  # conditional rows, then unconditional ones
+            self.class_ids_R = torch.cat([self.class_ids_R, torch.full_like(self.class_ids_R, model.config.classes)])
+        self.times = settings.times
+        self.evaluations = self.function_evaluations = 0
+        self.elapsed = time.perf_counter() - self.began
+
+    @property
+    def cancelled(self) -> bool:
+        return self.cancel is not None and self.cancel.is_set()
+
+    @torch.inference_mode()
+    def enter(self, number: int) -> None:
+        """Begin a scaled module: condition every time of the grid at once; the tokens so far are its context."""
+        began = time.perf_counter()
+        self.module: ScaledModule = self.model.scaled_modules[number - 1]
+        self.cache: KVCache = self.module.new_cache(len(self.class_ids_R))
+        times_1T = torch.tensor([self.times], device=self.model.device)
+        blocks_RT6D, final_RT2D = self.module.condition(times_1T, self.class_ids_R)
+        self.conditions = [(blocks_RT6D[:, i : i + 1], final_RT2D[:, i : i + 1]) for i in range(len(self.times))]
+        self.elapsed += time.perf_counter() - began
+        if number > 1:
+            self.remember(self.nesting.scales[number - 1].patches[0])
+
+    @torch.inference_mode()
+    def remember(self, patch: Patch) -> None:
+        """Enter finished tokens once as clean context."""
+        began = time.perf_counter()
+        x_BNC = self.sequence_BNC[:, patch.start : patch.stop]
+        self.module.remember(self._both(x_BNC), self.conditions[-1], self.cache)
+        self.function_evaluations += 1
+        self.elapsed += time.perf_counter() - began
+
+    def solve(self, patch: Patch) -> Iterator[SolverStep]:
+        """Solve dy/dt = v from noise to data for one patch, in place; the state stays in float32."""
+        cfg = guidance_scale(self.settings.cfg, self.settings.schedule, self.evaluations, self.nesting.evaluations)
+        steps = self.settings.steps
+        for step in range(steps):
+            if self.cancelled:
+                return
+            began = time.perf_counter()
+            norm = self._step(patch, step / steps, 1 / steps, cfg)
+            self.elapsed += time.perf_counter() - began
+            if self.solver_events:
+                yield SolverStep(patch.module, patch.index, step + 1, (step + 1) / steps, norm.item(), self.elapsed)
+        self.evaluations += 1
+
+    @torch.inference_mode()
+    def _step(self, patch: Patch, t: float, dt: float, cfg: float) -> Tensor:
+        def velocity(y_BNC: Tensor, at: float) -> Tensor:
+            self.function_evaluations += 1
+            v_RNC = self.module.velocity(self._both(y_BNC), self.conditions[self._place(at)], self.cache)
+            return guide(*v_RNC.chunk(2), cfg) if self.settings.guided else v_RNC
+
+        state_BNC = self.sequence_BNC[:, patch.start : patch.stop]
+        after_BNC, v_BNC = solver_step(velocity, state_BNC, t, dt, self.settings.solver)
+        state_BNC.copy_(after_BNC)
+        return v_BNC.square().mean().sqrt()
+
+    def patch_done(self, patch: Patch) -> PatchDone:
+        places = self.nesting.flat[patch.start : patch.stop]
+        return PatchDone(patch.module, patch.index, places, patch.stop, self.evaluations,
+                         self.function_evaluations, self.elapsed, self.sequence_BNC)
+
+    def _both(self, x_BNC: Tensor) -> Tensor:
+        """The same tokens for the conditional and, when guided, the unconditional rows."""
+        return torch.cat([x_BNC, x_BNC]) if self.settings.guided else x_BNC
+
+    def _place(self, at: float) -> int:
+        """Index of a time in the grid that was conditioned beforehand."""
+        return round(at * (len(self.times) - 1))

@@ -1,0 +1,180 @@
+"""Sampling settings and the one place where bad input is refused, by name and allowed range."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, fields
+from numbers import Integral, Real
+
+from nestar.nesting import ORDERS, Nesting
+
+# Lowest and highest allowed value; the page's sliders read them from here.
+RANGES: dict[str, tuple[float, float]] = {
+    "steps": (1, 200),
+    "temperature": (0.0, 2.0),
+    "cfg": (0.0, 20.0),
+    "count": (1, 16),
+}
+MAX_SEED = 2**63 - 1
+SOLVERS = ("euler", "midpoint", "heun")
+SCHEDULES = ("constant", "linear")
+
+
+class SettingsError(ValueError):
+    """A setting was refused; the message is one sentence fit for the page."""
+
+
+@dataclass(frozen=True)
+class SampleSettings:
+    """What one call of the sampler needs. Build it with `check_settings`.
+
+    Attributes:
+        class_name: one of the checkpoint's classes.
+        k, order: which nesting; together they pick one of those with weights.
+        steps: solver steps a patch.
+        temperature: standard deviation of the initial noise.
+        cfg: guidance scale s in v_u + s (v_c - v_u); 1 is no guidance.
+        seed: of the noise, 0 ... MAX_SEED.
+        count: pictures made at once.
+        solver, schedule: one of SOLVERS, one of SCHEDULES (how guidance runs over the patches).
+    """
+
+    class_name: str
+    k: int = 4
+    steps: int = 25
+    temperature: float = 1.0
+    cfg: float = 2.0
+    seed: int = 0
+    count: int = 1
+    order: str = "lattice"
+    solver: str = "euler"
+    schedule: str = "constant"
+
+
+def check_settings(
+    *, classes: Iterable[str], nestings: Mapping[str, Nesting], **values: object
+) -> SampleSettings:
+    """Check `values`, fields of SampleSettings by name, and fill in defaults.
+
+    Args:
+        classes: names the checkpoint knows; case and surrounding whitespace of the given name do not matter.
+        nestings: those with weights, by name.
+
+    Raises:
+        SettingsError: a value is missing, unknown or out of range.
+    """
+    known = [field.name for field in fields(SampleSettings)]
+    unknown = [name for name in values if name not in known]
+    if unknown:
+        raise SettingsError(f"Unknown setting {_show(unknown[0])}; the settings are {', '.join(known)}.")
+    if "class_name" not in values:
+        raise SettingsError("class_name is missing.")
+    given = {field.name: field.default for field in fields(SampleSettings)} | values
+    order = check_choice("order", given["order"], ORDERS)
+    k = _whole(given["k"])
+    if k is None:
+        raise SettingsError(f"k must be a whole number, got {_show(given['k'])}; {_available(nestings)}.")
+    find_nesting(nestings, k, order)
+    return SampleSettings(
+        class_name=check_choice("class", given["class_name"], tuple(classes)),
+        k=k,
+        steps=check_integer("steps", given["steps"]),
+        temperature=check_number("temperature", given["temperature"]),
+        cfg=check_number("cfg", given["cfg"]),
+        seed=check_seed(given["seed"]),
+        count=check_integer("count", given["count"]),
+        order=order,
+        solver=check_choice("solver", given["solver"], SOLVERS),
+        schedule=check_choice("schedule", given["schedule"], SCHEDULES),
+    )
+
+
+def find_nesting(nestings: Mapping[str, Nesting], k: int, order: str) -> str:
+    """Name of the nesting with weights that has this k and order; a nested one before a baseline.
+
+    Raises:
+        SettingsError: there is none.
+    """
+    matches = [name for name, nesting in nestings.items() if (nesting.k, nesting.order) == (k, order)]
+    if not matches:
+        raise SettingsError(f"k = {_show(k)} with order {order} has no weights; {_available(nestings)}.")
+    return min(matches, key=lambda name: nestings[name].kind != "nested")
+
+
+def _available(nestings: Mapping[str, Nesting]) -> str:
+    pairs = ", ".join(f"k = {nesting.k} ({nesting.order})" for nesting in nestings.values())
+    return f"there are weights for {pairs or 'no nesting'}"
+
+
+def check_choice(name: str, value: object, choices: tuple[str, ...]) -> str:
+    """The one of `choices` that `value` names, whatever its case and surrounding whitespace."""
+    if isinstance(value, str):
+        for choice in choices:
+            if _plain(choice) == _plain(value):
+                return choice
+    raise SettingsError(f"{name} must be one of {', '.join(choices)}; got {_show(value)}.")
+
+
+def check_integer(name: str, value: object) -> int:
+    """`value` as an int: whole numbers inside RANGES[name], also as floats such as 7.0 from a slider."""
+    whole = _whole(value)
+    if whole is None or not _inside(name, whole):
+        raise SettingsError(f"{name} must be a whole number {_range_text(name)}, got {_show(value)}.")
+    return whole
+
+
+def check_number(name: str, value: object) -> float:
+    """`value` as a float: any finite number inside RANGES[name]."""
+    if isinstance(value, bool) or not isinstance(value, Real) or not _inside(name, value):
+        raise SettingsError(f"{name} must be a number {_range_text(name)}, got {_show(value)}.")
+    return float(value)
+
+
+def check_seed(value: object) -> int:
+    """`value` as a seed: a whole number from 0 to MAX_SEED, as int, integral float or string of digits."""
+    seed = _whole(value)
+    # At most as many digits as MAX_SEED has: int() refuses thousands of them with an error of its own.
+    if isinstance(value, str) and re.fullmatch(r"0*[0-9]{1,19}", value.strip(), re.ASCII):
+        seed = int(value.strip().lstrip("0") or "0")
+    if seed is None or not 0 <= seed <= MAX_SEED:
+        raise SettingsError(f"seed must be a whole number from 0 to {MAX_SEED}, got {_show(value)}.")
+    return seed
+
+
+def _whole(value: object) -> int | None:
+    """`value` as an int if it is a whole number and no bool, else None."""
+    if isinstance(value, bool) or not isinstance(value, Real):
+        return None
+    try:
+        whole = int(value)
+    except (OverflowError, ValueError):  # infinity, NaN
+        return None
+    return whole if whole == value else None
+
+
+def _inside(name: str, value: Real) -> bool:
+    """Whether `value` is in RANGES[name]. NaN is not."""
+    lowest, highest = RANGES[name]
+    return bool(lowest <= value <= highest)
+
+
+def _range_text(name: str) -> str:
+    lowest, highest = RANGES[name]
+    return f"from {lowest:g} to {highest:g}"
+
+
+def _plain(text: str) -> str:
+    """Comparable form: compatibility characters unified, lower case, single spaces, none around."""
+    return " ".join(unicodedata.normalize("NFKC", text).lower().split())
+
+
+def _show(value: object, longest: int = 40) -> str:
+    """Short printable form of any value."""
+    if isinstance(value, Integral) and int(value).bit_length() > 128:  # Python refuses to print huge ones
+        return "a number of more than 38 digits"
+    if isinstance(value, str):
+        text = repr(value)
+        return text if len(text) <= longest else text[: longest - 3] + "..."
+    return str(value) if value is None or isinstance(value, Real) else f"a {type(value).__name__}"

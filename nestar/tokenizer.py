@@ -1,0 +1,133 @@
+"""The tokenizer: images to continuous tokens and back, and soft previews of unfinished token grids.
+
+One path loads both the tokenizer trained here and a published one (MAR's KL-16 in diffusers format): a
+`diffusers.AutoencoderKL` behind an optional fold of `patch`x`patch` pixels into channels. The fold keeps
+full-resolution convolutions, the cost on a CPU, out of the network; `patch=1` leaves it out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from diffusers import AutoencoderKL
+from torch import Tensor, nn
+
+from nestar.nesting import Nesting
+
+
+def build_autoencoder(
+    *, patch: int, channels: Sequence[int], latent_channels: int, layers_per_block: int = 1
+) -> AutoencoderKL:
+    """A fresh AutoencoderKL for images folded by `patch`; each level after the first halves the side."""
+    folded = 3 * patch * patch
+    return AutoencoderKL(
+        in_channels=folded,
+        out_channels=folded,
+        down_block_types=("DownEncoderBlock2D",) * len(channels),
+        up_block_types=("UpDecoderBlock2D",) * len(channels),
+        block_out_channels=tuple(channels),
+        layers_per_block=layers_per_block,
+        latent_channels=latent_channels,
+        norm_num_groups=16,
+        use_quant_conv=False,
+        use_post_quant_conv=False,
+    )
+
+
+class Tokenizer(nn.Module):
+    """Images in [-1, 1] to a grid of continuous tokens and back.
+
+    Args:
+        autoencoder: the network; it sees images folded by `patch`.
+        patch: side of the pixel square folded into channels before the network (1: none).
+        scale: one factor for all channels that brings latents to unit variance. One per channel would
+            turn near-dead channels into amplified noise.
+    """
+
+    def __init__(self, autoencoder: AutoencoderKL, *, patch: int, scale: float = 1.0):
+        super().__init__()
+        self.autoencoder = autoencoder
+        self.patch = patch
+        self.scale = scale
+
+    @property
+    def channels(self) -> int:
+        """Channels of one token."""
+        return self.autoencoder.config.latent_channels
+
+    @property
+    def stride(self) -> int:
+        """Pixels along a side of the square that one token stands for."""
+        return self.patch * 2 ** (len(self.autoencoder.config.block_out_channels) - 1)
+
+    def moments(self, images_B3HW: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and log-variance of the unscaled posterior, each (B, C, H/stride, W/stride)."""
+        folded = F.pixel_unshuffle(images_B3HW, self.patch) if self.patch > 1 else images_B3HW
+        posterior = self.autoencoder.encode(folded.to(self.autoencoder.dtype)).latent_dist
+        return posterior.mean, posterior.logvar
+
+    def encode(self, images_B3HW: Tensor) -> Tensor:
+        """Images (B, 3, H, W) in [-1, 1] to scaled latents (B, C, h, w), float32: the posterior's mean."""
+        return self.moments(images_B3HW)[0].float() * self.scale
+
+    def decode(self, latents_BChw: Tensor) -> Tensor:
+        """Scaled latents (B, C, h, w) to images (B, 3, H, W), float32, clamped to [-1, 1]."""
+        return self.decode_raw(latents_BChw / self.scale).float().clamp(-1, 1)
+
+    def decode_raw(self, latents_BChw: Tensor) -> Tensor:
+        """Unscaled latents to unclamped images; what training differentiates through."""
+        folded = self.autoencoder.decode(latents_BChw.to(self.autoencoder.dtype)).sample
+        return F.pixel_shuffle(folded, self.patch) if self.patch > 1 else folded
+
+    def preview(self, tokens_BNC: Tensor, nesting: Nesting, known: int) -> Tensor:
+        """Decode a grid of which only the first `known` tokens (sequence order) stand.
+
+        Unknown places take their nearest known token; the decoder has been trained on such fills and
+        answers with a soft guess of the picture. With all tokens known this is the plain decode.
+
+        Args:
+            tokens_BNC: scaled tokens in sequence order; those from `known` on are ignored.
+
+        Returns:
+            Images (B, 3, H, W) in [-1, 1].
+        """
+        fill = nearest_known(nesting, known).to(tokens_BNC.device)
+        grid_BCN = tokens_BNC[:, fill].transpose(1, 2)
+        return self.decode(grid_BCN.unflatten(2, (nesting.height, nesting.width)))
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path, *, patch: int, scale: float) -> Tokenizer:
+        """Load an AutoencoderKL saved in diffusers format (safetensors only)."""
+        autoencoder = AutoencoderKL.from_pretrained(
+            str(folder), use_safetensors=True, local_files_only=True, low_cpu_mem_usage=False
+        )
+        return cls(autoencoder, patch=patch, scale=scale)
+
+    def save_pretrained(self, folder: str | Path, dtype: torch.dtype = torch.bfloat16) -> None:
+        """Write the network in diffusers format, in `dtype`; its own dtype is put back afterwards."""
+        before = self.autoencoder.dtype
+        self.autoencoder.to(dtype).save_pretrained(str(folder), safe_serialization=True)
+        self.autoencoder.to(before)
+
+
+@lru_cache(maxsize=512)
+def nearest_known(nesting: Nesting, known: int) -> Tensor:
+    """For each grid place (row-major), the sequence index of the nearest of the first `known` tokens.
+
+    Shape (n,), int64. Ties go to the token made first, so a known place always names itself.
+    """
+    places_n2 = torch.tensor([(i // nesting.width, i % nesting.width) for i in range(nesting.n)])
+    made_k2 = torch.tensor(nesting.positions[:known])
+    squared_nk = (places_n2[:, None] - made_k2[None]).square().sum(-1)
+    return (squared_nk * known + torch.arange(known)).argmin(1)  # the summand breaks ties
+
+
+def low_pass(images_B3HW: Tensor, side: int) -> Tensor:
+    """Average down to `side` pixels and interpolate back: what a coarse view of the picture can show."""
+    height, width = images_B3HW.shape[-2:]
+    small = F.interpolate(images_B3HW, size=(min(side, height), min(side, width)), mode="area")
+    return F.interpolate(small, size=(height, width), mode="bilinear", align_corners=False)

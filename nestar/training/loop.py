@@ -1,0 +1,173 @@
+"""The training loop shared by every trained part: budget, schedule, log, checkpoints, resume.
+
+A run lives in one folder: `state.safetensors` (everything needed to go on, replaced atomically),
+`log.jsonl` (losses, held-out losses), `samples/*.png`, and, at the end, what the task exports.
+Randomness is a function of (seed, step), so a resumed run goes on as if it had not been stopped.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+from tqdm import tqdm
+
+
+class Task(Protocol):
+    """What the loop trains."""
+
+    def train_step(self, step: int, lr_factor: float) -> dict[str, float]: ...
+    def validate(self) -> dict[str, float]: ...
+    def picture(self, path: Path) -> None: ...
+    def state_tensors(self) -> dict[str, Tensor]: ...
+    def load_state_tensors(self, tensors: dict[str, Tensor]) -> None: ...
+    def export(self, folder: Path, record: dict[str, Any]) -> None: ...
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How long a run lasts, in steps or in minutes of training; the learning rate follows the share used."""
+
+    minutes: float | None = None
+    steps: int | None = None
+    warmup_steps: int = 100
+    decay_from: float = 0.5
+
+    def __post_init__(self) -> None:
+        if (self.minutes is None) == (self.steps is None):
+            raise ValueError("Give exactly one budget: minutes or steps.")
+
+    def share(self, step: int, seconds: float) -> float:
+        """Share of the budget that has been used, 0 to 1."""
+        if self.steps is not None:
+            return min(1.0, step / self.steps)
+        return min(1.0, seconds / (60 * self.minutes))
+
+    def lr_factor(self, step: int, seconds: float) -> float:
+        """Linear warm-up, a plateau, then linear decay to zero from `decay_from` of the budget on."""
+        left = (1 - self.share(step, seconds)) / (1 - self.decay_from)
+        return min(1.0, (step + 1) / self.warmup_steps, max(left, 0.0))
+
+
+@dataclass(frozen=True)
+class Cadence:
+    """Seconds between the loop's side jobs."""
+
+    checkpoint: float = 120.0
+    validate: float = 120.0
+    picture: float = 300.0
+
+
+class _Stop:
+    """Turns SIGTERM and SIGINT into a request to checkpoint and leave after the current step."""
+
+    def __init__(self) -> None:
+        self.asked = False
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGTERM, signal.SIGINT):
+                signal.signal(number, lambda *_: setattr(self, "asked", True))
+
+
+def train(task: Task, budget: Budget, folder: Path, *, cadence: Cadence | None = None,
+          record: dict[str, Any] | None = None) -> dict[str, Any]:
+    """Train `task` until the budget is used, resuming from `folder` if a state lies there.
+
+    Args:
+        record: what is written into the export beside the measured figures (preset, data, seed).
+
+    Returns:
+        The closing record: steps, seconds, last losses and held-out figures. A run that was asked to
+        stop returns with `finished` false and exports nothing.
+    """
+    cadence = cadence or Cadence()
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "samples").mkdir(exist_ok=True)
+    state_file = folder / "state.safetensors"
+    step, trained = _resume(task, state_file)
+    stop = _Stop()
+    last = {"checkpoint": time.monotonic(), "validate": 0.0, "picture": time.monotonic()}
+    losses: dict[str, float] = {}
+    bar = tqdm(total=100, initial=int(100 * budget.share(step, trained)), unit="%", desc=folder.name,
+               bar_format="{desc} {percentage:3.0f}%|{bar}| {elapsed} {postfix}")
+    while budget.share(step, trained) < 1 and not stop.asked:
+        began = time.monotonic()
+        fresh = task.train_step(step, budget.lr_factor(step, trained))
+        losses = {k: v if k not in losses else 0.98 * losses[k] + 0.02 * v for k, v in fresh.items()}
+        step += 1
+        trained += time.monotonic() - began
+        bar.n = int(100 * budget.share(step, trained))
+        bar.set_postfix(step=step, **{k: f"{v:.4f}" for k, v in losses.items()}, refresh=False)
+        bar.update(0)
+        now = time.monotonic()
+        if now - last["validate"] > cadence.validate:
+            _log(folder, {"step": step, "seconds": round(trained, 1), **_rounded(losses),
+                          **_rounded(task.validate())})
+            last["validate"] = time.monotonic()
+        if now - last["picture"] > cadence.picture:
+            task.picture(folder / "samples" / f"{step:07d}.png")
+            last["picture"] = time.monotonic()
+        if now - last["checkpoint"] > cadence.checkpoint:
+            _save(task, state_file, step, trained)
+            last["checkpoint"] = time.monotonic()
+    bar.close()
+    _save(task, state_file, step, trained)
+    finished = budget.share(step, trained) >= 1
+    closing = {**(record or {}), "steps": step, "train_seconds": round(trained, 1), "finished": finished,
+               **_rounded(losses)}
+    if finished:
+        closing |= _rounded(task.validate())
+        _log(folder, closing)
+        task.picture(folder / "samples" / "final.png")
+        task.export(folder, closing)
+    return closing
+
+
+def _resume(task: Task, state_file: Path) -> tuple[int, float]:
+    if not state_file.exists():
+        return 0, 0.0
+    with safe_open(state_file, framework="pt") as stored:
+        meta = stored.metadata()
+        task.load_state_tensors({name: stored.get_tensor(name) for name in stored.keys()})  # noqa: SIM118
+    return int(meta["step"]), float(meta["seconds"])
+
+
+def _save(task: Task, state_file: Path, step: int, seconds: float) -> None:
+    """Write beside the old state, then replace it: a kill at any moment leaves one whole file."""
+    tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in task.state_tensors().items()}
+    partial = state_file.with_suffix(".partial")
+    save_file(tensors, partial, metadata={"step": str(step), "seconds": repr(seconds)})
+    os.replace(partial, state_file)
+
+
+def _log(folder: Path, entry: dict[str, Any]) -> None:
+    with (folder / "log.jsonl").open("a") as log:
+        log.write(json.dumps(entry) + "\n")
+
+
+def _rounded(values: dict[str, float]) -> dict[str, float]:
+    return {name: round(float(value), 5) for name, value in values.items()}
+
+
+def prefixed(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The same tensors under `prefix.`, so that several parts share one state file."""
+    return {f"{prefix}.{name}": tensor for name, tensor in tensors.items()}
+
+
+def unprefixed(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors filed under `prefix.`, with their own names back."""
+    return {name[len(prefix) + 1:]: tensor for name, tensor in tensors.items() if name.startswith(prefix + ".")}
+
+
+def step_generator(seed: int, step: int, device: torch.device) -> torch.Generator:
+    """A generator whose draws are a function of (seed, step)."""
+    return torch.Generator(device).manual_seed((seed * 1_000_003 + step) % 2**63)

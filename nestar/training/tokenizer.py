@@ -1,0 +1,182 @@
+"""Training the tokenizer: reconstruction, a light KL term, and previews of unfinished grids."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from nestar.data import tiny_worlds
+from nestar.data.pools import HELD_OUT_SEED, ImagePool, to_bytes
+from nestar.nesting import Nesting
+from nestar.tokenizer import Tokenizer, build_autoencoder, low_pass, nearest_known
+from nestar.training.loop import prefixed, step_generator, unprefixed
+from nestar.training.optim import MuonAdamW, OptimizerConfig, ema_of
+
+
+@dataclass(frozen=True)
+class TokenizerConfig:
+    """The embedded tokenizer: 128x128 images to an 8x8 grid of 16 channels (f16, the paper's ratio)."""
+
+    size: int = 128
+    patch: int = 4
+    channels: tuple[int, ...] = (32, 64, 160)
+    latent_channels: int = 16
+    batch: int = 32
+    pool: int = 60_000  # images drawn once; 0 draws every batch afresh on the device
+    mse_weight: float = 4.0  # beside L1: brings the squared error, and so PSNR, level with it
+    kl_weight: float = 1e-4
+    fill_share: float = 0.2  # of each batch, decoded from an unfinished grid
+    held_out: int = 256
+    seed: int = 0
+    optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(lr=1.5e-3, muon_lr=4e-3, weight_decay=0.0))
+
+
+class TokenizerTask:
+    """What `training.loop.train` needs to train a tokenizer on Tiny Worlds."""
+
+    def __init__(self, config: TokenizerConfig, device: torch.device, cache: Path):
+        torch.manual_seed(config.seed)
+        self.config, self.device = config, device
+        autoencoder = build_autoencoder(patch=config.patch, channels=config.channels,
+                                        latent_channels=config.latent_channels)
+        self.tokenizer = Tokenizer(autoencoder.to(device), patch=config.patch)
+        self.ema = ema_of(self.tokenizer, config.optimizer.ema)
+        self.optimizer = MuonAdamW(self.tokenizer.autoencoder.named_parameters(), config.optimizer,
+                                   exclude=("encoder.conv_in", "encoder.conv_out", "decoder.conv_in", "decoder.conv_out"))
+        side = config.size // self.tokenizer.stride
+        self.fills = [Nesting.nested(side, side, k=4, order=order) for order in ("lattice", "raster")]
+        self.pool = ImagePool(cache, config.pool, config.size) if config.pool else None
+        held = tiny_worlds.draw_indices(0, config.held_out, HELD_OUT_SEED)
+        self.held_out = torch.cat([
+            tiny_worlds.draw(ids, seeds, config.size).images
+            for ids, seeds in zip(held[0].split(64), held[1].split(64), strict=True)
+        ])
+
+    def _images(self, step: int, generator: torch.Generator) -> Tensor:
+        if self.pool is None:
+            ids, seeds = tiny_worlds.draw_indices(step * self.config.batch, self.config.batch, self.config.seed)
+            return tiny_worlds.draw(ids, seeds, self.config.size, self.device).images
+        images = self.pool.batch(torch.randint(len(self.pool), (self.config.batch,), generator=generator))
+        flipped = torch.rand(len(images), generator=generator) < 0.5
+        return torch.where(flipped[:, None, None, None], images.flip(3), images).to(self.device)
+
+    def train_step(self, step: int, lr_factor: float) -> dict[str, float]:
+        generator = step_generator(self.config.seed, step, torch.device("cpu"))
+        images = self._images(step, generator)
+        with torch.autocast(self.device.type, torch.bfloat16):
+            mean, logvar = self.tokenizer.moments(images)
+            mean, logvar = mean.float(), logvar.float()
+            noise = torch.randn(mean.shape, generator=generator).to(self.device)
+            sampled = mean + (0.5 * logvar).exp() * noise
+            latents, target = self._with_fills(sampled, images, step, generator)
+            rebuilt = self.tokenizer.decode_raw(latents).float()
+        error = rebuilt - target
+        filled = round(self.config.fill_share * len(images))
+        l1, mse = error.abs().mean(), error.square().mean()
+        kl = 0.5 * (mean.square() + logvar.exp() - 1 - logvar).mean()
+        (l1 + self.config.mse_weight * mse + self.config.kl_weight * kl).backward()
+        self.optimizer.step(lr_factor)
+        self.ema.update_parameters(self.tokenizer)
+        whole = error[filled:].detach().square().mean()
+        return {"l1": l1.item(), "kl": kl.item(), "train_psnr": _psnr(whole).item()}
+
+    def _with_fills(self, latents_BChw: Tensor, images: Tensor, step: int,
+                    generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Replace the first rows by unfinished grids and their targets by what such a grid can show.
+
+        Known places keep the picture's own detail where they are contiguous (raster); everything else is
+        the picture at the resolution that the known tokens amount to. These rows do not train the encoder.
+        """
+        rows = round(self.config.fill_share * len(images))
+        if rows == 0:
+            return latents_BChw, images
+        nesting = self.fills[step % 2]
+        known = int(torch.randint(1, nesting.n, (), generator=generator))
+        if step % 4 < 2:  # every other time a power of k: what stands when a module closes
+            known = nesting.scales[step // 4 % (len(nesting.scales) - 1)].tokens
+        fill = nearest_known(nesting, known).to(latents_BChw.device)
+        order = torch.tensor(nesting.flat, device=latents_BChw.device)
+        filled = latents_BChw[:rows].detach().flatten(2)[:, :, order[fill]].view_as(latents_BChw[:rows])
+        target = preview_target(images[:rows], nesting, known)
+        return torch.cat([filled, latents_BChw[rows:]]), torch.cat([target, images[rows:]])
+
+    @torch.inference_mode()
+    def validate(self) -> dict[str, float]:
+        """Held-out PSNR in dB of whole grids and of previews at each module's end (against the picture)."""
+        errors: dict[str, list[Tensor]] = {}
+        nesting = self.fills[0]
+        for images in self.held_out.split(64):
+            with torch.autocast(self.device.type, torch.bfloat16):
+                latents = self.ema.module.encode(images.to(self.device))
+                tokens = latents.flatten(2).transpose(1, 2)[:, list(nesting.flat)]
+                for scale in nesting.scales:
+                    name = "psnr" if scale.tokens == nesting.n else f"psnr_{scale.tokens}"
+                    error = self.ema.module.preview(tokens, nesting, scale.tokens).cpu() - images
+                    errors.setdefault(name, []).append(error.square().mean((1, 2, 3)))
+        return {name: _psnr(torch.cat(parts)).mean().item() for name, parts in errors.items()}
+
+    @torch.inference_mode()
+    def picture(self, path: Path) -> None:
+        """Columns: picture, previews at each module's end, whole reconstruction; lattice, then raster."""
+        images = self.held_out[:: max(1, len(self.held_out) // 12)][:12].to(self.device)
+        columns = [images]
+        with torch.autocast(self.device.type, torch.bfloat16):
+            latents = self.ema.module.encode(images)
+            for nesting in self.fills:
+                tokens = latents.flatten(2).transpose(1, 2)[:, list(nesting.flat)]
+                columns += [self.ema.module.preview(tokens, nesting, s.tokens) for s in nesting.scales]
+        save_grid(torch.stack(columns, 1).flatten(0, 1), len(columns), path)
+
+    def state_tensors(self) -> dict[str, Tensor]:
+        return {**prefixed("model", self.tokenizer.state_dict()), **prefixed("ema", self.ema.state_dict()),
+                **prefixed("optimizer", self.optimizer.state_tensors())}
+
+    def load_state_tensors(self, tensors: dict[str, Tensor]) -> None:
+        self.tokenizer.load_state_dict(unprefixed("model", tensors))
+        self.ema.load_state_dict(unprefixed("ema", tensors))
+        self.optimizer.load_state_tensors(unprefixed("optimizer", tensors))
+
+    @torch.inference_mode()
+    def export(self, folder: Path, record: dict[str, Any]) -> None:
+        """Write the averaged network, with the scale that brings its latents to unit variance."""
+        tokenizer = self.ema.module
+        with torch.autocast(self.device.type, torch.bfloat16):
+            latents = torch.cat([tokenizer.encode(x.to(self.device)) for x in self.held_out.split(64)])
+        tokenizer.save_pretrained(folder / "tokenizer")
+        described = {"patch": self.config.patch, "scale": round(1 / latents.std().item(), 6),
+                     "training": {**record, "config": asdict(self.config)}}
+        (folder / "tokenizer" / "tokenizer.json").write_text(json.dumps(described, indent=1) + "\n")
+
+
+def preview_target(images_B3HW: Tensor, nesting: Nesting, known: int) -> Tensor:
+    """The picture that an unfinished grid is asked to decode to, (B, 3, H, W)."""
+    size = images_B3HW.shape[-1]
+    soft = low_pass(images_B3HW, max(8, round(size * math.sqrt(known / nesting.n))))
+    if nesting.order == "lattice":
+        return soft
+    mask = torch.zeros(nesting.n, device=images_B3HW.device)
+    mask[list(nesting.flat[:known])] = 1
+    mask = mask.view(1, 1, nesting.height, nesting.width)
+    mask = F.interpolate(mask, size=images_B3HW.shape[-2:], mode="nearest")
+    return mask * images_B3HW + (1 - mask) * low_pass(images_B3HW, 16)
+
+
+def save_grid(images_B3HW: Tensor, columns: int, path: Path) -> None:
+    """Write a contact sheet as PNG, row by row, without borders."""
+    from PIL import Image
+
+    rows = len(images_B3HW) // columns
+    sheet = to_bytes(images_B3HW[: rows * columns].float().cpu()).unflatten(0, (rows, columns))
+    Image.fromarray(sheet.permute(0, 3, 1, 4, 2).flatten(2, 3).flatten(0, 1).numpy()).save(path)
+
+
+def _psnr(mse: Tensor) -> Tensor:
+    """PSNR in dB of images in [-1, 1] from their mean squared error."""
+    return 10 * torch.log10(4 / mse.clamp_min(1e-10))

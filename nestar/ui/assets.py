@@ -1,0 +1,70 @@
+"""The templates, scripts and styles beside this file, and how the page is launched with them."""
+
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+FOLDER = Path(__file__).parent
+# Plain strings name fonts the visitor already has; nothing is fetched.
+SANS = ("ui-sans-serif", "system-ui", "-apple-system", "Segoe UI", "Helvetica Neue", "Arial", "sans-serif")
+MONO = ("ui-monospace", "SFMono-Regular", "Menlo", "Consolas", "monospace")
+ICON = (
+    "<svg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 16 16'><rect width='16' height='16' rx='3' fill='%231f4b5c'/>"
+    "<g fill='%23f6efe2'><rect x='3' y='3' width='4' height='4'/><rect x='9' y='9' width='4' height='4'/></g>"
+    "<g fill='%23e0a458'><rect x='9' y='3' width='4' height='4'/><rect x='3' y='9' width='4' height='4'/></g></svg>"
+)
+
+
+@cache
+def asset(name: str) -> str:
+    """The text of a file in this folder."""
+    return (FOLDER / name).read_text(encoding="utf-8")
+
+
+def theme() -> gr.themes.Base:
+    """Gradio's plainest theme on the page's own paper and ink; the colours' one source is page.css."""
+    return gr.themes.Base(font=SANS, font_mono=MONO).set(
+        body_background_fill="var(--paper)",
+        body_background_fill_dark="var(--paper)",
+        body_text_color="var(--ink)",
+        body_text_color_dark="var(--ink)",
+        button_primary_background_fill="var(--accent)",
+        button_primary_background_fill_dark="var(--accent)",
+        button_primary_background_fill_hover="var(--accent-strong)",
+        button_primary_background_fill_hover_dark="var(--accent-strong)",
+        button_primary_text_color="var(--on-accent)",
+        button_primary_text_color_dark="var(--on-accent)",
+        button_primary_border_color="var(--accent)",
+        button_primary_border_color_dark="var(--accent)",
+        button_primary_border_color_hover="var(--accent-strong)",
+        button_primary_border_color_hover_dark="var(--accent-strong)",
+        button_secondary_background_fill="var(--card)",
+        button_secondary_background_fill_dark="var(--card)",
+        button_secondary_background_fill_hover="var(--wash)",
+        button_secondary_background_fill_hover_dark="var(--wash)",
+        button_secondary_border_color="var(--line-strong)",
+        button_secondary_border_color_dark="var(--line-strong)",
+        button_secondary_text_color="var(--ink)",
+        button_secondary_text_color_dark="var(--ink)",
+        button_border_width="1px",
+        button_large_radius="10px",
+        block_background_fill="transparent",
+        block_background_fill_dark="transparent",
+        block_border_width="0px",
+        block_border_width_dark="0px",
+        block_shadow="none",
+        block_shadow_dark="none",
+        layout_gap="20px",
+    )
+
+
+def launch_options() -> dict[str, Any]:
+    """Keyword arguments of `Blocks.launch` that belong to the page's looks; Gradio 6 takes them there."""
+    head = (
+        f"<style>{asset('page.css')}</style>"
+        f'<link rel="icon" href="data:image/svg+xml,{ICON}">'
+        '<meta name="description" content="Watch nested autoregressive models draw a picture, coarse to fine.">'
+    )
+    return {"theme": theme(), "head": head, "footer_links": ["api"], "ssr_mode": False, "run_history": False}

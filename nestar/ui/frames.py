@@ -1,0 +1,109 @@
+"""Frames of a run as the JSON that the browser and `/generate` get: pictures as data URIs, counts as numbers."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+from PIL import Image
+
+from nestar.nesting import Nesting
+
+if TYPE_CHECKING:
+    from nestar.pipeline import Frame
+
+# Half-made pictures are soft, so that JPEG at this quality shows no blocks; about 4 KB at 128 x 128.
+PREVIEW_QUALITY = 88
+# Longest side of a preview; the final picture is sent whole and lossless.
+PREVIEW_SIDE = 256
+# A run's previews together stay below this; with more, every second one gives its picture up (see `thin`).
+MAX_PREVIEW_CHARACTERS = 1_500_000
+
+
+def data_uri(image: Image.Image, kind: str = "JPEG") -> str:
+    """`image` as a data URI of kind "JPEG" or "PNG"."""
+    buffer = io.BytesIO()
+    options = {"quality": PREVIEW_QUALITY} if kind == "JPEG" else {}
+    image.convert("RGB").save(buffer, kind, **options)
+    return f"data:image/{kind.lower()};base64,{base64.b64encode(buffer.getvalue()).decode('ascii')}"
+
+
+def picture(frame: Frame) -> str:
+    """The frame's picture as a data URI: PNG if it is final, else JPEG of at most PREVIEW_SIDE pixels a side."""
+    if frame.final:
+        return data_uri(frame.image, "PNG")
+    preview = frame.image
+    if max(preview.size) > PREVIEW_SIDE:
+        preview = preview.copy()
+        preview.thumbnail((PREVIEW_SIDE, PREVIEW_SIDE))
+    return data_uri(preview)
+
+
+def frame_to_json(frame: Frame) -> dict[str, Any]:
+    """One frame: its picture and where the run stood when it was made. `seconds` is compute since the call."""
+    return {
+        "image": picture(frame),
+        "module": frame.module,
+        "patch": frame.patch,
+        "known": frame.known,
+        "evaluations": frame.evaluations,
+        "function_evaluations": frame.function_evaluations,
+        "seconds": round(frame.seconds, 4),
+        "module_done": frame.module_done,
+        "final": frame.final,
+    }
+
+
+def thin(frames: list[dict[str, Any]], limit: int = MAX_PREVIEW_CHARACTERS) -> None:
+    """Take the picture from every second patch, in place, until all pictures together are below `limit` characters.
+
+    Those that end a module stay, and so do all counts; a frame without a picture is shown with the one before it.
+    """
+    while sum(len(frame["image"]) for frame in frames) > limit:
+        dispensable = [frame for frame in frames[1:] if frame["image"] and not frame["module_done"]]
+        if not dispensable:
+            return
+        for frame in dispensable[::2]:
+            frame["image"] = ""
+
+
+def nesting_to_json(nesting: Nesting, steps: int) -> dict[str, Any]:
+    """What the token map and the counters need: the modules' patches as flat grid indices, in sampling order."""
+    return {
+        "name": nesting.name,
+        "k": nesting.k,
+        "order": nesting.order,
+        "height": nesting.height,
+        "width": nesting.width,
+        "n": nesting.n,
+        "evaluations": nesting.evaluations,
+        "context_passes": nesting.context_passes,
+        "function_evaluations": nesting.function_evaluations(steps),
+        "modules": [
+            {
+                "number": scale.number,
+                "tokens": scale.tokens,
+                "patches": [
+                    {"index": patch.index, "cells": list(nesting.flat[patch.start : patch.stop])}
+                    for patch in scale.generated
+                ],
+            }
+            for scale in nesting.scales
+        ],
+    }
+
+
+def plans_to_json(plans: Iterable[tuple[Nesting, bool]]) -> list[dict[str, Any]]:
+    """What the k slider says of each position: modules, evaluations, and whether there are weights for it."""
+    return [
+        {
+            "k": nesting.k,
+            "n": nesting.n,
+            "modules": len(nesting.scales),
+            "evaluations": nesting.evaluations,
+            "has_weights": has_weights,
+        }
+        for nesting, has_weights in plans
+    ]

@@ -1,0 +1,65 @@
+"""How the tabs run the pipeline: one call at a time, each with a cancel flag that its visitor's Stop reaches."""
+
+import importlib.util
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import gradio as gr
+
+from nestar.settings import SampleSettings
+
+if TYPE_CHECKING:
+    from nestar.pipeline import Frame, NestARPipeline
+
+Stream = Callable[[SampleSettings, threading.Event], Iterator["Frame"]]
+
+# Every event that computes shares this queue, so that one visitor's run never slows another's.
+SAMPLER = {"concurrency_limit": 1, "concurrency_id": "sampler"}
+
+
+class Runs:
+    """Which run each visitor has going, so that Stop or a closed tab ends it within one solver step."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._cancels: dict[str | None, threading.Event] = {}
+
+    @contextmanager
+    def run(self, request: gr.Request) -> Iterator[threading.Event]:
+        """The cancel flag of the visitor's new run; set when the block is left, whichever way."""
+        cancel = threading.Event()
+        with self._lock:
+            self._cancels[request.session_hash] = cancel
+        try:
+            yield cancel
+        finally:
+            cancel.set()
+            with self._lock:
+                if self._cancels.get(request.session_hash) is cancel:
+                    del self._cancels[request.session_hash]
+
+    def stop(self, request: gr.Request) -> None:
+        """Set the cancel flag of the visitor's run, if there is one."""
+        with self._lock:
+            cancel = self._cancels.get(request.session_hash)
+        if cancel is not None:
+            cancel.set()
+
+
+def streamer(pipeline: "NestARPipeline") -> Stream:
+    """The pipeline's stream as this host runs it: in this process, or on a ZeroGPU Space inside `spaces.GPU`."""
+
+    def stream(settings: SampleSettings, cancel: threading.Event | None = None) -> Iterator["Frame"]:
+        yield from pipeline.stream(**vars(settings), cancel=cancel)
+
+    if importlib.util.find_spec("spaces") is None:
+        return stream
+    import spaces
+
+    on_gpu = spaces.GPU(stream)
+    if on_gpu is stream:
+        return stream
+    # ZeroGPU runs the stream in a fork, which would never see the flag set here: Stop ends it at its next frame.
+    return lambda settings, cancel: on_gpu(settings)

@@ -1,0 +1,353 @@
+// The player. The server sends every frame made so far with each update and runs flat out; this plays them at a pace
+// at which growth is seen, and replays them afterwards.
+const MODULE_MS = 350; // the least time a module takes on screen
+const FRAME_MS = 90; // the least time a frame takes
+const PATIENCE_MS = 600; // a longer wait for the server's answer is explained
+
+const find = (selector) => element.querySelector(selector);
+const stage = find(".stage");
+const [under, over] = [find("img.under"), find("img.over")];
+const scrubber = find(".scrubber");
+const asItComes = find(".as-it-comes");
+
+let run = null; // the stage value being shown
+let patches = []; // of its nesting, in the order they are made
+let shown = -1; // index of the frame on screen
+let playing = false;
+let timer = null;
+let reached = -1; // the furthest frame the visitor has seen of this run
+let waiting = false; // Generate was pressed and the server has not answered yet
+let ignoring = false; // Stop was pressed while waiting: the answer, if one still comes, is not wanted
+
+function plural(count, word) {
+  return `${count} ${word}${count === 1 ? "" : "s"}`;
+}
+
+// ---- what is on screen -------------------------------------------------------------------------------------------
+
+function pictureOf(index) {
+  // A frame may have given its picture up to keep a long run small: show the one before.
+  for (let each = index; each >= 0; each--) if (run.frames[each].image) return run.frames[each].image;
+  return "";
+}
+
+function swapPicture(source, description) {
+  over.alt = description;
+  if (over.getAttribute("src") === source) return;
+  if (over.getAttribute("src")) {
+    under.src = over.src;
+    under.hidden = false;
+  }
+  over.src = source;
+  over.hidden = false;
+  over.style.animation = "none";
+  void over.offsetWidth; // restart the fade
+  over.style.animation = "";
+}
+
+function describe(frame) {
+  const { class_name } = run.settings;
+  if (frame.final) return `Finished picture: ${class_name}`;
+  return `Preview of ${class_name} after module ${frame.module}, patch ${frame.patch}: ${frame.known} of ${run.nesting.n} tokens`;
+}
+
+function caption(frame) {
+  const { class_name, k, seed } = run.settings;
+  const module = run.nesting.modules[frame.module - 1];
+  find(".title").textContent = frame.final
+    ? `${class_name}, seed ${seed}`
+    : `Module ${frame.module} of ${run.nesting.modules.length}, patch ${frame.patch} of ${module.patches.at(-1).index}`;
+  find(".note").textContent = frame.final
+    ? `k = ${k}, ${plural(run.settings.steps, "step")}, temperature ${run.settings.temperature}, ` +
+      (run.settings.cfg === 1 ? "guidance off" : `guidance ${run.settings.cfg}`)
+    : `${frame.known} of ${run.nesting.n} tokens stand; the rest is a conditional guess.`;
+}
+
+function numbers(frame) {
+  const { nesting } = run;
+  const [made, calls] = frame ? [frame.evaluations, frame.function_evaluations] : [0, 0];
+  const write = (name, text) => (find(`[data-name="${name}"]`).innerHTML = text);
+  write("evaluations", `<b>${made}</b> of ${nesting.evaluations}`);
+  write("function-evaluations", `<b>${calls}</b>` + (frame?.final ? "" : ` of ${nesting.function_evaluations}`));
+  write("tokens", `<b>${frame ? frame.known : 0}</b> of ${nesting.n}`);
+  write("seconds", `<b>${(frame ? frame.seconds : 0).toFixed(2)} s</b> on ${run.device}`);
+  const bar = (name, done, all) => {
+    const each = find(`.bar[data-name="${name}"]`);
+    each.style.setProperty("--all", all / nesting.n);
+    each.style.setProperty("--done", all ? done / all : 0);
+    each.querySelector(".count").textContent = all;
+  };
+  bar("nested", made, nesting.evaluations);
+  bar("plain", 0, nesting.n);
+  find('.bar[data-name="nested"] .name').textContent = `NestAR, k = ${nesting.k}`;
+}
+
+function moduleSeconds(number) {
+  const last = (each) => run.frames.filter((frame) => frame.module === each).at(-1)?.seconds ?? 0;
+  return last(number) - (number > 1 ? last(number - 1) : 0);
+}
+
+function film() {
+  if (!playing) reached = run.frames.length - 1;
+  const slots = [...find(".film").children];
+  for (const [place, slot] of slots.entries()) {
+    const index = run.frames.findIndex((frame) => frame.module === place + 1 && frame.module_done);
+    const ready = index >= 0 && index <= reached;
+    const button = slot.querySelector("button");
+    button.disabled = !ready;
+    button.dataset.frame = index;
+    button.setAttribute("aria-pressed", String(ready && index === shown));
+    slot.classList.toggle("ready", ready);
+    slot.classList.toggle("active", shown >= 0 && run.frames[shown].module === place + 1);
+    const image = slot.querySelector("img");
+    image.hidden = !ready;
+    if (ready) image.src = run.frames[index].image;
+    else image.removeAttribute("src");
+  }
+}
+
+function legend() {
+  for (const [place, row] of [...find(".legend").children].entries()) {
+    const made = shown >= 0 ? run.frames[shown].module : 0;
+    const complete = shown >= 0 && (made > place + 1 || (made === place + 1 && run.frames[shown].module_done));
+    row.querySelector(".time").textContent = complete ? `${moduleSeconds(place + 1).toFixed(2)} s` : "";
+    row.classList.toggle("reached", made >= place + 1);
+  }
+}
+
+function show(index) {
+  shown = index;
+  reached = Math.max(reached, shown);
+  const frame = run.frames[index];
+  const unfinished = run.state === "running" || index < run.frames.length - 1;
+  if (frame) {
+    swapPicture(pictureOf(index), describe(frame));
+    caption(frame);
+  }
+  stage.classList.toggle("preview", Boolean(frame && !frame.final));
+  numbers(frame);
+  const made = frame ? frame.evaluations : 0;
+  markTokens(find(".map svg"), made, unfinished && playing);
+  find(".map svg").setAttribute(
+    "aria-label",
+    frame ? `${frame.known} of ${run.nesting.n} tokens made, the last by ${patches[made - 1].name}` : "No token made yet",
+  );
+  scrubber.value = made;
+  scrubber.setAttribute("aria-valuetext", frame ? describe(frame) : "Nothing yet");
+  for (const [turn, segment] of [...stage.querySelectorAll(".segments i")].entries()) {
+    segment.classList.toggle("known", turn < made);
+  }
+  film();
+  legend();
+}
+
+function lay() {
+  // The skeleton of a run: everything that depends on its nesting alone.
+  const { nesting } = run;
+  patches = patchesOf(nesting);
+  find(".map").innerHTML = tokenMap(nesting);
+  find(".segments").innerHTML = patches
+    .map((patch) => `<i style="${moduleStyle(patch.module, patch.tint)}"></i>`)
+    .join("");
+  scrubber.min = 1;
+  scrubber.max = patches.length;
+  find(".film").innerHTML = nesting.modules
+    .map(
+      (module) =>
+        `<li style="${moduleStyle(module.number, 0.5)}"><button type="button" disabled aria-label="Show the picture after module ${module.number}">` +
+        `<span class="frame"><img alt="" hidden></span><span class="label">Module ${module.number}</span>` +
+        `<span class="sub">${plural(module.tokens, "token")}</span></button></li>`,
+    )
+    .join("");
+  find(".legend").innerHTML = nesting.modules
+    .map((module) => {
+      const tints = patches.filter((patch) => patch.module === module.number);
+      const size = tints[0].cells.length;
+      const ramp = tints.map((patch) => `<i style="${moduleStyle(patch.module, patch.tint)}"></i>`).join("");
+      return (
+        `<li><span class="name">Module ${module.number}</span><span class="ramp" aria-hidden="true">${ramp}</span>` +
+        `<span class="what">${tints.length} × ${plural(size, "token")}</span><span class="time"></span></li>`
+      );
+    })
+    .join("");
+}
+
+// ---- playing -----------------------------------------------------------------------------------------------------
+
+function pace(frame) {
+  const inModule = run.nesting.modules[frame.module - 1].patches.length;
+  return Math.max(FRAME_MS, MODULE_MS / inModule);
+}
+
+function setState(state) {
+  stage.dataset.state = state;
+  stage.classList.toggle("playing", playing);
+  const busy = waiting || run?.state === "running";
+  document.getElementById("studio")?.classList.toggle("busy", Boolean(busy));
+  const play = find(".play");
+  play.setAttribute("aria-label", playing ? "Pause" : "Replay");
+  play.title = playing ? "Pause" : "Replay";
+}
+
+function stopTimer() {
+  clearTimeout(timer);
+  timer = null;
+}
+
+function rest() {
+  playing = false;
+  stopTimer();
+  setState(run.state);
+  if (run.frames.length) show(shown < 0 ? run.frames.length - 1 : shown);
+}
+
+function tick() {
+  timer = null;
+  if (!playing) return;
+  const last = run.frames.length - 1;
+  if (shown < last) {
+    show(asItComes.checked && run.state === "running" ? last : shown + 1);
+    timer = setTimeout(tick, pace(run.frames[shown]));
+  } else if (run.state !== "running") {
+    rest();
+    announce();
+  }
+}
+
+function play(from) {
+  playing = true;
+  stopTimer();
+  if (from !== undefined) show(from);
+  setState(run.state);
+  timer = setTimeout(tick, from === undefined ? 0 : pace(run.frames[from]));
+}
+
+function announce() {
+  const status = element.querySelector('[role="status"]');
+  const count = plural(run.frames.length, "frame");
+  if (run.state === "finished") status.textContent = `Finished after ${count}.`;
+  if (run.state === "stopped") status.textContent = `Stopped after ${count}.`;
+}
+
+function say(sentence, alarming) {
+  const message = find(".message");
+  message.hidden = !sentence;
+  message.textContent = sentence;
+  message.classList.toggle("quiet", !alarming);
+}
+
+// ---- updates from the server -------------------------------------------------------------------------------------
+
+function stopped() {
+  // Stop was pressed: keep what stands, whatever else is still on its way.
+  if (waiting) {
+    waiting = false;
+    ignoring = true;
+    say("Stopped before the first patch.", false);
+    setState(run.state);
+    return;
+  }
+  run = { ...run, state: "stopped" };
+  say(run.frames.length ? `Stopped after ${run.frames.length} of ${run.nesting.evaluations} turns.` : "Stopped before the first patch.", false);
+  rest();
+}
+
+function bringIntoView() {
+  // On a phone Generate can be pressed far below the picture.
+  const { top, bottom } = find(".picture").getBoundingClientRect();
+  if (bottom > 0.25 * innerHeight && top < 0.5 * innerHeight) return;
+  const still = matchMedia("(prefers-reduced-motion: reduce)").matches;
+  find(".picture").scrollIntoView({ block: "center", behavior: still ? "auto" : "smooth" });
+}
+
+function update() {
+  const value = props.value;
+  if (!value || !value.run) return;
+  if (value.state === "refused") {
+    waiting = false;
+    say(value.message, true);
+    setState(run ? run.state : "empty");
+    return;
+  }
+  const fresh = !run || value.run !== run.run;
+  if (fresh && ignoring) return;
+  // Frames that were under way when Stop was pressed come late.
+  if (!fresh && run.state === "stopped") return;
+  run = value;
+  if (fresh) {
+    const first = shown < 0 && run.state === "finished";
+    waiting = false;
+    say("", false);
+    lay();
+    shown = reached = -1;
+    if (first) {
+      show(run.frames.length - 1);
+      setState(run.state);
+      return;
+    }
+    bringIntoView();
+    show(-1);
+    find(".title").textContent = "Module 1 is at work";
+    find(".note").textContent = `${run.settings.class_name}, seed ${run.settings.seed}`;
+    play();
+  } else {
+    setState(run.state);
+    if (playing && timer === null) tick();
+    else if (asItComes.checked && playing) {
+      stopTimer();
+      tick();
+    } else if (!playing) film();
+  }
+  if (run.state === "stopped") stopped();
+}
+
+// ---- the visitor's hands -----------------------------------------------------------------------------------------
+
+scrubber.addEventListener("input", () => {
+  if (!run?.frames.length) return;
+  playing = false;
+  stopTimer();
+  show(Math.min(Number(scrubber.value), run.frames.length) - 1);
+  setState(run.state);
+});
+find(".play").addEventListener("click", () => {
+  if (!run?.frames.length) return;
+  if (playing) {
+    playing = false;
+    stopTimer();
+    setState(run.state);
+    show(shown);
+  } else play(shown >= run.frames.length - 1 ? 0 : shown);
+});
+find(".film").addEventListener("click", (event) => {
+  const button = event.target.closest("button");
+  if (!button || button.disabled) return;
+  playing = false;
+  stopTimer();
+  show(Number(button.dataset.frame));
+  setState(run.state);
+});
+// On the document: Gradio may mount the buttons after this runs.
+document.addEventListener("click", (event) => {
+  if (event.target.closest?.("#generate") && run?.state !== "running") {
+    waiting = true;
+    ignoring = false;
+    say("", false);
+    setState("waiting");
+    setTimeout(() => waiting && say("Waiting for the sampler: runs take their turn, one at a time.", false), PATIENCE_MS);
+  }
+  if (event.target.closest?.("#stop") && run && (waiting || run.state === "running")) stopped();
+});
+
+document.addEventListener("input", (event) => {
+  if (event.target.closest?.("#classes, #dials") && !waiting) say("", false);
+});
+document.addEventListener("nestar:failed", () => {
+  if (!waiting) return;
+  waiting = false;
+  say("Too many visitors are waiting for the sampler. Try again in a moment.", true);
+  setState(run.state);
+});
+
+watch("value", update);
+update();

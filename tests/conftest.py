@@ -1,0 +1,98 @@
+"""Fixtures of the browser tests: one page served in this process, Debian's or any other Chromium in front of it."""
+
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+
+# Without this, torch's threads spin against the browser's on a small machine and a 50 ms step takes a second.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
+
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
+BROWSER_ARGUMENTS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+
+
+@pytest.fixture(scope="session")
+def browser_type_launch_args() -> dict[str, Any]:
+    """pytest-playwright's launch arguments: the system's Chromium, found by name."""
+    path = next(filter(None, map(shutil.which, BROWSERS)), None)
+    if path is None:
+        pytest.fail("The browser tests need Chromium; get it with `apt-get install chromium`.", pytrace=False)
+    return {"executable_path": path, "args": BROWSER_ARGUMENTS}
+
+
+@pytest.fixture(scope="session")
+def pipeline() -> Any:
+    """The pipeline with the embedded weights, on the CPU as CI has it."""
+    from nestar.pipeline import NestARPipeline
+
+    return NestARPipeline.from_pretrained(device="cpu")
+
+
+@pytest.fixture(scope="session")
+def page_url(pipeline: Any) -> Iterator[str]:
+    """Address of the page, served in this process for the whole session."""
+    import app
+    from nestar.ui.assets import launch_options
+
+    demo = app.build_page(pipeline)
+    _, url, _ = demo.launch(prevent_thread_lock=True, quiet=True, **launch_options())
+    yield url
+    demo.close()
+
+
+@dataclass
+class Visit:
+    """One visitor's tab, and what went wrong in it."""
+
+    page: Any
+    complaints: list[str] = field(default_factory=list)
+
+    def generate(self) -> None:
+        self.page.locator("#generate").click()
+
+    def wait_until_rested(self) -> None:
+        """Wait for the end of the run and of its playback."""
+        self.page.locator('.stage[data-state="finished"]:not(.playing)').wait_for(timeout=20_000)
+
+
+@pytest.fixture
+def visit(browser: Any, page_url: str) -> Iterator[Callable[..., Visit]]:
+    """Opens the page in a browser context of its own; at the end no tab may have complained.
+
+    A complaint is a console error or warning, an uncaught exception, or a request that leaves the page's server.
+    """
+    contexts: list[Any] = []
+    visits: list[Visit] = []
+
+    def open_page(**context_options: Any) -> Visit:
+        context = browser.new_context(**({"viewport": {"width": 1440, "height": 900}} | context_options))
+        contexts.append(context)
+        visited = Visit(context.new_page())
+        visits.append(visited)
+        note = visited.complaints.append
+        page = visited.page
+        page.on("console", lambda m: note(f"console: {m.text}") if m.type in ("error", "warning") else None)
+        page.on("pageerror", lambda error: note(f"exception: {error}"))
+        page.on("request", lambda r: None if r.url.startswith((page_url, "data:", "blob:")) else note(r.url))
+        page.goto(page_url)
+        page.locator(".film .ready").first.wait_for(timeout=20_000)
+        return visited
+
+    yield open_page
+    # Each tab holds a connection open; left-over ones would starve the next test's.
+    for context in contexts:
+        context.close()
+    assert [complaint for visited in visits for complaint in visited.complaints] == []

@@ -1,0 +1,348 @@
+"""The page in a real browser, and its `/generate` endpoint."""
+
+import base64
+import io
+import time
+
+import pytest
+from gradio_client import Client
+from gradio_client.exceptions import AppError
+from PIL import Image
+from playwright.sync_api import expect
+
+import app
+from nestar.nesting import Nesting
+from nestar.ui import frames as frames_module
+from nestar.ui import generate as generate_tab
+
+PHONE = {"viewport": {"width": 390, "height": 844}, "has_touch": True, "is_mobile": True}
+# Slow enough to be caught running on any machine.
+MANY_STEPS = 200
+
+RECORD_FRAMES = """() => {
+  window.seen = [];
+  const picture = document.querySelector(".picture img.over");
+  new MutationObserver(() => {
+    window.seen.push({alt: picture.alt, time: performance.now()});
+  }).observe(picture, {attributes: true, attributeFilter: ["alt"]});
+}"""
+
+
+@pytest.fixture(scope="session")
+def nesting(pipeline) -> Nesting:
+    return pipeline.plan(4)
+
+
+@pytest.fixture(scope="session")
+def client(page_url) -> Client:
+    return Client(page_url, verbose=False)
+
+
+def decode(data_uri: str) -> Image.Image:
+    return Image.open(io.BytesIO(base64.b64decode(data_uri.split(",", 1)[1])))
+
+
+def set_steps(page, steps: int) -> None:
+    page.get_by_label("Steps a patch, as a number").fill(str(steps))
+
+
+# ---- what stands there on load -----------------------------------------------------------------------------------
+
+
+def test_a_finished_run_stands_there_on_load(visit, pipeline, nesting):
+    page = visit().page
+    stage = page.locator(".stage")
+    expect(stage).to_have_attribute("data-state", "finished")
+    expect(page.locator(".film .ready img")).to_have_count(len(nesting.scales))
+    expect(page.locator(".token.known")).to_have_count(nesting.n)
+    picture = page.locator(".picture img.over")
+    assert picture.get_attribute("src").startswith("data:image/png")
+    assert picture.evaluate("image => image.complete && image.naturalWidth > 0")
+    expect(page.locator(".masthead")).to_contain_text(pipeline.origin)
+    expect(page.locator(".masthead")).to_contain_text(str(pipeline.device))
+
+
+def test_every_class_can_be_chosen_by_name_and_picture(visit, pipeline):
+    page = visit().page
+    for name in pipeline.classes:
+        expect(page.get_by_role("radio", name=name, exact=True)).to_have_count(1)
+    pictures = page.locator(".card img")
+    expect(pictures).to_have_count(len(pipeline.classes))
+    assert pictures.evaluate_all("images => images.every(image => image.complete && image.naturalWidth > 0)")
+
+
+def test_the_page_is_reached_by_keyboard_and_its_pictures_have_alternatives(visit):
+    page = visit().page
+    reached = set()
+    for _ in range(40):
+        page.keyboard.press("Tab")
+        reached.add(page.evaluate("document.activeElement.id || document.activeElement.className"))
+    wanted = ("generate", "stop", "dial-k", "dial-steps", "dial-temperature", "dial-cfg", "dial-seed")
+    assert {*wanted, "dice", "play", "scrubber"} <= reached
+    assert page.locator("img:not([alt])").count() == 0
+    nameless = page.locator("button, input").evaluate_all(
+        "all => all.filter(e => e.offsetParent && !(e.innerText || e.ariaLabel || e.labels?.length)).length"
+    )
+    assert nameless == 0
+
+
+def test_k_without_weights_is_marked_and_says_why(visit, pipeline):
+    page = visit().page
+    trained = {nesting.k for nesting in pipeline.nestings.values() if nesting.kind == "nested"}
+    missing = [k for k in generate_tab.K_POSITIONS if k not in trained]
+    marked = page.locator(".ticks .missing").all_inner_texts()
+    assert marked == [str(k) for k in missing]
+    for k in missing[:1]:
+        page.locator("#dial-k").fill(str(generate_tab.K_POSITIONS.index(k)))
+        expect(page.locator("#hint-k")).to_contain_text(f"No weights for k = {k}")
+
+
+# ---- a run -------------------------------------------------------------------------------------------------------
+
+
+def test_generate_grows_a_picture_frame_by_frame(visit, pipeline, nesting):
+    visited = visit()
+    page = visited.page
+    before = page.locator(".picture img.over").get_attribute("src")
+    page.get_by_role("radio", name=pipeline.classes[1], exact=True).check()
+    page.locator("#dial-seed").fill("31")
+    page.evaluate(RECORD_FRAMES)
+    visited.generate()
+    visited.wait_until_rested()
+
+    seen = page.evaluate("window.seen")
+    unfinished = [frame["alt"] for frame in seen if frame["alt"].startswith("Preview")]
+    modules = [int(alt.split("module ")[1].split(",")[0]) for alt in unfinished]
+    assert modules == sorted(modules)
+    # The last patch of the last module is the finished picture, so at least one preview comes from each module.
+    assert set(modules) == set(range(1, len(nesting.scales) + 1))
+    assert len(unfinished) == nesting.evaluations - 1
+    assert seen[-1]["alt"] == f"Finished picture: {pipeline.classes[1]}"
+    assert seen[-1]["time"] - seen[0]["time"] >= 350 * (len(nesting.scales) - 1)
+
+    after = page.locator(".picture img.over").get_attribute("src")
+    assert after.startswith("data:image/png") and after != before
+    expect(page.locator(".film .ready img")).to_have_count(len(nesting.scales))
+    expect(page.locator(".hero .title")).to_contain_text("seed 31")
+    expect(page.locator('[data-name="evaluations"]')).to_have_text(f"{nesting.evaluations} of {nesting.evaluations}")
+    expect(page.locator('.bar[data-name="plain"] .count')).to_have_text(str(nesting.n))
+
+
+def test_a_preview_is_called_a_guess_and_the_running_patch_is_marked(visit):
+    visited = visit()
+    page = visited.page
+    set_steps(page, MANY_STEPS)
+    visited.generate()
+    expect(page.locator(".hero .note")).to_contain_text("conditional guess", timeout=20_000)
+    expect(page.locator(".token.running").first).to_be_visible()
+    page.locator("#stop").click()
+    expect(page.locator(".token.running")).to_have_count(0)
+
+
+@pytest.fixture
+def ended(pipeline, monkeypatch) -> list[bool]:
+    """Grows by one entry when a stream returns by itself: whether its cancel flag was set.
+
+    A generator closed at a yield would add nothing, so an entry says that the flag was seen inside a patch.
+    """
+    entries: list[bool] = []
+    stream = type(pipeline).stream
+
+    def watched(self, *arguments, cancel=None, **options):
+        yield from stream(self, *arguments, cancel=cancel, **options)
+        entries.append(cancel.is_set())
+
+    monkeypatch.setattr(type(pipeline), "stream", watched)
+    return entries
+
+
+def wait_for_entry(entries: list[bool], seconds: float = 5.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not entries and time.monotonic() < deadline:
+        time.sleep(0.02)
+
+
+def test_stop_keeps_what_stands_and_frees_the_worker(visit, nesting, ended):
+    visited = visit()
+    page = visited.page
+    set_steps(page, MANY_STEPS)
+    visited.generate()
+    page.locator('.stage[data-state="running"] .token.known').first.wait_for(timeout=20_000)
+    page.locator("#stop").click()
+    expect(page.locator(".stage")).to_have_attribute("data-state", "stopped", timeout=500)
+    expect(page.locator(".message")).to_contain_text(f"of {nesting.evaluations} turns")
+    assert page.locator(".picture img.over").is_visible()
+    wait_for_entry(ended)
+    assert ended == [True]
+    # The worker is free: a short run gets through at once.
+    set_steps(page, 1)
+    visited.generate()
+    visited.wait_until_rested()
+
+
+def test_closing_the_tab_stops_the_run(visit, ended):
+    visited = visit()
+    set_steps(visited.page, MANY_STEPS)
+    visited.generate()
+    visited.page.locator(".token.running").first.wait_for(timeout=20_000)
+    visited.page.close()
+    wait_for_entry(ended)
+    assert ended == [True]
+
+
+def test_the_scrubber_and_the_film_replay_every_frame(visit, nesting):
+    page = visit().page
+    scrubber = page.locator(".scrubber")
+    pictures = set()
+    for evaluations in range(1, nesting.evaluations + 1):
+        scrubber.fill(str(evaluations))
+        expect(page.locator('[data-name="evaluations"] b')).to_have_text(str(evaluations))
+        pictures.add(page.locator(".picture img.over").get_attribute("src"))
+    assert len(pictures) == nesting.evaluations
+    page.locator(".film button").first.click()
+    expect(page.locator(".token.known")).to_have_count(nesting.scales[0].tokens)
+    page.locator(".play").click()
+    expect(page.locator(".token.known")).to_have_count(nesting.n, timeout=10_000)
+
+
+@pytest.mark.parametrize(
+    ("label", "value", "sentence"),
+    [("Seed", "a lot", "seed"), ("Steps a patch, as a number", "500", "steps"), ("Guidance, as a number", "-1", "cfg")],
+)
+def test_a_refused_setting_is_one_sentence_and_the_picture_stays(visit, label, value, sentence):
+    visited = visit()
+    page = visited.page
+    before = page.locator(".picture img.over").get_attribute("src")
+    page.get_by_label(label, exact=True).fill(value)
+    visited.generate()
+    message = page.locator(".message")
+    expect(message).to_be_visible()
+    expect(message).to_contain_text(sentence)
+    assert "Traceback" not in message.inner_text()
+    assert page.locator(".picture img.over").get_attribute("src") == before
+
+
+# ---- how it looks ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_nothing_overflows_a_phone(visit, scheme):
+    page = visit(**PHONE, color_scheme=scheme).page
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    # Only the strip of classes scrolls sideways; everything else ends inside the screen.
+    outside = page.evaluate(
+        """() => [...document.querySelectorAll("#studio *, .masthead *")].filter(
+            e => !e.closest(".cards") && !e.closest(".visually-hidden") && e.getBoundingClientRect().right > 391
+        ).map(e => e.outerHTML.slice(0, 80))"""
+    )
+    assert outside == []
+    expect(page.locator("#generate")).to_be_in_viewport()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_text_has_the_contrast_that_AA_asks_for(visit, scheme):
+    page = visit(color_scheme=scheme).page
+    weak = page.evaluate(CONTRAST)
+    assert weak == []
+
+
+# Text elements whose colour is less than 4.5 : 1 against the nearest opaque background behind them.
+CONTRAST = """() => {
+  const canvas = document.createElement("canvas").getContext("2d", {willReadFrequently: true});
+  const rgba = (colour) => {
+    canvas.clearRect(0, 0, 1, 1);
+    canvas.fillStyle = colour;
+    canvas.fillRect(0, 0, 1, 1);
+    return [...canvas.getImageData(0, 0, 1, 1).data];
+  };
+  const luminance = (c) => {
+    const [r, g, b] = c.slice(0, 3).map(v => v / 255).map(v => v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4);
+    return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+  };
+  const backdrop = (e) => {
+    for (; e; e = e.parentElement) {
+      const colour = rgba(getComputedStyle(e).backgroundColor);
+      if (colour[3] === 255) return colour;
+    }
+    return [255, 255, 255, 255];
+  };
+  const weak = [];
+  for (const e of document.querySelectorAll(".masthead *, #studio *, footer *")) {
+    const own = [...e.childNodes].some(n => n.nodeType === 3 && n.textContent.trim());
+    if (!own || !e.getClientRects().length || e.closest("svg")) continue;
+    const pair = [luminance(rgba(getComputedStyle(e).color)), luminance(backdrop(e))].sort((a, b) => b - a);
+    const ratio = (pair[0] + 0.05) / (pair[1] + 0.05);
+    if (ratio < 4.5) weak.push([e.outerHTML.slice(0, 80), ratio.toFixed(2)]);
+  }
+  return weak;
+}"""
+
+
+def test_reduced_motion_is_honoured(visit):
+    page = visit(reduced_motion="reduce").page
+    assert page.locator(".picture img.over").evaluate("e => getComputedStyle(e).animationName") == "none"
+
+
+# ---- the endpoint ------------------------------------------------------------------------------------------------
+
+
+def test_generate_endpoint_streams_the_frames(client, pipeline, nesting):
+    job = client.submit(
+        class_name=pipeline.classes[0], k=4, steps=3, temperature=0.9, cfg=1.5, seed=11, api_name="/generate"
+    )
+    received = list(job)
+    assert [frame["evaluations"] for frame in received] == list(range(1, nesting.evaluations + 1))
+    assert [frame["known"] for frame in received] == [patch.stop for patch in nesting.patches]
+    assert [frame["final"] for frame in received] == [False] * (nesting.evaluations - 1) + [True]
+    assert {frame["module"] for frame in received} == set(range(1, len(nesting.scales) + 1))
+    sizes = {decode(frame["image"]).size for frame in received}
+    assert len(sizes) == 1
+    assert decode(received[-1]["image"]).format == "PNG"
+    seconds = [frame["seconds"] for frame in received]
+    assert seconds == sorted(seconds) and seconds[0] > 0
+
+
+def test_generate_endpoint_has_defaults_and_repeats_itself(client):
+    pictures = {client.predict(steps=2, api_name="/generate")["image"] for _ in range(2)}
+    assert len(pictures) == 1
+
+
+@pytest.mark.parametrize(
+    ("values", "sentence"),
+    [
+        ({"class_name": "unicorn"}, "unicorn"),
+        ({"k": 3}, "k = 3"),
+        ({"steps": 0}, "steps"),
+        ({"temperature": 9.0}, "temperature"),
+        ({"seed": 1.5}, "seed"),
+    ],
+)
+def test_generate_endpoint_refuses_with_the_same_sentence(client, pipeline, values, sentence):
+    with pytest.raises(AppError, match=sentence) as refused:
+        client.predict(**values, api_name="/generate")
+    expected = None
+    try:
+        pipeline.settings(**({"class_name": pipeline.classes[0]} | values))
+    except ValueError as error:
+        expected = str(error)
+    assert expected in str(refused.value)
+
+
+# ---- without a browser -------------------------------------------------------------------------------------------
+
+
+def test_weights_that_cannot_be_loaded_give_the_embedded_ones_and_a_sentence(tmp_path, pipeline):
+    fallback, notice = app.load_pipeline(str(tmp_path / "nothing"), None, "cpu")
+    assert fallback.origin == pipeline.origin
+    assert "nothing" in notice and "embedded weights" in notice
+    assert "\n" not in notice
+
+
+def test_thinning_keeps_the_counts_and_the_ends_of_modules():
+    frames = [
+        {"image": "x" * 100, "module_done": index % 16 == 15, "evaluations": index + 1} for index in range(64)
+    ]
+    frames_module.thin(frames, limit=2000)
+    assert sum(len(frame["image"]) for frame in frames) <= 2000
+    assert [frame["evaluations"] for frame in frames] == list(range(1, 65))
+    assert frames[0]["image"] and all(frame["image"] for frame in frames if frame["module_done"])

@@ -1,0 +1,256 @@
+"""Every refusal and every acceptance of `check_settings`."""
+
+from __future__ import annotations
+
+import fractions
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from nestar.nesting import Nesting
+from nestar.settings import (
+    MAX_SEED,
+    RANGES,
+    SCHEDULES,
+    SOLVERS,
+    SampleSettings,
+    SettingsError,
+    check_integer,
+    check_number,
+    check_settings,
+    find_nesting,
+)
+
+CLASSES = ("mountains", "fish", "hot-air balloon")
+NESTINGS = {
+    nesting.name: nesting
+    for nesting in (
+        Nesting.nested(8, 8, 2),
+        Nesting.nested(8, 8, 4),
+        Nesting.nested(8, 8, 8),
+        Nesting.nested(8, 8, 4, "raster"),
+        Nesting.autoregressive(8, 8),
+        Nesting.cells(8, 8, 16),
+        Nesting.one_shot(8, 8),
+    )
+}
+
+
+def check(**values) -> SampleSettings:
+    return check_settings(classes=CLASSES, nestings=NESTINGS, **({"class_name": "fish"} | values))
+
+
+def refusal(**values) -> str:
+    with pytest.raises(SettingsError) as error:
+        check(**values)
+    return str(error.value)
+
+
+def test_defaults():
+    assert check() == SampleSettings("fish")
+    assert check() == SampleSettings("fish", 4, 25, 1.0, 2.0, 0, 1, "lattice", "euler", "constant")
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "kept"),
+    [
+        ("class_name", "  Fish\n", "fish"),
+        ("class_name", "MOUNTAINS", "mountains"),
+        ("class_name", "hot-air\u00a0 balloon", "hot-air balloon"),
+        ("class_name", "\uff26ish", "fish"),  # full-width F
+        ("k", 2, 2),
+        ("k", 8.0, 8),
+        ("k", np.int64(8), 8),
+        ("steps", 1, 1),
+        ("steps", 200, 200),
+        ("steps", 50.0, 50),
+        ("steps", np.int32(7), 7),
+        ("temperature", 0, 0.0),
+        ("temperature", 2, 2.0),
+        ("temperature", np.float32(0.5), 0.5),
+        ("cfg", 0, 0.0),
+        ("cfg", 20.0, 20.0),
+        ("cfg", 2.7, 2.7),
+        ("seed", 0, 0),
+        ("seed", MAX_SEED, MAX_SEED),
+        ("seed", 7.0, 7),
+        ("seed", "7", 7),
+        ("seed", " 007 ", 7),
+        ("seed", "0", 0),
+        ("seed", "0" * 6000, 0),
+        ("seed", str(MAX_SEED), MAX_SEED),
+        ("seed", np.uint64(MAX_SEED), MAX_SEED),
+        ("count", 1, 1),
+        ("count", 16, 16),
+        ("order", "Raster ", "raster"),
+        ("solver", "heun", "heun"),
+        ("solver", "midpoint", "midpoint"),
+        ("schedule", "linear", "linear"),
+    ],
+)
+def test_accepted(name, given, kept):
+    value = getattr(check(**{name: given}), name)
+    assert value == kept
+    assert type(value) is type(kept)
+
+
+# What no number may be, whatever its range.
+NO_NUMBERS = (
+    True, False, None, "abc", "", [5], math.nan, math.inf, -math.inf, 1j,
+    np.float64("nan"), 10**6000, -(10**6000),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("value", NO_NUMBERS, ids=lambda value: str(type(value)))
+@pytest.mark.parametrize("name", RANGES)
+def test_no_numbers_are_refused(name, value):
+    kind = "whole number" if name in ("steps", "count") else "number"
+    lowest, highest = RANGES[name]
+    message = refusal(**{name: value})
+    assert message.startswith(f"{name} must be a {kind} from {lowest:g} to {highest:g}, got ")
+    assert message.endswith(".")
+    assert len(message) < 130
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"steps": 0}, "steps must be a whole number from 1 to 200, got 0."),
+        ({"steps": 201}, "steps must be a whole number from 1 to 200, got 201."),
+        ({"steps": 2.5}, "steps must be a whole number from 1 to 200, got 2.5."),
+        ({"steps": "25"}, "steps must be a whole number from 1 to 200, got '25'."),
+        ({"steps": fractions.Fraction(3, 2)}, "steps must be a whole number from 1 to 200, got 3/2."),
+        ({"steps": [1]}, "steps must be a whole number from 1 to 200, got a list."),
+        ({"temperature": -0.01}, "temperature must be a number from 0 to 2, got -0.01."),
+        ({"temperature": 2.01}, "temperature must be a number from 0 to 2, got 2.01."),
+        ({"temperature": "1"}, "temperature must be a number from 0 to 2, got '1'."),
+        ({"cfg": -1}, "cfg must be a number from 0 to 20, got -1."),
+        ({"cfg": 20.5}, "cfg must be a number from 0 to 20, got 20.5."),
+        ({"count": 0}, "count must be a whole number from 1 to 16, got 0."),
+        ({"count": 17}, "count must be a whole number from 1 to 16, got 17."),
+        ({"count": 1.5}, "count must be a whole number from 1 to 16, got 1.5."),
+        ({"count": 10**50}, "count must be a whole number from 1 to 16, got a number"),
+        ({"class_name": "cat"}, "class must be one of mountains, fish, hot-air balloon; got 'cat'."),
+        ({"class_name": ""}, "class must be one of mountains, fish, hot-air balloon; got ''."),
+        ({"class_name": None}, "class must be one of mountains, fish, hot-air balloon; got None."),
+        ({"class_name": 1}, "class must be one of mountains, fish, hot-air balloon; got 1."),
+        ({"class_name": ["fish"]}, "class must be one of mountains, fish, hot-air balloon; got a list."),
+        ({"order": "spiral"}, "order must be one of lattice, raster, blocks; got 'spiral'."),
+        ({"order": None}, "order must be one of lattice, raster, blocks; got None."),
+        ({"solver": "rk4"}, "solver must be one of euler, midpoint, heun; got 'rk4'."),
+        ({"solver": {}}, "solver must be one of euler, midpoint, heun; got a dict."),
+        ({"schedule": "cosine"}, "schedule must be one of constant, linear; got 'cosine'."),
+        ({"guidance": 3}, "Unknown setting 'guidance'; the settings are class_name, k, steps,"),
+    ],
+)
+def test_refused_by_name_and_allowed_range(values, message):
+    assert message in refusal(**values)
+
+
+@pytest.mark.parametrize(
+    "seed",
+    (True, False, None, 1.5, "abc", "", " ", "1.5", "-1", "1 2", "7\x00", "\u00b2", "\u0667", [7], -1, -1.0,
+     MAX_SEED + 1, float(2**63), str(MAX_SEED + 1), "9" * 6000, 10**6000, math.nan, math.inf,
+     np.float32("inf")),
+    ids=lambda seed: type(seed).__name__,
+)  # fmt: skip
+def test_refused_seeds(seed):
+    message = refusal(seed=seed)
+    assert message.startswith(f"seed must be a whole number from 0 to {MAX_SEED}, got ")
+    assert len(message) < 130
+
+
+def test_long_text_is_cut_in_the_message():
+    assert refusal(class_name="x" * 100_000).endswith("xxx....")
+    assert len(refusal(class_name="x" * 100_000)) < 130
+
+
+HUGE = "a number of more than 38 digits"
+AVAILABLE = (
+    "there are weights for k = 2 (lattice), k = 4 (lattice), k = 8 (lattice), k = 4 (raster), "
+    "k = 64 (raster), k = 16 (blocks), k = 1 (raster)."
+)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"k": 3}, f"k = 3 with order lattice has no weights; {AVAILABLE}"),
+        ({"k": 8, "order": "raster"}, f"k = 8 with order raster has no weights; {AVAILABLE}"),
+        ({"k": -4}, f"k = -4 with order lattice has no weights; {AVAILABLE}"),
+        ({"k": 10**6000}, f"k = {HUGE} with order lattice has no weights; {AVAILABLE}"),
+        ({"k": 4.5}, f"k must be a whole number, got 4.5; {AVAILABLE}"),
+        ({"k": True}, f"k must be a whole number, got True; {AVAILABLE}"),
+        ({"k": "4"}, f"k must be a whole number, got '4'; {AVAILABLE}"),
+        ({"k": None}, f"k must be a whole number, got None; {AVAILABLE}"),
+        ({"k": math.inf}, f"k must be a whole number, got inf; {AVAILABLE}"),
+    ],
+)
+def test_k_without_weights_is_refused_and_those_with_weights_are_listed(values, message):
+    assert refusal(**values) == message
+
+
+def test_no_weights_at_all():
+    with pytest.raises(SettingsError, match=r"no weights; there are weights for no nesting\.$"):
+        check_settings(classes=CLASSES, nestings={}, class_name="fish")
+
+
+def test_missing_class():
+    with pytest.raises(SettingsError, match=r"^class_name is missing\.$"):
+        check_settings(classes=CLASSES, nestings=NESTINGS)
+
+
+def test_classes_may_be_any_iterable_and_keep_their_spelling():
+    kept = check_settings(classes=iter(["Tabby Cat"]), nestings=NESTINGS, class_name="tabby cat")
+    assert kept.class_name == "Tabby Cat"
+
+
+@pytest.mark.parametrize(
+    ("k", "order", "name"),
+    [(4, "lattice", "k4-lattice"), (4, "raster", "k4-raster"), (64, "raster", "ar-raster"),
+     (16, "blocks", "cells16-blocks"), (1, "raster", "one-shot")],
+)  # fmt: skip
+def test_k_and_order_pick_one_nesting(k, order, name):
+    assert find_nesting(NESTINGS, k, order) == name
+    assert check(k=k, order=order).k == k
+
+
+def test_a_nested_kind_goes_before_a_baseline():
+    nested = Nesting.nested(8, 8, 64, "raster")
+    both = {"ar-raster": Nesting.autoregressive(8, 8), nested.name: nested}
+    assert find_nesting(both, 64, "raster") == "k64-raster"
+
+
+@settings(deadline=None)  # the machine may be shared with a training run
+@given(st.integers(1, 200), st.floats(0, 2), st.floats(0, 20), st.integers(0, MAX_SEED), st.integers(1, 16),
+       st.sampled_from(SOLVERS), st.sampled_from(SCHEDULES))  # fmt: skip
+def test_everything_in_range_is_kept_as_given(steps, temperature, cfg, seed, count, solver, schedule):
+    values = {
+        "steps": steps, "temperature": temperature, "cfg": cfg, "seed": seed, "count": count,
+        "solver": solver, "schedule": schedule,
+    }  # fmt: skip
+    assert check(**values) == SampleSettings("fish", **values)
+
+
+@settings(deadline=None)  # the machine may be shared with a training run
+@given(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.binary() | st.lists(st.none())
+)
+def test_any_value_is_accepted_or_refused_with_one_sentence(value):
+    for name in SampleSettings.__dataclass_fields__:
+        try:
+            check(**{name: value})
+        except SettingsError as error:
+            assert str(error).endswith(".")
+            assert "\n" not in str(error)
+
+
+def test_single_checks_serve_the_page():
+    assert check_integer("steps", 5.0) == 5
+    assert check_number("cfg", 5) == 5.0
+    with pytest.raises(SettingsError, match="steps must be a whole number from 1 to 200"):
+        check_integer("steps", 500)
+    assert issubclass(SettingsError, ValueError)
