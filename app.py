@@ -10,6 +10,8 @@ os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
 
 import gradio as gr
 
+from nestar.checkpoints import default_source
+from nestar.model import WeightsError
 from nestar.pipeline import NestARPipeline
 from nestar.ui import generate
 from nestar.ui.assets import asset, launch_options
@@ -30,18 +32,20 @@ def build_page(pipeline: NestARPipeline, notice: str = "") -> gr.Blocks:
     return demo.queue(max_size=QUEUE_LENGTH)
 
 
-def load_pipeline(source: str | None, revision: str | None, device: str) -> tuple[NestARPipeline, str]:
-    """The pipeline from `source`, or from the embedded weights and a sentence that says why it is those."""
-    if not source:
-        return NestARPipeline.from_pretrained(device=device), ""
-    try:
-        return NestARPipeline.from_pretrained(source, revision=revision, device=device), ""
-    # Whatever is wrong with foreign weights (missing, truncated, gated, another shape), the page still opens.
-    except Exception as error:
-        log.exception("%s could not be loaded.", source)
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
-        notice = f"{source} could not be loaded, so these are the embedded weights. {reason}."
-        return NestARPipeline.from_pretrained(device=device), notice
+def open_page(source: str | None, revision: str | None, device: str) -> gr.Blocks:
+    """The page on the weights of `source`, or on the embedded ones and with a sentence that says why.
+
+    Raises:
+        WeightsError: the embedded weights cannot be used either, or there is no such device.
+    """
+    notice = ""
+    if source:
+        try:
+            return build_page(NestARPipeline.from_pretrained(source, revision=revision, device=device))
+        except WeightsError as error:
+            log.warning("%s", error)
+            notice = f"{error} The page runs on the embedded weights instead."
+    return build_page(NestARPipeline.from_pretrained(device=device), notice)
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -49,12 +53,12 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
     parser.add_argument(
         "--repo",
-        default=os.environ.get("NESTAR_REPO"),
-        help="Hub repository (user/name) or local folder with weights; default: $NESTAR_REPO, else the embedded ones",
+        default=default_source(),
+        help="Hub repository (user/name) or folder with weights; default: $NESTAR_REPO, else those embedded",
     )
     parser.add_argument("--revision", help="branch, tag or commit of the Hub repository")
     parser.add_argument("--host", help="address to listen on; default: $GRADIO_SERVER_NAME, else 127.0.0.1")
-    parser.add_argument("--port", type=int, help="default: $GRADIO_SERVER_PORT, else the first free one from 7860")
+    parser.add_argument("--port", type=int, help="default: $GRADIO_SERVER_PORT, else a free one from 7860")
     parser.add_argument("--share", action="store_true", help="also open a public gradio.live address")
     return parser.parse_args()
 
@@ -63,8 +67,11 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
     logging.getLogger("httpx").setLevel(logging.WARNING)
     arguments = parse_arguments()
-    pipeline, notice = load_pipeline(arguments.repo, arguments.revision, arguments.device)
-    build_page(pipeline, notice).launch(
+    try:
+        page = open_page(arguments.repo, arguments.revision, arguments.device)
+    except WeightsError as error:
+        raise SystemExit(f"nestar: {error}") from None
+    page.launch(
         server_name=arguments.host, server_port=arguments.port, share=arguments.share, **launch_options()
     )
 

@@ -1,7 +1,7 @@
 """Pictures of the page: `python benchmarks/screenshots.py FOLDER` serves it and photographs it in Chromium.
 
-Desktop and phone, light and dark; as it stands on load, in the middle of a run, when finished, and with a refused
-setting. Look at each after a change to the page.
+Desktop and phone, light and dark; as it stands on load, in the middle of a run, when finished, and with a
+refused setting. Look at each after a change to the page.
 """
 
 import argparse
@@ -73,7 +73,7 @@ def main() -> None:
     if chromium is None:
         parser.error("no Chromium was found; get it with `apt-get install chromium`")
     arguments.folder.mkdir(parents=True, exist_ok=True)
-    demo = app.build_page(*app.load_pipeline(arguments.repo, None, arguments.device))
+    demo = app.open_page(arguments.repo, None, arguments.device)
     _, url, _ = demo.launch(prevent_thread_lock=True, quiet=True, **launch_options())
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-gpu"])
@@ -81,7 +81,7 @@ def main() -> None:
             for scheme in ("light", "dark"):
                 photograph(browser, url, arguments.folder, screen, scheme)
         browser.close()
-    demo.close()
+    demo.close(verbose=False)
 
 
 if __name__ == "__main__":

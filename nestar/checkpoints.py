@@ -14,10 +14,12 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
+from diffusers import AutoencoderKL
 
-from nestar.model import FORMAT_VERSION, NestAR, WeightsError, read_json
+from nestar.model import FORMAT_VERSION, NestAR, WeightsError, load_weights, read_json
 from nestar.tokenizer import Tokenizer
 
 EMBEDDED = Path(__file__).resolve().parent.parent / "assets"
@@ -37,7 +39,17 @@ class Checkpoint:
 
     def nesting(self, name: str) -> NestAR:
         """The model of one nesting, float32, on the CPU."""
-        return NestAR.from_pretrained(self.folder / name)
+        file = self.folder / name / "config.json"
+        _read_config(file)
+        try:
+            model = NestAR.from_pretrained(self.folder / name)
+        except (KeyError, TypeError, ValueError, ArithmeticError) as error:
+            raise WeightsError(f"{file} describes no NestAR ({_first_line(error)}).") from None
+        if model.config.classes != len(self.classes):
+            raise WeightsError(
+                f"{file} is for {model.config.classes} classes; the checkpoint has {len(self.classes)}."
+            )
+        return model
 
     def tokenizer(self) -> Tokenizer:
         """The tokenizer, float32, on the CPU."""
@@ -59,12 +71,7 @@ def open_checkpoint(source: str | Path | None = None, revision: str | None = Non
         folder, origin = Path(source), str(source)
     else:
         folder, origin = _from_hub(str(source), revision)
-    config = read_json(folder / "config.json")
-    version = config.get("format_version")
-    if not isinstance(version, int) or version > FORMAT_VERSION:
-        raise WeightsError(
-            f"{folder / 'config.json'} has format version {version}; this NestAR reads up to {FORMAT_VERSION}."
-        )
+    config = _read_config(folder / "config.json")
     try:
         classes, nestings = tuple(map(str, config["classes"])), tuple(map(str, config["nestings"]))
         return Checkpoint(folder, origin, classes, int(config["size"]), nestings)
@@ -80,15 +87,33 @@ def default_source() -> str | None:
 def load_tokenizer(folder: Path) -> Tokenizer:
     """A tokenizer's folder; damage is named as in `NestAR.from_pretrained`."""
     described = read_json(folder / "tokenizer.json")
-    weights = folder / "diffusion_pytorch_model.safetensors"
-    if not weights.exists():
-        raise WeightsError(f"{weights} is missing.")
     try:
-        tokenizer = Tokenizer.from_pretrained(folder, patch=int(described["patch"]), scale=float(described["scale"]))
-    except Exception as error:  # diffusers raises many kinds for a damaged file
-        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise WeightsError(f"{weights} cannot be loaded ({first}).") from None
-    return tokenizer.float().eval()
+        patch, scale = int(described["patch"]), float(described["scale"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise WeightsError(f"{folder / 'tokenizer.json'} lacks a valid {error}.") from None
+    config = folder / "config.json"
+    network = read_json(config)
+    try:
+        autoencoder = AutoencoderKL.from_config(network)
+    except Exception as error:  # diffusers raises many kinds
+        raise WeightsError(f"{config} describes no AutoencoderKL ({_first_line(error)}).") from None
+    # Not diffusers' own loader: where tensors are missing it only warns, and goes on with random values.
+    load_weights(autoencoder, folder / "diffusion_pytorch_model.safetensors")
+    return Tokenizer(autoencoder, patch=patch, scale=scale).float().eval()
+
+
+def _read_config(file: Path) -> dict[str, Any]:
+    """A config of a format version that is known here."""
+    config = read_json(file)
+    version = config.get("format_version")
+    if not isinstance(version, int) or version > FORMAT_VERSION:
+        raise WeightsError(f"{file} has format version {version}; this NestAR reads up to {FORMAT_VERSION}.")
+    return config
+
+
+def _first_line(error: Exception) -> str:
+    """One line about any error, for use inside a sentence."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
 
 
 def resolve_device(name: str) -> torch.device:
@@ -117,18 +142,23 @@ def _from_hub(repository: str, revision: str | None) -> tuple[Path, str]:
         RepositoryNotFoundError,
         RevisionNotFoundError,
     )
+    from huggingface_hub.utils import validate_repo_id
 
     named = f"{repository}@{revision}" if revision else repository
     wanted = ["*.json", "*.safetensors"]
     try:
+        validate_repo_id(repository)
         try:
-            get_hf_file_metadata(hf_hub_url(repository, "config.json", revision=revision), timeout=PROBE_SECONDS)
+            config_url = hf_hub_url(repository, "config.json", revision=revision)
+            get_hf_file_metadata(config_url, timeout=PROBE_SECONDS)
             reached = True
-        except (GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError, EntryNotFoundError, HFValidationError):
+        except (GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError, EntryNotFoundError):
             raise
         except Exception:  # no network, a time-out, a server error: the cache may still serve
             reached = False
-        folder = snapshot_download(repository, revision=revision, allow_patterns=wanted, local_files_only=not reached)
+        folder = snapshot_download(
+            repository, revision=revision, allow_patterns=wanted, local_files_only=not reached
+        )
     except GatedRepoError:
         raise WeightsError(f"Hub repository {named} is gated: ask for access and log in.") from None
     except RevisionNotFoundError:
@@ -136,11 +166,15 @@ def _from_hub(repository: str, revision: str | None) -> tuple[Path, str]:
     except LocalEntryNotFoundError:  # a kind of EntryNotFoundError: it must come first
         raise WeightsError(f"The Hub does not answer and {named} is not in the cache.") from None
     except EntryNotFoundError:
-        raise WeightsError(f"Hub repository {named} has no config.json: it holds no NestAR weights.") from None
+        raise WeightsError(
+            f"Hub repository {named} has no config.json: it holds no NestAR weights."
+        ) from None
     except RepositoryNotFoundError:
         raise WeightsError(f"Hub repository {repository} was not found, or is private.") from None
     except HFValidationError:
-        raise WeightsError(f"{repository!r} is neither a folder here nor a Hub repository id (user/name).") from None
+        raise WeightsError(
+            f"{repository!r} is neither a folder here nor a Hub repository id (user/name)."
+        ) from None
     except Exception as error:
         raise WeightsError(f"{named} could not be downloaded ({type(error).__name__}).") from None
     return Path(folder), f"{repository}@{Path(folder).name[:7]}"

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from nestar.settings import SCHEDULES, SOLVERS, SettingsError
+from nestar.settings import SCHEDULES, SOLVERS, SettingsError, find_nesting
+
+if TYPE_CHECKING:
+    from nestar.pipeline import NestARPipeline
 
 RUNS = Path("runs")
 
@@ -63,6 +68,21 @@ def _number(text: str) -> int | float | str:
     return text
 
 
+def _settings(arguments: argparse.Namespace) -> dict[str, object]:
+    """The sampling settings given on the command line, unchecked."""
+    names = ("k", "order", "steps", "solver", "temperature", "cfg", "schedule", "seed")
+    return {name: getattr(arguments, name) for name in names}
+
+
+def _pipeline(arguments: argparse.Namespace) -> NestARPipeline:
+    """The pipeline that --repo, --revision and --device name; imported late, so that --help is quick."""
+    from nestar.checkpoints import default_source
+    from nestar.pipeline import NestARPipeline
+
+    source = arguments.repo or default_source()
+    return NestARPipeline.from_pretrained(source, revision=arguments.revision, device=arguments.device)
+
+
 def _add_sample(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--class", dest="class_name", required=True, help="class by name, such as flower")
     _add_settings(parser)
@@ -74,18 +94,23 @@ def _add_sample(parser: argparse.ArgumentParser) -> None:
 
 
 def _sample(arguments: argparse.Namespace) -> int:
+    from nestar.checkpoints import default_source
     from nestar.pipeline import NestARPipeline
 
-    pipeline = NestARPipeline.from_pretrained(arguments.repo, revision=arguments.revision, device=arguments.device)
+    source = arguments.repo or default_source()
+    pipeline = NestARPipeline.from_pretrained(source, revision=arguments.revision, device=arguments.device)
     result = pipeline(arguments.class_name, k=arguments.k, order=arguments.order, steps=arguments.steps,
                       solver=arguments.solver, temperature=arguments.temperature, cfg=arguments.cfg,
                       schedule=arguments.schedule, seed=arguments.seed)
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    result.image.save(arguments.out)
-    if arguments.stages:
-        for frame in result.frames:
-            if frame.module_done:
-                frame.image.save(arguments.out.with_name(f"{arguments.out.stem}-module-{frame.module}.png"))
+    try:
+        arguments.out.parent.mkdir(parents=True, exist_ok=True)
+        result.image.save(arguments.out, format="PNG")
+        if arguments.stages:
+            for frame in result.frames:
+                if frame.module_done:
+                    frame.image.save(arguments.out.with_name(f"{arguments.out.stem}-module-{frame.module}.png"))
+    except OSError as error:
+        raise SettingsError(f"{arguments.out} cannot be written ({error.strerror or error}).") from None
     if arguments.json:
         print(json.dumps({**result.summary(), "image": str(arguments.out)}))
     else:
@@ -122,6 +147,14 @@ def _train(arguments: argparse.Namespace) -> int:
     given = {key: getattr(arguments, key) for key in ("batch", "coordination", "seed")}
     given = {key: value for key, value in given.items() if value is not None}
     config = registry[name]
+    if arguments.what != "nesting" and (arguments.tokenizer or arguments.compile):
+        flag = "--tokenizer" if arguments.tokenizer else "--compile"
+        raise SettingsError(f"{flag} does not apply to {arguments.what}.")
+    if given.get("batch", 1) < 1:
+        raise SettingsError(f"--batch must be at least 1, got {arguments.batch}.")
+    if not 0 <= given.get("coordination", 0) < math.inf:
+        given_value = arguments.coordination
+        raise SettingsError(f"--coordination must be a finite number of at least 0, got {given_value}.")
     for key in given:
         if key not in config.__dataclass_fields__:
             raise SettingsError(f"--{key} does not apply to {arguments.what}.")
@@ -159,9 +192,35 @@ def _add_evaluate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--samples", type=int, default=5000, help="samples and references (default: 5000)")
     _add_settings(parser)
     _add_source(parser)
+    parser.add_argument("--features", type=Path, help="folder of the feature network (default: the embedded one)")
+    parser.add_argument("--out", type=Path, help="also write the report here, as JSON")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.set_defaults(run=_evaluate)
 
 
 def _evaluate(arguments: argparse.Namespace) -> int:
-    raise NotImplementedError
+    from nestar.checkpoints import EMBEDDED
+    from nestar.evaluation.features import load_features
+    from nestar.evaluation.report import evaluate
+    from nestar.pipeline import NestARPipeline
+
+    pipeline = _pipeline(arguments)
+    settings = pipeline.settings(class_name=pipeline.classes[0], **_settings(arguments))
+    features = load_features(arguments.features or EMBEDDED / "features").to(pipeline.device)
+    model = pipeline.models[find_nesting(pipeline.nestings, settings.k, settings.order)]
+    try:
+        report = evaluate(model, pipeline.tokenizer, features, samples=arguments.samples,
+                          settings=NestARPipeline.solver_settings(settings), seed=settings.seed)
+    except ValueError as error:
+        raise SettingsError(str(error)) from None
+    report = {**report, "weights": pipeline.origin}
+    if arguments.out:
+        arguments.out.parent.mkdir(parents=True, exist_ok=True)
+        arguments.out.write_text(json.dumps(report, indent=1) + "\n")
+    if arguments.json:
+        print(json.dumps(report))
+    else:
+        for name, value in report.items():
+            if not isinstance(value, dict | list):
+                print(f"{name:24} {value}")
+    return 0

@@ -8,14 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from nestar.nesting import Scale
-from nestar.transformer import ScaledModule
-
-SOLVER_CALLS = {"euler": 1, "midpoint": 2, "heun": 2}
-"""Velocity calls per step of each solver."""
+from nestar.settings import SCHEDULES, SOLVERS
+from nestar.transformer import ScaledModule, patch_of_token
 
 
 def interpolate(x_BNC: Tensor, noise_BNC: Tensor, t_BN1: Tensor) -> Tensor:
@@ -61,7 +60,7 @@ def flow_matching_loss(module: ScaledModule, scale: Scale, x_BNC: Tensor, class_
                 else clean_prefixes(rows, patches, clean_share, generator, device))
     t_BP = torch.where(clean_BP, 1.0, t_BP)
     noise_BNC = torch.randn(x_BNC.shape, generator=generator, device=device)
-    patch_N = torch.repeat_interleave(torch.arange(patches), torch.tensor(sizes)).to(device)
+    patch_N = patch_of_token(tuple(sizes)).to(device)
     velocity_BNC = module(interpolate(x_BNC, noise_BNC, t_BP[:, patch_N, None]), t_BP, class_ids_B, sizes)
     error_BN = (velocity_BNC - (x_BNC - noise_BNC)).square().mean(-1)
     noised_BN = ~clean_BP[:, patch_N]
@@ -102,7 +101,7 @@ def solver_step(velocity: Callable[[Tensor, float], Tensor], y: Tensor, t: float
         return y + dt * velocity(y + 0.5 * dt * v, t + 0.5 * dt), v
     if solver == "heun":
         return y + 0.5 * dt * (v + velocity(y + dt * v, t + dt)), v
-    raise ValueError(f"Unknown solver {solver!r}: allowed are {', '.join(SOLVER_CALLS)}.")
+    raise ValueError(f"Unknown solver {solver!r}: allowed are {', '.join(SOLVERS)}.")
 
 
 def guidance_scale(cfg: float, schedule: str, evaluation: int, evaluations: int) -> float:
@@ -111,7 +110,7 @@ def guidance_scale(cfg: float, schedule: str, evaluation: int, evaluations: int)
         return cfg
     if schedule == "linear":
         return 1 + (cfg - 1) * evaluation / (evaluations - 1)
-    raise ValueError(f"Unknown guidance schedule {schedule!r}: allowed are constant, linear.")
+    raise ValueError(f"Unknown guidance schedule {schedule!r}: allowed are {', '.join(SCHEDULES)}.")
 
 
 def guide(conditional: Tensor, unconditional: Tensor, scale: float) -> Tensor:
@@ -123,7 +122,10 @@ def grid_noise(seeds: Sequence[int], grid_tokens: int, channels: int) -> Tensor:
     """Unit noise of every grid place, (B, grid_tokens, channels), float32 on the CPU.
 
     A row is a function of (seed, place) alone: the same whatever the nesting, batch, device or steps.
+    Philox takes all bits of a seed as its key; torch's CPU generator would read the low 32 alone.
     """
-    return torch.stack([
-        torch.randn(grid_tokens, channels, generator=torch.Generator().manual_seed(seed)) for seed in seeds
-    ])
+    rows = [
+        np.random.Generator(np.random.Philox(key=seed)).standard_normal((grid_tokens, channels), dtype=np.float32)
+        for seed in seeds
+    ]
+    return torch.from_numpy(np.stack(rows))

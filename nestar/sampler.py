@@ -10,9 +10,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from nestar.flow import SOLVER_CALLS, grid_noise, guidance_scale, guide, solver_step
+from nestar.flow import grid_noise, guidance_scale, guide, solver_step
 from nestar.model import NestAR
 from nestar.nesting import Patch
+from nestar.settings import SOLVER_CALLS
 from nestar.transformer import KVCache, ScaledModule
 
 

@@ -18,7 +18,9 @@ RANGES: dict[str, tuple[float, float]] = {
     "count": (1, 16),
 }
 MAX_SEED = 2**63 - 1
-SOLVERS = ("euler", "midpoint", "heun")
+# Velocity calls per step of each solver.
+SOLVER_CALLS = {"euler": 1, "midpoint": 2, "heun": 2}
+SOLVERS = tuple(SOLVER_CALLS)
 SCHEDULES = ("constant", "linear")
 
 

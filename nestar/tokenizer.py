@@ -99,19 +99,11 @@ class Tokenizer(nn.Module):
         grid_BCN = tokens_BNC[:, fill].transpose(1, 2)
         return self.decode(grid_BCN.unflatten(2, (nesting.height, nesting.width)))
 
-    @classmethod
-    def from_pretrained(cls, folder: str | Path, *, patch: int, scale: float) -> Tokenizer:
-        """Load an AutoencoderKL saved in diffusers format (safetensors only)."""
-        autoencoder = AutoencoderKL.from_pretrained(
-            str(folder), use_safetensors=True, local_files_only=True, low_cpu_mem_usage=False
-        )
-        return cls(autoencoder, patch=patch, scale=scale)
-
     def save_pretrained(self, folder: str | Path, dtype: torch.dtype = torch.bfloat16) -> None:
-        """Write the network in diffusers format, in `dtype`; its own dtype is put back afterwards."""
-        before = self.autoencoder.dtype
-        self.autoencoder.to(dtype).save_pretrained(str(folder), safe_serialization=True)
-        self.autoencoder.to(before)
+        """Write the network in diffusers format, in `dtype`."""
+        copy = AutoencoderKL.from_config(self.autoencoder.config)
+        copy.load_state_dict(self.autoencoder.state_dict())
+        copy.to(dtype).save_pretrained(str(folder), safe_serialization=True)
 
 
 @lru_cache(maxsize=512)

@@ -1,12 +1,14 @@
 """A scaled module's network: a velocity transformer with block-causal attention and an explicit KV cache.
 
-Dimension suffixes: B rows, P patches, N tokens, C token channels, D width, H heads, E head channels.
+Dimension suffixes: B rows, P patches, N tokens, C token channels, D width, H heads, E head channels, M hidden
+channels; G groups of S tokens that share a modulation.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
@@ -59,20 +61,22 @@ class Block(nn.Module):
         self.down = nn.Linear(hidden, dim, bias=False)
         self.modulation = nn.Parameter(torch.zeros(6, dim))  # this block's offset to the module's adaLN
 
-    def forward(self, x_BND: Tensor, shared_BN6D: Tensor, rope: tuple[Tensor, Tensor],
+    def forward(self, x_BGSD: Tensor, shared_BG16D: Tensor, rope: tuple[Tensor, Tensor],
                 mask_NN: Tensor | None, cache: KVCache | None, number: int) -> Tensor:
-        shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = (shared_BN6D + self.modulation).unbind(2)
-        h_BND = self.norm_attention(x_BND) * (1 + scale_a) + shift_a
-        q_BHNE, k_BHNE, v_BHNE = self.qkv(h_BND).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = (shared_BG16D + self.modulation).unbind(3)
+        h_BGSD = self.norm_attention(x_BGSD) * (1 + scale_a) + shift_a
+        qkv_BN3HE = self.qkv(h_BGSD).flatten(1, 2).unflatten(2, (3, self.heads, -1))
+        q_BHNE, k_BHNE, v_BHNE = qkv_BN3HE.permute(2, 0, 3, 1, 4)
         q_BHNE, k_BHNE = rotate(self.norm_q(q_BHNE), rope), rotate(self.norm_k(k_BHNE), rope)
         if cache is not None:
             k_BHNE, v_BHNE = cache.write(number, k_BHNE, v_BHNE)
         y_BHNE = F.scaled_dot_product_attention(q_BHNE.to(v_BHNE.dtype), k_BHNE.to(v_BHNE.dtype), v_BHNE,
                                                 attn_mask=mask_NN)
-        x_BND = x_BND + gate_a * self.out(y_BHNE.transpose(1, 2).flatten(2))
-        h_BND = self.norm_mlp(x_BND) * (1 + scale_m) + shift_m
-        gate_BNM, value_BNM = self.up(h_BND).chunk(2, dim=-1)
-        return x_BND + gate_m * self.down(F.silu(gate_BNM) * value_BNM)
+        y_BGSD = y_BHNE.transpose(1, 2).reshape(x_BGSD.shape)
+        x_BGSD = x_BGSD + gate_a * self.out(y_BGSD)
+        h_BGSD = self.norm_mlp(x_BGSD) * (1 + scale_m) + shift_m
+        gate_BGSM, value_BGSM = self.up(h_BGSD).chunk(2, dim=-1)
+        return x_BGSD + gate_m * self.down(F.silu(gate_BGSM) * value_BGSM)
 
 
 class ScaledModule(nn.Module):
@@ -131,10 +135,12 @@ class ScaledModule(nn.Module):
             y_BNC: the first N tokens in sequence order, noised; t_BP: each patch's time.
             sizes: tokens of each of the P patches; they add up to N.
         """
-        patch_N = torch.repeat_interleave(torch.arange(len(sizes)), torch.tensor(sizes)).to(y_BNC.device)
-        mask_NN = patch_N[:, None] >= patch_N[None, :] if len(sizes) > 1 else None
         blocks_BP6D, final_BP2D = self.condition(t_BP, class_ids_B)
-        return self._run(y_BNC, 0, blocks_BP6D[:, patch_N], final_BP2D[:, patch_N], mask_NN, None)
+        patch_N = patch_of_token(tuple(sizes)).to(y_BNC.device)
+        if len(set(sizes)) > 1:  # a short last patch: every token becomes a group of its own
+            blocks_BP6D, final_BP2D = blocks_BP6D[:, patch_N], final_BP2D[:, patch_N]
+        mask_NN = patch_N[:, None] >= patch_N[None, :] if len(sizes) > 1 else None
+        return self._run(y_BNC, 0, blocks_BP6D, final_BP2D, mask_NN, None)
 
     def velocity(self, y_BNC: Tensor, condition: tuple[Tensor, Tensor], cache: KVCache) -> Tensor:
         """Velocity of the patch that follows the cached context; `condition` has P = 1."""
@@ -151,15 +157,23 @@ class ScaledModule(nn.Module):
         return KVCache(self.depth, rows, self.heads, len(self.position), self.head_dim,
                        device=weight.device, dtype=weight.dtype)
 
-    def _run(self, y_BNC: Tensor, start: int, shared_BN6D: Tensor, final_BN2D: Tensor,
+    def _run(self, y_BNC: Tensor, start: int, shared_BG6D: Tensor, final_BG2D: Tensor,
              mask_NN: Tensor | None, cache: KVCache | None) -> Tensor:
+        """Tokens run as G groups of S, so that a group's modulation is broadcast and never copied."""
         stop = start + y_BNC.shape[1]
         x_BND = self.embed(y_BNC.to(self.embed.weight.dtype)) + self.position[start:stop]
+        x_BGSD = x_BND.unflatten(1, (shared_BG6D.shape[1], -1))
         rope = (self.rope_cos[start:stop], self.rope_sin[start:stop])
         for number, block in enumerate(self.blocks):
-            x_BND = block(x_BND, shared_BN6D, rope, mask_NN, cache, number)
-        shift_BND, scale_BND = final_BN2D.unbind(2)
-        return self.head(self.norm(x_BND) * (1 + scale_BND) + shift_BND).float()
+            x_BGSD = block(x_BGSD, shared_BG6D[:, :, None], rope, mask_NN, cache, number)
+        shift_BG1D, scale_BG1D = final_BG2D[:, :, None].unbind(3)
+        return self.head(self.norm(x_BGSD) * (1 + scale_BG1D) + shift_BG1D).flatten(1, 2).float()
+
+
+@lru_cache(maxsize=256)
+def patch_of_token(sizes: tuple[int, ...]) -> Tensor:
+    """The number (from 0) of the patch that each token belongs to, (N,)."""
+    return torch.tensor([number for number, size in enumerate(sizes) for _ in range(size)])
 
 
 def axial_rope(positions: Sequence[tuple[int, int]], head_dim: int) -> tuple[Tensor, Tensor]:

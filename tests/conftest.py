@@ -1,4 +1,4 @@
-"""Fixtures of the browser tests: one page served in this process, Debian's or any other Chromium in front of it."""
+"""Fixtures of the browser tests: one page served in this process, and Chromium in front of it."""
 
 import os
 import shutil
@@ -50,7 +50,7 @@ def page_url(pipeline: Any) -> Iterator[str]:
     demo = app.build_page(pipeline)
     _, url, _ = demo.launch(prevent_thread_lock=True, quiet=True, **launch_options())
     yield url
-    demo.close()
+    demo.close(verbose=False)
 
 
 @dataclass
@@ -72,7 +72,7 @@ class Visit:
 def visit(browser: Any, page_url: str) -> Iterator[Callable[..., Visit]]:
     """Opens the page in a browser context of its own; at the end no tab may have complained.
 
-    A complaint is a console error or warning, an uncaught exception, or a request that leaves the page's server.
+    A complaint is a console error or warning, an uncaught exception, or a request to another server.
     """
     contexts: list[Any] = []
     visits: list[Visit] = []

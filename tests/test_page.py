@@ -1,9 +1,16 @@
 """The page in a real browser, and its `/generate` endpoint."""
 
 import base64
+import importlib.machinery
 import io
+import pickle
+import shutil
+import sys
+import threading
 import time
+import types
 
+import gradio as gr
 import pytest
 from gradio_client import Client
 from gradio_client.exceptions import AppError
@@ -11,9 +18,12 @@ from PIL import Image
 from playwright.sync_api import expect
 
 import app
+from nestar.checkpoints import EMBEDDED
 from nestar.nesting import Nesting
+from nestar.settings import SampleSettings
 from nestar.ui import frames as frames_module
 from nestar.ui import generate as generate_tab
+from nestar.ui.runs import streamer
 
 PHONE = {"viewport": {"width": 390, "height": 844}, "has_touch": True, "is_mobile": True}
 # Slow enough to be caught running on any machine.
@@ -46,7 +56,7 @@ def set_steps(page, steps: int) -> None:
     page.get_by_label("Steps a patch, as a number").fill(str(steps))
 
 
-# ---- what stands there on load -----------------------------------------------------------------------------------
+# ---- what stands there on load -------------------------------------------------------------------
 
 
 def test_a_finished_run_stands_there_on_load(visit, pipeline, nesting):
@@ -88,7 +98,7 @@ def test_the_page_is_reached_by_keyboard_and_its_pictures_have_alternatives(visi
 
 def test_k_without_weights_is_marked_and_says_why(visit, pipeline):
     page = visit().page
-    trained = {nesting.k for nesting in pipeline.nestings.values() if nesting.kind == "nested"}
+    trained = {nesting.k for nesting in pipeline.nestings.values() if nesting.order == "lattice"}
     missing = [k for k in generate_tab.K_POSITIONS if k not in trained]
     marked = page.locator(".ticks .missing").all_inner_texts()
     assert marked == [str(k) for k in missing]
@@ -97,7 +107,7 @@ def test_k_without_weights_is_marked_and_says_why(visit, pipeline):
         expect(page.locator("#hint-k")).to_contain_text(f"No weights for k = {k}")
 
 
-# ---- a run -------------------------------------------------------------------------------------------------------
+# ---- a run ---------------------------------------------------------------------------------------
 
 
 def test_generate_grows_a_picture_frame_by_frame(visit, pipeline, nesting):
@@ -114,7 +124,7 @@ def test_generate_grows_a_picture_frame_by_frame(visit, pipeline, nesting):
     unfinished = [frame["alt"] for frame in seen if frame["alt"].startswith("Preview")]
     modules = [int(alt.split("module ")[1].split(",")[0]) for alt in unfinished]
     assert modules == sorted(modules)
-    # The last patch of the last module is the finished picture, so at least one preview comes from each module.
+    # The last patch of the last module is the finished picture; the ones before it are its previews.
     assert set(modules) == set(range(1, len(nesting.scales) + 1))
     assert len(unfinished) == nesting.evaluations - 1
     assert seen[-1]["alt"] == f"Finished picture: {pipeline.classes[1]}"
@@ -124,7 +134,9 @@ def test_generate_grows_a_picture_frame_by_frame(visit, pipeline, nesting):
     assert after.startswith("data:image/png") and after != before
     expect(page.locator(".film .ready img")).to_have_count(len(nesting.scales))
     expect(page.locator(".hero .title")).to_contain_text("seed 31")
-    expect(page.locator('[data-name="evaluations"]')).to_have_text(f"{nesting.evaluations} of {nesting.evaluations}")
+    expect(page.locator('[data-name="evaluations"]')).to_have_text(
+        f"{nesting.evaluations} of {nesting.evaluations}"
+    )
     expect(page.locator('.bar[data-name="plain"] .count')).to_have_text(str(nesting.n))
 
 
@@ -169,7 +181,7 @@ def test_stop_keeps_what_stands_and_frees_the_worker(visit, nesting, ended):
     visited.generate()
     page.locator('.stage[data-state="running"] .token.known').first.wait_for(timeout=20_000)
     page.locator("#stop").click()
-    expect(page.locator(".stage")).to_have_attribute("data-state", "stopped", timeout=500)
+    expect(page.locator(".stage")).to_have_attribute("data-state", "stopped", timeout=2000)
     expect(page.locator(".message")).to_contain_text(f"of {nesting.evaluations} turns")
     assert page.locator(".picture img.over").is_visible()
     wait_for_entry(ended)
@@ -207,7 +219,11 @@ def test_the_scrubber_and_the_film_replay_every_frame(visit, nesting):
 
 @pytest.mark.parametrize(
     ("label", "value", "sentence"),
-    [("Seed", "a lot", "seed"), ("Steps a patch, as a number", "500", "steps"), ("Guidance, as a number", "-1", "cfg")],
+    [
+        ("Seed", "a lot", "seed"),
+        ("Steps a patch, as a number", "500", "steps"),
+        ("Guidance, as a number", "-1", "cfg"),
+    ],
 )
 def test_a_refused_setting_is_one_sentence_and_the_picture_stays(visit, label, value, sentence):
     visited = visit()
@@ -222,7 +238,7 @@ def test_a_refused_setting_is_one_sentence_and_the_picture_stays(visit, label, v
     assert page.locator(".picture img.over").get_attribute("src") == before
 
 
-# ---- how it looks ------------------------------------------------------------------------------------------------
+# ---- how it looks --------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
@@ -232,7 +248,7 @@ def test_nothing_overflows_a_phone(visit, scheme):
     # Only the strip of classes scrolls sideways; everything else ends inside the screen.
     outside = page.evaluate(
         """() => [...document.querySelectorAll("#studio *, .masthead *")].filter(
-            e => !e.closest(".cards") && !e.closest(".visually-hidden") && e.getBoundingClientRect().right > 391
+            e => !e.closest(".cards, .visually-hidden") && e.getBoundingClientRect().right > 391
         ).map(e => e.outerHTML.slice(0, 80))"""
     )
     assert outside == []
@@ -256,7 +272,8 @@ CONTRAST = """() => {
     return [...canvas.getImageData(0, 0, 1, 1).data];
   };
   const luminance = (c) => {
-    const [r, g, b] = c.slice(0, 3).map(v => v / 255).map(v => v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4);
+    const linear = (v) => (v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4);
+    const [r, g, b] = c.slice(0, 3).map(v => linear(v / 255));
     return 0.2126 * r + 0.7152 * g + 0.0722 * b;
   };
   const backdrop = (e) => {
@@ -283,7 +300,7 @@ def test_reduced_motion_is_honoured(visit):
     assert page.locator(".picture img.over").evaluate("e => getComputedStyle(e).animationName") == "none"
 
 
-# ---- the endpoint ------------------------------------------------------------------------------------------------
+# ---- the endpoint --------------------------------------------------------------------------------
 
 
 def test_generate_endpoint_streams_the_frames(client, pipeline, nesting):
@@ -328,14 +345,62 @@ def test_generate_endpoint_refuses_with_the_same_sentence(client, pipeline, valu
     assert expected in str(refused.value)
 
 
-# ---- without a browser -------------------------------------------------------------------------------------------
+# ---- without a browser ---------------------------------------------------------------------------
 
 
-def test_weights_that_cannot_be_loaded_give_the_embedded_ones_and_a_sentence(tmp_path, pipeline):
-    fallback, notice = app.load_pipeline(str(tmp_path / "nothing"), None, "cpu")
-    assert fallback.origin == pipeline.origin
-    assert "nothing" in notice and "embedded weights" in notice
-    assert "\n" not in notice
+@pytest.mark.parametrize("damage", ["no config.json", "truncated", "pickle"])
+def test_weights_that_cannot_be_loaded_give_the_embedded_ones_and_a_sentence(tmp_path, pipeline, damage):
+    folder = tmp_path / "weights"
+    shutil.copytree(EMBEDDED, folder)
+    if damage == "no config.json":
+        at_fault = folder / "config.json"
+        at_fault.unlink()
+    else:
+        at_fault = next(folder.glob(f"{pipeline.plan(4).name}/*.safetensors"))
+        content = at_fault.read_bytes()
+        at_fault.write_bytes(content[:1000] if damage == "truncated" else pickle.dumps({"weights": 1}))
+    demo = app.open_page(str(folder), None, "cpu")
+    values = [block.value for block in demo.blocks.values() if isinstance(block, gr.HTML)]
+    notice = next(value for value in values if isinstance(value, str) and 'class="notice"' in value)
+    assert at_fault.name in notice and "embedded weights" in notice
+
+
+def test_a_sound_folder_is_named_as_the_origin(tmp_path):
+    folder = tmp_path / "weights"
+    shutil.copytree(EMBEDDED, folder)
+    demo = app.open_page(str(folder), None, "cpu")
+    values = [block.value for block in demo.blocks.values() if isinstance(block, gr.HTML)]
+    assert any(isinstance(value, str) and str(folder) in value for value in values)
+    assert not any(isinstance(value, str) and 'class="notice"' in value for value in values)
+
+
+def test_class_names_from_foreign_weights_bring_no_code():
+    cards = generate_tab.class_cards(("<b>`${alert(1)}` {{this}}",))
+    for active in ("<b>", "${", "{{", "`"):
+        assert active not in cards
+
+
+def test_on_zerogpu_the_stream_runs_inside_spaces_gpu_and_carries_no_flag(monkeypatch):
+    entered = []
+
+    class Pipeline:
+        def stream(self, class_name, *, cancel, **values):
+            yield class_name, values["k"], cancel
+
+    def fake_gpu(function):
+        def on_gpu(*arguments):
+            entered.append(arguments)
+            return function(*arguments)
+
+        return on_gpu
+
+    spaces = types.ModuleType("spaces")
+    spaces.__spec__ = importlib.machinery.ModuleSpec("spaces", None)
+    spaces.GPU = fake_gpu
+    monkeypatch.setitem(sys.modules, "spaces", spaces)
+    settings = SampleSettings("flower", k=2)
+    assert list(streamer(Pipeline())(settings, threading.Event())) == [("flower", 2, None)]
+    assert entered == [(settings,)]
 
 
 def test_thinning_keeps_the_counts_and_the_ends_of_modules():

@@ -80,8 +80,9 @@ def latent_pool(file: Path, tokenizer: Tokenizer, count: int, size: int, *, seed
             pictures = images.batch(torch.arange(part.start, part.stop)).to(device)
         else:
             pictures = tiny_worlds.draw(class_ids[part], seeds[part], size, device).images
-        parts.append(tokenizer.encode(pictures).half().cpu())
-    latents = torch.cat(parts)
+        with torch.autocast(device.type, torch.bfloat16):  # as the tokenizer was trained
+            parts.append(tokenizer.encode(pictures).half().cpu())
+    latents = torch.cat(parts).contiguous()  # a network may answer in channels-last order
     file.parent.mkdir(parents=True, exist_ok=True)
     save_file({"latents": latents, "class_ids": class_ids}, file)
     return latents, class_ids

@@ -488,7 +488,7 @@ def fish(c: Canvas, f: dict[str, Tensor]) -> None:
     c.land(c.waves(deep, 0.025, 0.8), floor, floor * 0.7, 0.2)
 
     face = 2 * f["facing"] - 1  # 1 swims to the right
-    x, y, size = span(f["fish_x"], 0.34, 0.66), span(f["fish_y"], 0.37, 0.62), span(f["size"], 0.7, 1.2)
+    x, y, size = span(f["fish_x"], 0.34, 0.66), span(f["fish_y"], 0.43, 0.64), span(f["size"], 0.7, 1.2)
     u, v = c.local(x, y, span(f["tilt"], -0.5, 0.5) * face, 1.0)
     u, v = u * face / size, v / size
     body, fin = c.ramp(ACCENT, f["body_hue"]), c.ramp(ACCENT, f["fin_hue"])
@@ -505,8 +505,9 @@ def fish(c: Canvas, f: dict[str, Tensor]) -> None:
     c.fill(ellipse(u + 0.005, v - 0.035, 0.05, 0.03), fin)
     c.fill(disc(u - 0.135, v + 0.03, 0.034), c.cream)
     c.fill(disc(u - 0.142, v + 0.03, 0.019), c.ink)
+    mouth = (x + face * (0.25 * size + 0.02)).clamp(0.1, 0.9)  # bubbles rise inside the picture
     for i in range(4):
-        bubble = c.circle(x + face * (0.25 * size + 0.04 + 0.03 * (i % 2)), y - 0.04 - 0.092 * i, 0.033)
+        bubble = c.circle(mouth + face * 0.03 * (i % 2), y - 0.1 - 0.086 * i, 0.036)
         here = (f["bubbles"] >= i).float()
         c.fill(bubble, mix(c.top, c.ramp(ACCENT, torch.full_like(x, 0.9)), 0.4), 0.8 * here)
         c.fill(bubble + 0.009, c.cream, 0.9 * here)

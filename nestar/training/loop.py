@@ -8,6 +8,7 @@ Randomness is a function of (seed, step), so a resumed run goes on as if it had 
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 import threading
@@ -46,6 +47,9 @@ class Budget:
     def __post_init__(self) -> None:
         if (self.minutes is None) == (self.steps is None):
             raise ValueError("Give exactly one budget: minutes or steps.")
+        given = self.steps if self.minutes is None else self.minutes
+        if not 0 < given < math.inf:
+            raise ValueError(f"The budget must be a finite number above 0, got {given}.")
 
     def share(self, step: int, seconds: float) -> float:
         """Share of the budget that has been used, 0 to 1."""
@@ -69,13 +73,21 @@ class Cadence:
 
 
 class _Stop:
-    """Turns SIGTERM and SIGINT into a request to checkpoint and leave after the current step."""
+    """Turns SIGTERM and SIGINT, inside its block, into a request to checkpoint and leave after this step."""
 
     def __init__(self) -> None:
         self.asked = False
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> _Stop:
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGTERM, signal.SIGINT):
-                signal.signal(number, lambda *_: setattr(self, "asked", True))
+                self._before[number] = signal.signal(number, lambda *_: setattr(self, "asked", True))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
 
 
 def train(task: Task, budget: Budget, folder: Path, *, cadence: Cadence | None = None,
@@ -94,33 +106,33 @@ def train(task: Task, budget: Budget, folder: Path, *, cadence: Cadence | None =
     (folder / "samples").mkdir(exist_ok=True)
     state_file = folder / "state.safetensors"
     step, trained = _resume(task, state_file)
-    stop = _Stop()
     last = {"checkpoint": time.monotonic(), "validate": 0.0, "picture": time.monotonic()}
     losses: dict[str, float] = {}
     bar = tqdm(total=100, initial=int(100 * budget.share(step, trained)), unit="%", desc=folder.name,
                bar_format="{desc} {percentage:3.0f}%|{bar}| {elapsed} {postfix}")
-    while budget.share(step, trained) < 1 and not stop.asked:
-        began = time.monotonic()
-        fresh = task.train_step(step, budget.lr_factor(step, trained))
-        losses = {k: v if k not in losses else 0.98 * losses[k] + 0.02 * v for k, v in fresh.items()}
-        step += 1
-        trained += time.monotonic() - began
-        bar.n = int(100 * budget.share(step, trained))
-        bar.set_postfix(step=step, **{k: f"{v:.4f}" for k, v in losses.items()}, refresh=False)
-        bar.update(0)
-        now = time.monotonic()
-        if now - last["validate"] > cadence.validate:
-            _log(folder, {"step": step, "seconds": round(trained, 1), **_rounded(losses),
-                          **_rounded(task.validate())})
-            last["validate"] = time.monotonic()
-        if now - last["picture"] > cadence.picture:
-            task.picture(folder / "samples" / f"{step:07d}.png")
-            last["picture"] = time.monotonic()
-        if now - last["checkpoint"] > cadence.checkpoint:
-            _save(task, state_file, step, trained)
-            last["checkpoint"] = time.monotonic()
-    bar.close()
-    _save(task, state_file, step, trained)
+    with _Stop() as stop:
+        while budget.share(step, trained) < 1 and not stop.asked:
+            began = time.monotonic()
+            fresh = task.train_step(step, budget.lr_factor(step, trained))
+            losses = {k: v if k not in losses else 0.98 * losses[k] + 0.02 * v for k, v in fresh.items()}
+            step += 1
+            trained += time.monotonic() - began
+            bar.n = int(100 * budget.share(step, trained))
+            bar.set_postfix(step=step, **{k: f"{v:.4f}" for k, v in losses.items()}, refresh=False)
+            bar.update(0)
+            now = time.monotonic()
+            if now - last["validate"] > cadence.validate:
+                _log(folder, {"step": step, "seconds": round(trained, 1), **_rounded(losses),
+                              **_rounded(task.validate())})
+                last["validate"] = time.monotonic()
+            if now - last["picture"] > cadence.picture:
+                task.picture(folder / "samples" / f"{step:07d}.png")
+                last["picture"] = time.monotonic()
+            if now - last["checkpoint"] > cadence.checkpoint:
+                _save(task, state_file, step, trained)
+                last["checkpoint"] = time.monotonic()
+        bar.close()
+        _save(task, state_file, step, trained)
     finished = budget.share(step, trained) >= 1
     closing = {**(record or {}), "steps": step, "train_seconds": round(trained, 1), "finished": finished,
                **_rounded(losses)}

@@ -26,7 +26,8 @@ class MuonAdamW:
     """One optimiser interface over `torch.optim.Muon` and `torch.optim.AdamW`.
 
     Muon takes weights of two and more dimensions, convolution kernels as (out, in*h*w) views of the same
-    storage, except those whose name starts with one of `exclude` (first and last layers, embeddings).
+    storage, except those that have one of `exclude` as a part of their name (first and last layers,
+    embeddings, modulation).
     """
 
     def __init__(self, named: Iterable[tuple[str, nn.Parameter]], config: OptimizerConfig,
@@ -37,7 +38,7 @@ class MuonAdamW:
         self._all: list[nn.Parameter] = []
         for name, parameter in named:
             self._all.append(parameter)
-            if config.muon_lr is None or parameter.ndim < 2 or name.startswith(tuple(exclude) or ("\0",)):
+            if config.muon_lr is None or parameter.ndim < 2 or _is_part(name, exclude):
                 rest.append(parameter)
             else:
                 self._matrices.append((parameter, nn.Parameter(parameter.data.view(parameter.shape[0], -1))))
@@ -85,6 +86,11 @@ class MuonAdamW:
                 if int(owner) == number:
                     state.setdefault(int(index), {})[key] = value
             optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
+
+
+def _is_part(name: str, parts: Sequence[str]) -> bool:
+    """Whether one of `parts` is a run of whole components of the dotted `name`."""
+    return any(f".{part}." in f".{name}." for part in parts)
 
 
 def ema_of(model: nn.Module, decay: float) -> AveragedModel:

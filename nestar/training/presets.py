@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from nestar.nesting import Nesting
+from nestar.training.features import FeaturesConfig
 from nestar.training.nesting import NestingTrainConfig
 from nestar.training.tokenizer import TokenizerConfig
 
@@ -23,4 +24,6 @@ NESTINGS: dict[str, NestingTrainConfig] = {
     "tiny-worlds-one-shot": NestingTrainConfig(nesting=Nesting.one_shot(8, 8)),
     "smoke": NestingTrainConfig(nesting=Nesting.nested(4, 4, 4), **_SMOKE),
 }
-FEATURES: dict = {}
+FEATURES: dict[str, FeaturesConfig] = {
+    "tiny-worlds": FeaturesConfig(),
+}

@@ -1,5 +1,6 @@
 """The templates, scripts and styles beside this file, and how the page is launched with them."""
 
+import html
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,11 @@ FOLDER = Path(__file__).parent
 SANS = ("ui-sans-serif", "system-ui", "-apple-system", "Segoe UI", "Helvetica Neue", "Arial", "sans-serif")
 MONO = ("ui-monospace", "SFMono-Regular", "Menlo", "Consolas", "monospace")
 ICON = (
-    "<svg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 16 16'><rect width='16' height='16' rx='3' fill='%231f4b5c'/>"
+    "<svg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 16 16'>"
+    "<rect width='16' height='16' rx='3' fill='%231f4b5c'/>"
     "<g fill='%23f6efe2'><rect x='3' y='3' width='4' height='4'/><rect x='9' y='9' width='4' height='4'/></g>"
-    "<g fill='%23e0a458'><rect x='9' y='3' width='4' height='4'/><rect x='3' y='9' width='4' height='4'/></g></svg>"
+    "<g fill='%23e0a458'><rect x='9' y='3' width='4' height='4'/><rect x='3' y='9' width='4' height='4'/></g>"
+    "</svg>"
 )
 
 
@@ -21,6 +24,15 @@ ICON = (
 def asset(name: str) -> str:
     """The text of a file in this folder."""
     return (FOLDER / name).read_text(encoding="utf-8")
+
+
+def template_text(text: str) -> str:
+    """`text` as literal HTML in a `gr.HTML` template, which Handlebars and JavaScript evaluate.
+
+    Class names come with the weights, so that a stranger's repository could otherwise bring code.
+    """
+    literal = html.escape(text, quote=True)
+    return "".join(f"&#{ord(character)};" if character in "${}`\\" else character for character in literal)
 
 
 def theme() -> gr.themes.Base:
@@ -65,6 +77,6 @@ def launch_options() -> dict[str, Any]:
     head = (
         f"<style>{asset('page.css')}</style>"
         f'<link rel="icon" href="data:image/svg+xml,{ICON}">'
-        '<meta name="description" content="Watch nested autoregressive models draw a picture, coarse to fine.">'
+        '<meta name="description" content="Watch nested autoregression draw a picture, coarse to fine.">'
     )
     return {"theme": theme(), "head": head, "footer_links": ["api"], "ssr_mode": False, "run_history": False}

@@ -1,4 +1,4 @@
-"""Frames of a run as the JSON that the browser and `/generate` get: pictures as data URIs, counts as numbers."""
+"""Frames of a run as the JSON that the browser and `/generate` get, with pictures as data URIs."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from PIL import Image
 
 from nestar.nesting import Nesting
+from nestar.settings import SOLVER_CALLS, SampleSettings
 
 if TYPE_CHECKING:
     from nestar.pipeline import Frame
@@ -31,7 +32,7 @@ def data_uri(image: Image.Image, kind: str = "JPEG") -> str:
 
 
 def picture(frame: Frame) -> str:
-    """The frame's picture as a data URI: PNG if it is final, else JPEG of at most PREVIEW_SIDE pixels a side."""
+    """The frame's picture as a data URI: PNG if final, else JPEG of at most PREVIEW_SIDE pixels a side."""
     if frame.final:
         return data_uri(frame.image, "PNG")
     preview = frame.image
@@ -42,7 +43,7 @@ def picture(frame: Frame) -> str:
 
 
 def frame_to_json(frame: Frame) -> dict[str, Any]:
-    """One frame: its picture and where the run stood when it was made. `seconds` is compute since the call."""
+    """One frame: its picture and where the run stood then. `seconds` is compute since the call."""
     return {
         "image": picture(frame),
         "module": frame.module,
@@ -57,9 +58,10 @@ def frame_to_json(frame: Frame) -> dict[str, Any]:
 
 
 def thin(frames: list[dict[str, Any]], limit: int = MAX_PREVIEW_CHARACTERS) -> None:
-    """Take the picture from every second patch, in place, until all pictures together are below `limit` characters.
+    """Take the picture from every second patch, in place, until all together are below `limit` characters.
 
-    Those that end a module stay, and so do all counts; a frame without a picture is shown with the one before it.
+    Those that end a module stay, and so do all counts; the page shows a frame without a picture with the
+    picture before it.
     """
     while sum(len(frame["image"]) for frame in frames) > limit:
         dispensable = [frame for frame in frames[1:] if frame["image"] and not frame["module_done"]]
@@ -69,8 +71,9 @@ def thin(frames: list[dict[str, Any]], limit: int = MAX_PREVIEW_CHARACTERS) -> N
             frame["image"] = ""
 
 
-def nesting_to_json(nesting: Nesting, steps: int) -> dict[str, Any]:
-    """What the token map and the counters need: the modules' patches as flat grid indices, in sampling order."""
+def nesting_to_json(nesting: Nesting, settings: SampleSettings) -> dict[str, Any]:
+    """What the token map and the counters need: the modules' patches as flat grid indices, as sampled."""
+    calls = SOLVER_CALLS[settings.solver]
     return {
         "name": nesting.name,
         "k": nesting.k,
@@ -80,7 +83,7 @@ def nesting_to_json(nesting: Nesting, steps: int) -> dict[str, Any]:
         "n": nesting.n,
         "evaluations": nesting.evaluations,
         "context_passes": nesting.context_passes,
-        "function_evaluations": nesting.function_evaluations(steps),
+        "function_evaluations": nesting.function_evaluations(settings.steps, calls),
         "modules": [
             {
                 "number": scale.number,

@@ -4,7 +4,6 @@ import itertools
 import logging
 import threading
 from collections.abc import Iterator
-from html import escape
 from typing import Any
 
 import gradio as gr
@@ -12,10 +11,11 @@ import torch
 from PIL import Image
 
 from nestar.data import tiny_worlds
+from nestar.model import WeightsError
 from nestar.nesting import Nesting
 from nestar.pipeline import NestARPipeline
 from nestar.settings import RANGES, SampleSettings, SettingsError
-from nestar.ui.assets import asset
+from nestar.ui.assets import asset, template_text
 from nestar.ui.frames import data_uri, frame_to_json, nesting_to_json, plans_to_json, thin
 from nestar.ui.runs import SAMPLER, Runs, streamer
 
@@ -35,7 +35,7 @@ run_numbers = itertools.count(1)
 
 
 def thumbnail(class_name: str) -> str:
-    """A small Tiny World of that class as a data URI, or "" if the checkpoint was trained on other classes."""
+    """A small Tiny World of that class as a data URI, or "" for a class that Tiny Worlds has not."""
     if class_name not in tiny_worlds.CLASSES:
         return ""
     class_ids_B = torch.tensor([tiny_worlds.CLASSES.index(class_name)])
@@ -50,27 +50,37 @@ def class_cards(classes: tuple[str, ...]) -> str:
     for name in classes:
         source = thumbnail(name)
         # The name stands beside it, so the picture is decoration to a screen reader.
-        image = f'<img src="{source}" alt="" width="96" height="96">' if source else '<span class="blank"></span>'
+        picture = f'<img src="{source}" alt="" width="96" height="96">' if source else '<i class="blank"></i>'
         cards.append(
-            f'<label class="card"><input type="radio" name="nestar-class" value="{escape(name, quote=True)}">'
-            f"{image}<span>{escape(name)}</span></label>"
+            f'<label class="card"><input type="radio" name="nestar-class" value="{template_text(name)}">'
+            f"{picture}<span>{template_text(name)}</span></label>"
         )
     return asset("classes.html").replace("<!-- cards -->", "".join(cards))
 
 
+def shown_order(pipeline: NestARPipeline) -> str:
+    """The token order of the tab's runs: the default one, or another if the checkpoint has only that."""
+    orders = [nesting.order for nesting in pipeline.nestings.values()]
+    return DEFAULTS.order if DEFAULTS.order in orders else orders[0]
+
+
 def k_plans(pipeline: NestARPipeline) -> list[tuple[Nesting, bool]]:
     """The nestings that the k slider offers, and whether this checkpoint has weights for each."""
-    any_nesting = next(iter(pipeline.nestings.values()))
-    trained = {nesting.k for nesting in pipeline.nestings.values() if nesting.kind == "nested"}
-    height, width = any_nesting.height, any_nesting.width
-    return [(Nesting.nested(height, width, k), k in trained) for k in K_POSITIONS if k <= any_nesting.n]
+    some = next(iter(pipeline.nestings.values()))
+    order = shown_order(pipeline)
+    trained = {
+        nesting.k for nesting in pipeline.nestings.values() if nesting.order == order and nesting.k > 1
+    }
+    positions = sorted({k for k in K_POSITIONS if k <= some.n} | trained)
+    return [(Nesting.nested(some.height, some.width, k), k in trained) for k in positions]
 
 
 def first_settings(pipeline: NestARPipeline) -> SampleSettings:
-    """The settings that the page opens with: the defaults, or the nearest that this checkpoint has weights for."""
+    """The settings that the page opens with: the defaults, as far as this checkpoint has them."""
     class_name = FIRST_CLASS if FIRST_CLASS in pipeline.classes else pipeline.classes[0]
     trained = [nesting.k for nesting, has_weights in k_plans(pipeline) if has_weights]
-    return pipeline.settings(class_name=class_name, k=DEFAULTS.k if DEFAULTS.k in trained else trained[0])
+    k = DEFAULTS.k if DEFAULTS.k in trained else trained[0]
+    return pipeline.settings(class_name=class_name, k=k, order=shown_order(pipeline))
 
 
 def refusal(message: str) -> dict[str, Any]:
@@ -79,7 +89,7 @@ def refusal(message: str) -> dict[str, Any]:
 
 
 def build(pipeline: NestARPipeline, demo: gr.Blocks) -> None:
-    """Lay out the tab inside `demo`, compute the run it shows on load, and bind its events and `/generate`."""
+    """Lay out the tab inside `demo`, compute the run shown on load, and bind the events and `/generate`."""
     runs = Runs()
     stream = streamer(pipeline)
     first = first_settings(pipeline)
@@ -90,7 +100,7 @@ def build(pipeline: NestARPipeline, demo: gr.Blocks) -> None:
             "run": next(run_numbers),
             "state": "running",
             "settings": vars(settings),
-            "nesting": nesting_to_json(pipeline.plan(settings.k, settings.order), settings.steps),
+            "nesting": nesting_to_json(pipeline.plan(settings.k, settings.order), settings),
             "device": str(pipeline.device),
         }
         frames: list[dict[str, Any]] = []
@@ -136,10 +146,10 @@ def build(pipeline: NestARPipeline, demo: gr.Blocks) -> None:
 
     def on_generate(class_name: str, values: dict[str, Any], request: gr.Request) -> Iterator[dict[str, Any]]:
         try:
-            settings = pipeline.settings(class_name=class_name, **values)
+            settings = pipeline.settings(class_name=class_name, order=first.order, **values)
             with runs.run(request) as cancel:
                 yield from run_to_json(settings, cancel)
-        except SettingsError as error:
+        except (SettingsError, WeightsError) as error:
             yield refusal(str(error))
         except Exception:
             log.exception("The run failed.")
@@ -158,16 +168,15 @@ def build(pipeline: NestARPipeline, demo: gr.Blocks) -> None:
         cfg: float = first.cfg,
         seed: int = first.seed,
     ) -> dict:
-        """Grow one picture. Streams one JSON object a patch: image (a data URI, PNG when final), module, patch,
-        known, evaluations, function_evaluations, seconds, module_done, final."""
+        """Grow one picture. Streams one JSON object a patch: image (a data URI, PNG when final), module,
+        patch, known, evaluations, function_evaluations, seconds, module_done, final."""
         try:
-            settings = pipeline.settings(
-                class_name=class_name, k=k, steps=steps, temperature=temperature, cfg=cfg, seed=seed
-            )
+            values = {"k": k, "steps": steps, "temperature": temperature, "cfg": cfg, "seed": seed}
+            settings = pipeline.settings(class_name=class_name, order=first.order, **values)
             with runs.run(request) as cancel:
                 for frame in stream(settings, cancel):
                     yield frame_to_json(frame)
-        except SettingsError as error:
+        except (SettingsError, WeightsError) as error:
             raise gr.Error(str(error), print_exception=False) from error
 
     running = generate_button.click(

@@ -1,4 +1,4 @@
-"""How the tabs run the pipeline: one call at a time, each with a cancel flag that its visitor's Stop reaches."""
+"""How the tabs run the pipeline: one call at a time, each with a cancel flag for its visitor's Stop."""
 
 import importlib.util
 import threading
@@ -49,7 +49,7 @@ class Runs:
 
 
 def streamer(pipeline: "NestARPipeline") -> Stream:
-    """The pipeline's stream as this host runs it: in this process, or on a ZeroGPU Space inside `spaces.GPU`."""
+    """The pipeline's stream as this host runs it: in this process, or on ZeroGPU inside `spaces.GPU`."""
 
     def stream(settings: SampleSettings, cancel: threading.Event | None = None) -> Iterator["Frame"]:
         yield from pipeline.stream(**vars(settings), cancel=cancel)
@@ -61,5 +61,5 @@ def streamer(pipeline: "NestARPipeline") -> Stream:
     on_gpu = spaces.GPU(stream)
     if on_gpu is stream:
         return stream
-    # ZeroGPU runs the stream in a fork, which would never see the flag set here: Stop ends it at its next frame.
+    # ZeroGPU runs the stream in a fork, which never sees a flag set here: Stop ends it at its next frame.
     return lambda settings, cancel: on_gpu(settings)

@@ -23,7 +23,7 @@ function plural(count, word) {
   return `${count} ${word}${count === 1 ? "" : "s"}`;
 }
 
-// ---- what is on screen -------------------------------------------------------------------------------------------
+// ---- what is on screen --------------------------------------------------------------------------
 
 function pictureOf(index) {
   // A frame may have given its picture up to keep a long run small: show the one before.
@@ -172,7 +172,7 @@ function lay() {
     .join("");
 }
 
-// ---- playing -----------------------------------------------------------------------------------------------------
+// ---- playing ------------------------------------------------------------------------------------
 
 function pace(frame) {
   const inModule = run.nesting.modules[frame.module - 1].patches.length;
@@ -236,7 +236,7 @@ function say(sentence, alarming) {
   message.classList.toggle("quiet", !alarming);
 }
 
-// ---- updates from the server -------------------------------------------------------------------------------------
+// ---- updates from the server --------------------------------------------------------------------
 
 function stopped() {
   // Stop was pressed: keep what stands, whatever else is still on its way.
@@ -301,7 +301,7 @@ function update() {
   if (run.state === "stopped") stopped();
 }
 
-// ---- the visitor's hands -----------------------------------------------------------------------------------------
+// ---- the visitor's hands ------------------------------------------------------------------------
 
 scrubber.addEventListener("input", () => {
   if (!run?.frames.length) return;

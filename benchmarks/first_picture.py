@@ -1,0 +1,64 @@
+"""How long a picture takes: `python -m benchmarks.first_picture` writes `benchmarks/results/first_picture.json`.
+
+Seconds from the call of `pipe.stream` to the first module's encoded frame and to the whole picture, a frame a
+patch encoded on the way as the page does; medians over seeds, after one run that warms up.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import resource
+import statistics
+import time
+from pathlib import Path
+
+import torch
+
+from nestar.pipeline import NestARPipeline
+from nestar.ui.frames import picture
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def measure(pipeline: NestARPipeline, k: int, steps: int, cfg: float, seed: int) -> dict[str, float]:
+    """Seconds of one streamed picture, by what the caller's own clock says."""
+    began = time.perf_counter()
+    times: dict[str, float] = {}
+    for frame in pipeline.stream("lighthouse", k=k, steps=steps, cfg=cfg, seed=seed):
+        picture(frame)
+        elapsed = time.perf_counter() - began
+        times.setdefault("first_frame", elapsed)
+        if frame.module_done:
+            times.setdefault("first_module", elapsed)
+        times["whole_picture"] = elapsed
+    return times
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--k", type=int, default=4)
+    parser.add_argument("--steps", type=int, default=25)
+    parser.add_argument("--cfg", type=float, default=2.0)
+    parser.add_argument("--runs", type=int, default=15)
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--out", type=Path, default=RESULTS / "first_picture.json")
+    arguments = parser.parse_args()
+    pipeline = NestARPipeline.from_pretrained(device=arguments.device)
+    runs = [measure(pipeline, arguments.k, arguments.steps, arguments.cfg, seed) for seed in range(arguments.runs + 1)]
+    report = {
+        "k": arguments.k, "steps": arguments.steps, "cfg": arguments.cfg, "device": str(pipeline.device),
+        "threads": torch.get_num_threads(), "cores": os.cpu_count(), "machine": platform.machine(),
+        "runs": arguments.runs,
+        **{f"{name}_seconds": round(statistics.median(run[name] for run in runs[1:]), 4) for name in runs[0]},
+        "memory_mib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
+    }
+    arguments.out.parent.mkdir(parents=True, exist_ok=True)
+    arguments.out.write_text(json.dumps(report, indent=1) + "\n")
+    print(json.dumps(report))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,145 @@
+"""A stand-in for the Hugging Face Hub on 127.0.0.1, and a process that loads checkpoints from it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Mapping
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+# One JSON request a line, one JSON answer a line. A process of its own, since huggingface_hub reads
+# HF_ENDPOINT when it is imported.
+LOADER = """
+import json, sys, time
+from nestar.checkpoints import open_checkpoint
+from nestar.model import WeightsError
+print("ready", flush=True)
+for line in sys.stdin:
+    began = time.perf_counter()
+    try:
+        checkpoint = open_checkpoint(**json.loads(line))
+        for name in checkpoint.nestings:
+            checkpoint.nesting(name)
+        checkpoint.tokenizer()
+        answer = {"origin": checkpoint.origin, "files": sorted(
+            str(file.relative_to(checkpoint.folder))
+            for file in checkpoint.folder.rglob("*") if file.is_file())}
+    except WeightsError as error:
+        answer = {"error": str(error)}
+    print(json.dumps({**answer, "seconds": time.perf_counter() - began}), flush=True)
+"""
+
+
+class StandInHub:
+    """Serves `repositories`, a folder or an error code by id, at one commit; `served` lists what it gave."""
+
+    def __init__(self, repositories: Mapping[str, Path | str]):
+        self.repositories = repositories
+        self.served: list[str] = []
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
+        self.url = f"http://127.0.0.1:{self.server.server_port}"
+        threading.Thread(
+            target=self.server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True
+        ).start()
+
+    def stop(self) -> None:
+        """From now on connections are refused; a second call does nothing."""
+        self.server.shutdown()
+        self.server.server_close()
+
+    def answer(self, path: str) -> tuple[str | None, bytes]:
+        """An error code or None, and the body."""
+        parts = unquote(urlsplit(path).path).strip("/").split("/")
+        if len(parts) < 5:
+            return "EntryNotFound", b""  # the client looks around elsewhere too
+        if parts[:2] == ["api", "models"]:
+            repository, what, revision, name = "/".join(parts[2:4]), parts[4], parts[5], None
+        else:
+            repository, what, revision, name = "/".join(parts[:2]), parts[2], parts[3], "/".join(parts[4:])
+        folder = self.repositories.get(repository, "RepoNotFound")
+        if isinstance(folder, str):
+            return folder, b""
+        if revision not in ("main", "v1", COMMIT):
+            return "RevisionNotFound", b""
+        names = sorted(str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file())
+        if what == "resolve":
+            return (None, (folder / name).read_bytes()) if name in names else ("EntryNotFound", b"")
+        if what == "revision":
+            listed: Any = {
+                "id": repository,
+                "sha": COMMIT,
+                "siblings": [{"rfilename": name} for name in names],
+            }
+        else:
+            listed = [
+                {
+                    "type": "file",
+                    "path": name,
+                    "size": (folder / name).stat().st_size,
+                    "oid": hashlib.sha1(name.encode()).hexdigest(),
+                }
+                for name in names
+            ]
+        return None, json.dumps(listed).encode()
+
+    def _handler(hub) -> type[BaseHTTPRequestHandler]:
+        class Handler(BaseHTTPRequestHandler):
+            def do_HEAD(self) -> None:
+                error, body = hub.answer(self.path)
+                status = {None: 200, "GatedRepo": 403, "RepoNotFound": 401}.get(error, 404)
+                self.send_response(status)
+                if error:
+                    self.send_header("X-Error-Code", error)
+                self.send_header("X-Repo-Commit", COMMIT)
+                self.send_header("ETag", f'"{hashlib.sha1(body).hexdigest()}"')
+                self.send_header("Content-Length", str(len(body)))
+                self.end_headers()
+                if self.command == "GET":
+                    hub.served.append(self.path.split("?")[0])
+                    self.wfile.write(body)
+
+            do_GET = do_HEAD
+
+            def log_message(self, *_: object) -> None:
+                pass
+
+        return Handler
+
+
+class Loader:
+    """A process that loads checkpoints from the Hub at `endpoint`, with a cache of its own."""
+
+    def __init__(self, endpoint: str, cache: Path):
+        environment = {
+            name: value for name, value in os.environ.items() if not name.startswith(("HF_", "NESTAR_"))
+        }
+        environment |= {"HF_ENDPOINT": endpoint, "HF_HOME": str(cache), "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", LOADER],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=environment,
+            cwd=Path(__file__).parent.parent,
+        )
+        assert self.process.stdout.readline() == "ready\n"
+
+    def load(self, source: str, revision: str | None = None) -> dict[str, Any]:
+        """Load everything; returns origin and files, or the error's sentence, and the seconds it took."""
+        self.process.stdin.write(json.dumps({"source": source, "revision": revision}) + "\n")
+        self.process.stdin.flush()
+        return json.loads(self.process.stdout.readline())
+
+    def close(self) -> None:
+        self.process.stdin.close()
+        self.process.wait(timeout=20)
+        self.process.stdout.close()

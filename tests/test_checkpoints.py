@@ -1,0 +1,327 @@
+"""Where weights come from: round trips, damage of every kind, devices, and the Hub."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import shutil
+import socket
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from nestar import checkpoints
+from nestar.checkpoints import load_tokenizer, open_checkpoint, resolve_device
+from nestar.model import FORMAT_VERSION, NestAR, WeightsError
+from nestar.pipeline import NestARPipeline
+from tests.hub import COMMIT, Loader, StandInHub
+from tests.small import CLASSES, K2, K4, SIZE, save_checkpoint, save_tokenizer, small_model, small_tokenizer
+
+CONFIG = "config.json"
+MODULE = f"{K4.name}/module_2.safetensors"
+MODULE_CONFIG = f"{K4.name}/config.json"
+TOKENIZER = "tokenizer/diffusion_pytorch_model.safetensors"
+TOKENIZER_CONFIG = "tokenizer/config.json"
+TOKENIZER_SCALE = "tokenizer/tokenizer.json"
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_checkpoint(tmp_path_factory.mktemp("saved"))
+
+
+@pytest.fixture
+def folder(saved: Path, tmp_path: Path) -> Path:
+    """A copy of the checkpoint that the test may damage."""
+    return Path(shutil.copytree(saved, tmp_path / "weights"))
+
+
+def refusal(source: Path | str) -> str:
+    with pytest.raises(WeightsError) as caught:
+        NestARPipeline.from_pretrained(source, device="cpu")
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("nesting", [K4, K2], ids=lambda nesting: nesting.name)
+def test_a_nesting_comes_back_bit_for_bit(nesting, tmp_path: Path) -> None:
+    model = small_model(nesting)
+    model.save_pretrained(tmp_path / "first", record={"steps": 7})
+    loaded = NestAR.from_pretrained(tmp_path / "first")
+    assert loaded.config == model.config
+    assert not loaded.training
+    for (name, value), (loaded_name, back) in zip(
+        model.state_dict().items(), loaded.state_dict().items(), strict=True
+    ):
+        assert name == loaded_name
+        assert back.dtype == torch.float32
+        assert torch.equal(back, value.bfloat16().float()), name
+    loaded.save_pretrained(tmp_path / "second", record={"steps": 7})
+    files = sorted(file.name for file in (tmp_path / "first").iterdir())
+    assert files == ["config.json", *(f"module_{m}.safetensors" for m in range(1, len(nesting.scales) + 1))]
+    for file in files:
+        assert (tmp_path / "first" / file).read_bytes() == (tmp_path / "second" / file).read_bytes(), file
+    assert json.loads((tmp_path / "first/config.json").read_text())["training"] == {"steps": 7}
+
+
+def test_a_tokenizer_comes_back_bit_for_bit(tmp_path: Path) -> None:
+    tokenizer = small_tokenizer()
+    before = {name: value.clone() for name, value in tokenizer.state_dict().items()}
+    save_tokenizer(tokenizer, tmp_path)
+    loaded = load_tokenizer(tmp_path)
+    assert (loaded.patch, loaded.scale, loaded.channels, loaded.stride) == (4, 0.5, 4, 16)
+    assert loaded.state_dict().keys() == before.keys()
+    for name, back in loaded.state_dict().items():
+        assert back.dtype == torch.float32
+        assert torch.equal(back, before[name].bfloat16().float()), name
+
+
+@pytest.mark.parametrize("kind", [str, Path])
+def test_a_local_folder(saved: Path, kind: Callable[[Path], str | Path]) -> None:
+    checkpoint = open_checkpoint(kind(saved))
+    assert (checkpoint.origin, checkpoint.folder) == (str(saved), saved)
+    assert (checkpoint.classes, checkpoint.size) == (CLASSES, SIZE)
+    assert checkpoint.nestings == (K4.name, K2.name)
+    assert checkpoint.nesting(K2.name).config.nesting == K2
+
+
+def test_no_source_means_the_embedded_weights(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checkpoints, "EMBEDDED", folder)
+    checkpoint = open_checkpoint()
+    assert (checkpoint.origin, checkpoint.folder) == ("embedded", folder)
+
+
+def remove(file: Path) -> None:
+    file.unlink()
+
+
+def truncate(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[:-100])
+
+
+def empty(file: Path) -> None:
+    file.write_bytes(b"")
+
+
+def pickled(file: Path) -> None:
+    """What torch.save wrote in former times; reading it could run anything."""
+    file.write_bytes(pickle.dumps({"embed.weight": [0.0] * 64}))
+
+
+def torch_saved(file: Path) -> None:
+    torch.save({"embed.weight": torch.zeros(4)}, file)
+
+
+def edit_tensors(file: Path, edit: Callable[[dict[str, torch.Tensor]], object]) -> None:
+    tensors = load_file(file)
+    edit(tensors)
+    save_file(tensors, file, metadata={"format": "pt"})
+
+
+def last(tensors: dict[str, torch.Tensor]) -> str:
+    return sorted(tensors)[-1]
+
+
+def lose_a_tensor(file: Path) -> None:
+    edit_tensors(file, lambda tensors: tensors.pop(last(tensors)))
+
+
+def add_a_tensor(file: Path) -> None:
+    edit_tensors(file, lambda tensors: tensors.update(stowaway=torch.zeros(3)))
+
+
+def reshape_a_tensor(file: Path) -> None:
+    edit_tensors(file, lambda tensors: tensors.update({last(tensors): torch.zeros(3, 5)}))
+
+
+@pytest.mark.parametrize("name", [MODULE, TOKENIZER])
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (remove, "is missing."),
+        (truncate, "is no whole safetensors file"),
+        (empty, "is no whole safetensors file"),
+        (pickled, "is no whole safetensors file"),
+        (torch_saved, "is no whole safetensors file"),
+        (lose_a_tensor, "lacks tensor"),
+        (add_a_tensor, "has an unexpected tensor 'stowaway'"),
+        (reshape_a_tensor, "shape"),
+    ],
+    ids=lambda value: getattr(value, "__name__", ""),
+)
+def test_a_damaged_weight_file_is_refused_by_name(
+    folder: Path, name: str, damage: Callable, said: str
+) -> None:
+    damage(folder / name)
+    message = refusal(folder)
+    assert message.startswith(str(folder / name))
+    assert said in message
+
+
+@pytest.mark.parametrize("name", [CONFIG, MODULE_CONFIG, TOKENIZER_CONFIG, TOKENIZER_SCALE])
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (None, "is missing."),
+        ("{", "cannot be read as JSON"),
+        ("[1]", "must hold a JSON object."),
+        (b"\xff\xfe", "cannot be read"),
+    ],
+    ids=["missing", "truncated", "list", "binary"],
+)
+def test_a_damaged_config_is_refused_by_name(
+    folder: Path, name: str, content: str | bytes | None, said: str
+) -> None:
+    file = folder / name
+    if content is None:
+        file.unlink()
+    else:
+        file.write_bytes(content.encode() if isinstance(content, str) else content)
+    message = refusal(folder)
+    assert message.startswith(f"{file} ")
+    assert said in message
+
+
+@pytest.mark.parametrize("name", [CONFIG, MODULE_CONFIG])
+@pytest.mark.parametrize("version", [FORMAT_VERSION + 1, None, "1"])
+def test_a_format_version_not_known_here_is_refused_by_name(folder: Path, name: str, version: object) -> None:
+    file = folder / name
+    file.write_text(json.dumps({**json.loads(file.read_text()), "format_version": version}))
+    assert (
+        refusal(folder) == f"{file} has format version {version}; this NestAR reads up to {FORMAT_VERSION}."
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        (CONFIG, {"classes": None}),
+        (CONFIG, {"size": "large"}),
+        (CONFIG, {"nestings": 5}),
+        (MODULE_CONFIG, {"nesting": {}}),
+        (MODULE_CONFIG, {"nesting": None}),
+        (MODULE_CONFIG, {"dim": "wide"}),
+        (MODULE_CONFIG, {"heads": 0}),
+        (TOKENIZER_CONFIG, {"block_out_channels": 5}),
+        (TOKENIZER_SCALE, {"patch": None}),
+        (TOKENIZER_SCALE, {"scale": "half"}),
+    ],
+)
+def test_a_config_with_wrong_values_is_refused_by_name(folder: Path, name: str, change: dict) -> None:
+    file = folder / name
+    file.write_text(json.dumps({**json.loads(file.read_text()), **change}))
+    assert refusal(folder).startswith(f"{file} ")
+
+
+def test_a_config_without_its_fields_is_refused_by_name(folder: Path) -> None:
+    for name, kept in ((CONFIG, {"format_version": 1}), (TOKENIZER_SCALE, {"patch": 4})):
+        before = (folder / name).read_text()
+        (folder / name).write_text(json.dumps(kept))
+        assert refusal(folder).startswith(f"{folder / name} lacks a valid ")
+        (folder / name).write_text(before)
+
+
+def test_a_nesting_for_other_classes_is_refused(folder: Path) -> None:
+    file = folder / CONFIG
+    file.write_text(json.dumps({**json.loads(file.read_text()), "classes": ["flower"]}))
+    assert refusal(folder) == f"{folder / MODULE_CONFIG} is for 3 classes; the checkpoint has 1."
+
+
+def test_devices(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert resolve_device("cpu") == torch.device("cpu")
+    for present, auto in ((False, "cpu"), (True, "cuda")):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda present=present: present)
+        assert resolve_device("auto").type == auto
+    assert resolve_device("cuda").type == "cuda"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(WeightsError, match="No CUDA device was found"):
+        resolve_device("cuda")
+    for name in ("tpu", "mps", "", "CUDA"):
+        with pytest.raises(WeightsError, match=f"^Unknown device '{name}': allowed are auto, cpu and cuda.$"):
+            resolve_device(name)
+
+
+@pytest.fixture(scope="module")
+def published(saved: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The checkpoint as somebody might publish it, with files beside it that must not be fetched."""
+    folder = Path(shutil.copytree(saved, tmp_path_factory.mktemp("published") / "repository"))
+    for name in (
+        "pytorch_model.bin",
+        f"{K4.name}/module_1.bin",
+        "tokenizer/diffusion_pytorch_model.bin",
+        "run.py",
+    ):
+        (folder / name).write_bytes(pickle.dumps("arbitrary code"))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def hub(published: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[StandInHub]:
+    """One Hub for all tests of this file."""
+    other = tmp_path_factory.mktemp("other")
+    (other / "model.safetensors").write_bytes(b"something else")
+    started = StandInHub({"user/weights": published, "user/other": other, "user/gated": "GatedRepo"})
+    yield started
+    started.stop()
+
+
+@pytest.fixture(scope="module")
+def loader(hub: StandInHub, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Loader]:
+    started = Loader(hub.url, tmp_path_factory.mktemp("hf"))
+    yield started
+    started.close()
+
+
+def test_the_hub_by_commit_without_pickles(hub: StandInHub, loader: Loader) -> None:
+    answer = loader.load("user/weights")
+    assert answer.get("origin") == f"user/weights@{COMMIT[:7]}"
+    expected = [CONFIG, TOKENIZER, TOKENIZER_CONFIG, TOKENIZER_SCALE]
+    for nesting in (K4, K2):
+        expected += [f"{nesting.name}/config.json"]
+        expected += [f"{nesting.name}/module_{scale.number}.safetensors" for scale in nesting.scales]
+    assert answer["files"] == sorted(expected)
+    assert sum(path.endswith(".safetensors") for path in hub.served) == 7
+    assert not [path for path in hub.served if path.endswith((".bin", ".py"))]
+    assert loader.load("user/weights", "v1")["origin"] == f"user/weights@{COMMIT[:7]}"
+
+
+@pytest.mark.parametrize(
+    ("source", "revision", "said"),
+    [
+        ("user/gone", None, "Hub repository user/gone was not found, or is private."),
+        ("user/gated", None, "Hub repository user/gated is gated: ask for access and log in."),
+        ("user/weights", "nowhere", "Hub repository user/weights has no revision 'nowhere'."),
+        ("user/other", None, "Hub repository user/other has no config.json: it holds no NestAR weights."),
+        (
+            "no/such/folder",
+            None,
+            "'no/such/folder' is neither a folder here nor a Hub repository id (user/name).",
+        ),
+    ],
+)
+def test_what_the_hub_refuses_is_one_sentence(
+    loader: Loader, source: str, revision: str | None, said: str
+) -> None:
+    answer = loader.load(source, revision)
+    assert answer.get("error") == said
+    assert answer["seconds"] < 15
+
+
+def test_a_silent_hub_and_a_dead_one(hub: StandInHub, loader: Loader) -> None:
+    """What has been downloaded is served from the cache, and what has not is refused, within seconds.
+
+    The last test of this file: it stops the Hub that the others share.
+    """
+    assert "origin" in loader.load("user/weights")
+    hub.stop()
+    with socket.create_server(("127.0.0.1", hub.server.server_port), backlog=16):  # accepts, never answers
+        silent = [loader.load("user/weights"), loader.load("user/new")]
+    dead = [loader.load("user/weights"), loader.load("user/new", "v1")]
+    assert [answer[0].get("origin") for answer in (silent, dead)] == [f"user/weights@{COMMIT[:7]}"] * 2
+    assert silent[1].get("error") == "The Hub does not answer and user/new is not in the cache."
+    assert dead[1].get("error") == "The Hub does not answer and user/new@v1 is not in the cache."
+    # Left to itself huggingface_hub retries for 23 s, or 388 s where nothing answers.
+    assert max(answer["seconds"] for answer in silent + dead) < 15

@@ -1,0 +1,243 @@
+"""The command line: the JSON object, the files it writes, and its refusals."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from nestar.cli import main
+from nestar.pipeline import NestARPipeline
+from tests.small import K2, K4, SIZE, save_checkpoint
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return str(save_checkpoint(tmp_path_factory.mktemp("weights")))
+
+
+@pytest.fixture(autouse=True)
+def no_repository_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("NESTAR_REPO", raising=False)
+
+
+def refusal(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    """Run a command that must be refused; returns its one sentence."""
+    assert main(arguments) == 2
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert printed.err.startswith("nestar: ")
+    assert printed.err.endswith(".\n")
+    assert printed.err.count("\n") == 1
+    return printed.err.removeprefix("nestar: ").strip()
+
+
+def test_sample_prints_one_json_object_and_writes_the_picture(
+    weights: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "new" / "flower.png"
+    command = [
+        "sample",
+        "--class",
+        "flower",
+        "--k",
+        "4",
+        "--steps",
+        "3",
+        "--temperature",
+        "0.9",
+        "--cfg",
+        "2.5",
+        "--seed",
+        "7",
+        "--out",
+        str(out),
+        "--json",
+        "--stages",
+        "--repo",
+        weights,
+        "--device",
+        "cpu",
+    ]
+    assert main(command) == 0
+    printed = capsys.readouterr().out
+    assert printed.count("\n") == 1
+    result = json.loads(printed)
+    seconds = result.pop("seconds")
+    stages = result.pop("stages")
+    assert result == {
+        "class": "flower",
+        "k": 4,
+        "order": "lattice",
+        "steps": 3,
+        "solver": "euler",
+        "cfg": 2.5,
+        "schedule": "constant",
+        "temperature": 0.9,
+        "seed": 7,
+        "modules": 2,
+        "evaluations": 7,
+        "function_evaluations": K4.function_evaluations(3),
+        "image": str(out),
+    }
+    assert [(stage["module"], stage["tokens"]) for stage in stages] == [(1, 4), (2, 16)]
+    assert 0 < stages[0]["seconds"] < stages[1]["seconds"] == seconds
+    names = ["flower-module-1.png", "flower-module-2.png", "flower.png"]
+    assert sorted(file.name for file in out.parent.iterdir()) == names
+    one, two, final = (np.asarray(Image.open(out.parent / name)) for name in names)
+    assert final.shape == (SIZE, SIZE, 3)
+    assert (two == final).all()
+    assert (one != final).any()
+    picture = NestARPipeline.from_pretrained(weights, device="cpu")(
+        "flower", steps=3, temperature=0.9, cfg=2.5, seed=7
+    ).image
+    assert (np.asarray(picture) == final).all()
+
+
+def test_without_json_one_line_for_people(
+    weights: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NESTAR_REPO", weights)
+    monkeypatch.chdir(tmp_path)
+    assert main(["sample", "--class", "fish", "--k", "2", "--steps", "1"]) == 0
+    printed = capsys.readouterr().out
+    assert printed.startswith(f"nestar.png: fish, {K2.evaluations} sequential evaluations, ")
+    assert printed.count("\n") == 1
+    assert [file.name for file in tmp_path.iterdir()] == ["nestar.png"]
+
+
+def test_repo_goes_before_the_environment(
+    weights: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NESTAR_REPO", "/no/such/folder")
+    assert refusal(capsys, "sample", "--class", "fish").startswith(
+        "'/no/such/folder' is neither a folder here nor"
+    )
+    assert refusal(capsys, "sample", "--class", "cat", "--repo", weights).startswith(
+        "class must be one of flower"
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--class", "cat"], "class must be one of flower, fish, hot-air balloon; got 'cat'."),
+        (
+            ["--k", "8"],
+            "k = 8 with order lattice has no weights; there are weights for k = 4 (lattice), k = 2",
+        ),
+        (["--k", "four"], "k must be a whole number, got 'four'; "),
+        (["--steps", "0"], "steps must be a whole number from 1 to 200, got 0."),
+        (["--steps", "201"], "steps must be a whole number from 1 to 200, got 201."),
+        (["--steps", "abc"], "steps must be a whole number from 1 to 200, got 'abc'."),
+        (["--steps", "-3"], "steps must be a whole number from 1 to 200, got -3."),
+        (["--temperature", "3"], "temperature must be a number from 0 to 2, got 3."),
+        (["--temperature", "inf"], "temperature must be a number from 0 to 2, got inf."),
+        (["--cfg", "nan"], "cfg must be a number from 0 to 20, got nan."),
+        (["--cfg", "20.5"], "cfg must be a number from 0 to 20, got 20.5."),
+        (["--seed", "1.5"], "seed must be a whole number from 0 to 9223372036854775807, got 1.5."),
+        (["--seed", "x"], "seed must be a whole number from 0 to 9223372036854775807, got 'x'."),
+        (["--order", "spiral"], "order must be one of lattice, raster, blocks; got 'spiral'."),
+        (["--solver", "rk4"], "solver must be one of euler, midpoint, heun; got 'rk4'."),
+        (["--schedule", "cosine"], "schedule must be one of constant, linear; got 'cosine'."),
+        (["--device", "tpu"], "Unknown device 'tpu': allowed are auto, cpu and cuda."),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_bad_input_is_one_sentence(
+    weights: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], said: str
+) -> None:
+    out = tmp_path / "out.png"
+    message = refusal(capsys, "sample", "--class", "fish", "--repo", weights, "--out", str(out), *arguments)
+    assert message.startswith(said)
+    assert not out.exists()
+
+
+def test_damaged_weights_and_an_unwritable_place_are_one_sentence(
+    tmp_path: Path, weights: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert (
+        refusal(capsys, "sample", "--class", "fish", "--repo", str(tmp_path))
+        == f"{tmp_path / 'config.json'} is missing."
+    )
+    sample = ["sample", "--class", "fish", "--steps", "1", "--repo", weights, "--out"]
+    assert refusal(capsys, *sample, str(tmp_path)) == f"{tmp_path} cannot be written (Is a directory)."
+    (tmp_path / "file").touch()
+    assert "cannot be written" in refusal(capsys, *sample, str(tmp_path / "file" / "out.png"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (
+            ["tokenizer", "--preset", "imagenet", "--steps", "1"],
+            "Unknown preset 'imagenet': allowed are tiny-worlds, smoke.",
+        ),
+        (["nesting"], "Give exactly one budget: minutes or steps."),
+        (["nesting", "--steps", "1", "--minutes", "1"], "Give exactly one budget: minutes or steps."),
+        (["nesting", "--steps", "0"], "The budget must be a finite number above 0, got 0."),
+        (["nesting", "--minutes", "nan"], "The budget must be a finite number above 0, got nan."),
+        (["nesting", "--steps", "1", "--batch", "0"], "--batch must be at least 1, got 0."),
+        (
+            ["nesting", "--steps", "1", "--coordination", "-1"],
+            "--coordination must be a finite number of at least 0, got -1.0.",
+        ),
+        (["tokenizer", "--steps", "1", "--coordination", "1"], "--coordination does not apply to tokenizer."),
+        (["tokenizer", "--steps", "1", "--compile"], "--compile does not apply to tokenizer."),
+        (
+            ["tokenizer", "--steps", "1", "--device", "tpu"],
+            "Unknown device 'tpu': allowed are auto, cpu and cuda.",
+        ),
+        (["nesting", "--steps", "1", "--tokenizer", "nowhere"], "nowhere/tokenizer.json is missing."),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_bad_training_input_is_one_sentence(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: list[str],
+    said: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert refusal(capsys, "train", *arguments) == said
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        ((), ("sample", "train", "evaluate")),
+        (("sample",), ("--class", "--temperature", "--stages", "--json", "--repo")),
+        (("train",), ("tokenizer", "nesting", "--minutes", "--preset")),
+        (("evaluate",), ("--samples", "--json")),
+    ],
+)
+def test_help(capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...], named: tuple[str, ...]) -> None:
+    with pytest.raises(SystemExit) as left:
+        main([*arguments, "--help"])
+    assert left.value.code == 0
+    printed = capsys.readouterr().out
+    assert printed.startswith("usage: python -m nestar")
+    assert all(name in printed for name in named)
+
+
+def test_as_a_module(weights: str, tmp_path: Path) -> None:
+    """`python -m nestar` exits with main's status and says no more than main."""
+    run = subprocess.run(
+        [sys.executable, "-m", "nestar", "sample", "--class", "fish", "--steps", "abc"],
+        cwd=ROOT,
+        text=True,
+        capture_output=True,
+        env={**os.environ, "NESTAR_REPO": weights},
+    )
+    assert (run.returncode, run.stdout) == (2, "")
+    assert run.stderr == "nestar: steps must be a whole number from 1 to 200, got 'abc'.\n"

@@ -1,0 +1,122 @@
+"""The velocity transformer: causality, cache, shape; the model as a set of modules."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from nestar.model import NestAR, NestARConfig
+from nestar.nesting import Nesting
+
+CHANNELS, CLASSES = 4, 3
+
+
+def make_model(nesting: Nesting, blocks: int = 4) -> NestAR:
+    """A small model whose zero-initialised layers have been filled, so that every path carries signal."""
+    torch.manual_seed(0)
+    model = NestAR(NestARConfig(nesting, CHANNELS, CLASSES, dim=32, heads=2, blocks=blocks, cond_dim=16))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    return model.eval()
+
+
+NESTINGS = [
+    Nesting.nested(4, 4, 2), Nesting.nested(4, 4, 4), Nesting.nested(3, 5, 2), Nesting.nested(4, 4, 4, "raster"),
+    Nesting.autoregressive(2, 3), Nesting.cells(4, 4, 4), Nesting.one_shot(3, 3),
+]
+
+
+@pytest.mark.parametrize("nesting", NESTINGS, ids=lambda nesting: f"{nesting.name}-{nesting.n}")
+@torch.inference_mode()
+def test_cached_velocities_equal_uncached_ones(nesting: Nesting) -> None:
+    """Patch by patch behind a cache of clean context = one block-causal pass with earlier patches at t = 1."""
+    model = make_model(nesting)
+    x = torch.randn(2, nesting.n, CHANNELS)
+    ids = torch.tensor([1, CLASSES])
+    for module, scale in zip(model.scaled_modules, nesting.scales, strict=True):
+        cache = module.new_cache(2)
+        clean = module.condition(torch.ones(1, 1), ids)
+        for number, patch in enumerate(scale.patches):
+            t = torch.tensor([[0.3]])
+            y = torch.randn(2, patch.size, CHANNELS)
+            cached = module.velocity(y, module.condition(t, ids), cache)
+            times = torch.ones(2, number + 1)
+            times[:, -1] = 0.3
+            sizes = [p.size for p in scale.patches[: number + 1]]
+            whole = module(torch.cat([x[:, : patch.start], y], 1), times, ids, sizes)
+            torch.testing.assert_close(cached, whole[:, patch.start :], atol=1e-5, rtol=1e-4)
+            module.remember(x[:, patch.start : patch.stop], clean, cache)
+        assert cache.length == scale.tokens
+
+
+@given(number=st.integers(0, len(NESTINGS) - 1), seed=st.integers(0, 99))
+@settings(max_examples=20, deadline=None)
+@torch.inference_mode()
+def test_a_later_patch_never_influences_an_earlier_one(number: int, seed: int) -> None:
+    nesting = NESTINGS[number]
+    model = make_model(nesting)
+    generator = torch.Generator().manual_seed(seed)
+    for module, scale in zip(model.scaled_modules, nesting.scales, strict=True):
+        sizes = [patch.size for patch in scale.patches]
+        y = torch.randn(1, scale.tokens, CHANNELS, generator=generator)
+        t = torch.rand(1, len(sizes), generator=generator)
+        changed = int(torch.randint(len(sizes), (), generator=generator))
+        patch = scale.patches[changed]
+        other_y, other_t = y.clone(), t.clone()
+        other_y[:, patch.start : patch.stop] += 1
+        other_t[:, changed] = 1 - other_t[:, changed]
+        ids = torch.zeros(1, dtype=torch.long)
+        before, after = module(y, t, ids, sizes), module(other_y, other_t, ids, sizes)
+        torch.testing.assert_close(before[:, : patch.start], after[:, : patch.start], atol=1e-6, rtol=1e-5)
+        moved = (before - after)[:, patch.start :].abs().amax((0, 2))
+        assert (moved > 1e-4).all(), "the patch itself and every later token must feel the change"
+
+
+@torch.inference_mode()
+def test_tokens_of_a_patch_see_each_other_in_both_directions() -> None:
+    module = make_model(Nesting.one_shot(2, 2)).scaled_modules[0]
+    y, ids = torch.randn(1, 4, CHANNELS), torch.zeros(1, dtype=torch.long)
+    other = y.clone()
+    other[:, 3] += 1
+    moved = (module(y, torch.full((1, 1), 0.5), ids, [4]) - module(other, torch.full((1, 1), 0.5), ids, [4])).abs()
+    assert (moved.amax((0, 2)) > 1e-4).all()
+
+
+def test_time_and_class_act_from_the_first_optimiser_step() -> None:
+    """adaLN-zero starts as identity: velocities are zero, their gradients are not."""
+    model = NestAR(NestARConfig(Nesting.one_shot(2, 2), CHANNELS, CLASSES, dim=32, heads=2, blocks=2, cond_dim=16))
+    module = model.scaled_modules[0]
+    velocity = module(torch.randn(2, 4, CHANNELS), torch.full((2, 1), 0.5), torch.tensor([0, 1]), [4])
+    assert velocity.abs().max() == 0
+    (velocity - 1).square().mean().backward()
+    assert module.head.weight.grad.abs().max() > 0
+
+
+@pytest.mark.parametrize(("k", "depths"), [(2, (2,) * 6), (4, (4,) * 3), (8, (6, 6))])
+def test_a_modules_size_follows_its_config(k: int, depths: tuple[int, ...]) -> None:
+    config = NestARConfig(Nesting.nested(8, 8, k))
+    assert config.depths == depths
+    model = NestAR(config)
+    assert tuple(len(module.blocks) for module in model.scaled_modules) == depths
+    sees = [len(module.position) for module in model.scaled_modules]
+    assert sees == [scale.tokens for scale in config.nesting.scales]
+    wider = NestAR(NestARConfig(Nesting.nested(8, 8, k), dim=384))
+    ratio = sum(p.numel() for p in wider.parameters()) / sum(p.numel() for p in model.parameters())
+    assert 3 < ratio < 4
+
+
+@pytest.mark.parametrize("nesting", [
+    Nesting.nested(8, 8, 2), Nesting.nested(8, 8, 4), Nesting.nested(8, 8, 8), Nesting.one_shot(8, 8),
+    Nesting.autoregressive(8, 8), Nesting.cells(8, 8, 4),
+], ids=lambda nesting: nesting.name)
+def test_family_members_have_the_same_total_size(nesting: Nesting) -> None:
+    """DESIGN section 1: equal width and blocks bring every member to 5.5 to 6.5 million parameters."""
+    total = sum(p.numel() for p in NestAR(NestARConfig(nesting)).parameters())
+    assert 5.5e6 <= total <= 6.5e6
+
+
+def test_modules_share_no_parameters() -> None:
+    model = make_model(Nesting.nested(4, 4, 4))
+    owned = [{p.data_ptr() for p in module.parameters()} for module in model.scaled_modules]
+    assert not owned[0] & owned[1]

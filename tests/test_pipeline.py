@@ -1,0 +1,300 @@
+"""From settings to frames: what each frame says, reproducibility, refusals, cancelling, streaming."""
+
+from __future__ import annotations
+
+import itertools
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from nestar.nesting import Nesting
+from nestar.pipeline import Frame, NestARPipeline, to_pil
+from nestar.settings import MAX_SEED, SOLVER_CALLS, SettingsError
+from tests.small import CLASSES, K2, K4, SIZE, save_checkpoint
+
+# One image instead of three takes other matrix kernels; their rounding may move a pixel by a grey level.
+GREY_LEVEL = 1.0
+
+
+@pytest.fixture(scope="module")
+def pipe(tmp_path_factory: pytest.TempPathFactory) -> NestARPipeline:
+    return NestARPipeline.from_pretrained(save_checkpoint(tmp_path_factory.mktemp("weights")), device="cpu")
+
+
+@pytest.fixture
+def calls(pipe: NestARPipeline, monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int, int]]:
+    """Every network pass of the k = 4 model as (what, module, rows)."""
+    made: list[tuple[str, int, int]] = []
+
+    def watch(number: int, module: torch.nn.Module, what: str) -> None:
+        inner = getattr(module, what)
+
+        def watched(tokens: torch.Tensor, *rest: object) -> object:
+            made.append((what, number, len(tokens)))
+            return inner(tokens, *rest)
+
+        monkeypatch.setattr(module, what, watched)
+
+    for number, module in enumerate(pipe.models[K4.name].scaled_modules, 1):
+        watch(number, module, "velocity")
+        watch(number, module, "remember")
+    return made
+
+
+def pixels(image: object) -> np.ndarray:
+    return np.asarray(image, dtype=np.int64)
+
+
+def distance(one: object, other: object) -> float:
+    """Mean absolute difference in grey levels."""
+    return float(np.abs(pixels(one) - pixels(other)).mean())
+
+
+def test_what_a_loaded_pipeline_knows(pipe: NestARPipeline) -> None:
+    assert pipe.classes == CLASSES
+    assert pipe.nestings == {K4.name: K4, K2.name: K2}
+    assert pipe.plan(4) == K4
+    assert pipe.plan(k=2, order="lattice") == K2
+    assert pipe.device == torch.device("cpu")
+    with pytest.raises(SettingsError, match="k = 3 with order lattice has no weights"):
+        pipe.plan(3)
+
+
+@pytest.mark.parametrize("nesting", [K4, K2], ids=lambda nesting: nesting.name)
+@pytest.mark.parametrize("solver", SOLVER_CALLS)
+def test_every_field_of_every_frame(pipe: NestARPipeline, nesting: Nesting, solver: str) -> None:
+    steps = 3
+    frames = list(pipe.stream("fish", k=nesting.k, steps=steps, solver=solver, count=2))
+    assert len(frames) == nesting.evaluations
+    context = 0
+    for number, (frame, patch) in enumerate(zip(frames, nesting.patches, strict=True), 1):
+        scale = nesting.scales[patch.module - 1]
+        # One at the start of each later module, one after each patch of a module but its last.
+        context += number > 1
+        assert (frame.module, frame.patch, frame.modules) == (patch.module, patch.index, len(nesting.scales))
+        assert (frame.known, frame.n) == (patch.stop, nesting.n)
+        assert frame.tokens == nesting.flat[patch.start : patch.stop]
+        assert frame.evaluations == number
+        assert frame.function_evaluations == number * steps * SOLVER_CALLS[solver] + context
+        assert frame.module_done == (patch is scale.patches[-1])
+        assert frame.final == (number == len(frames))
+        assert len(frame.images) == 2
+        assert {(image.size, image.mode) for image in frame.images} == {((SIZE, SIZE), "RGB")}
+        assert frame.image is frame.images[0]
+    assert frames[-1].function_evaluations == nesting.function_evaluations(steps, SOLVER_CALLS[solver])
+    assert sorted(place for frame in frames for place in frame.tokens) == list(range(nesting.n))
+    seconds = [frame.seconds for frame in frames]
+    assert seconds[0] > 0
+    assert all(later > earlier for earlier, later in itertools.pairwise(seconds))
+
+
+def test_seconds_leave_the_consumer_out(pipe: NestARPipeline) -> None:
+    stream = pipe.stream("fish", steps=1)
+    first = next(stream)
+    began = time.perf_counter()
+    time.sleep(0.2)
+    second = next(stream)
+    assert second.seconds - first.seconds < time.perf_counter() - began - 0.2
+
+
+def test_a_call_is_the_end_of_its_stream(pipe: NestARPipeline) -> None:
+    result = pipe("  Hot-Air Balloon ", steps=2, seed=5, cfg=3)
+    last = list(pipe.stream("hot-air balloon", steps=2, seed=5, cfg=3.0))[-1]
+    assert result.settings == pipe.settings(class_name="hot-air balloon", steps=2, seed=5, cfg=3.0)
+    assert pixels(result.image).tolist() == pixels(last.image).tolist()
+    assert (result.evaluations, result.function_evaluations) == (last.evaluations, last.function_evaluations)
+    assert [frame.known for frame in result.frames] == [1, 2, 3, 4, 8, 12, 16]
+    summary = result.summary()
+    assert {
+        key: summary[key] for key in ("class", "k", "steps", "cfg", "temperature", "seed", "modules")
+    } == {
+        "class": "hot-air balloon",
+        "k": 4,
+        "steps": 2,
+        "cfg": 3.0,
+        "temperature": 1.0,
+        "seed": 5,
+        "modules": 2,
+    }
+    assert [(stage["module"], stage["tokens"]) for stage in summary["stages"]] == [(1, 4), (2, 16)]
+    assert summary["stages"][-1]["seconds"] == summary["seconds"] == round(result.seconds, 4)
+
+
+def test_the_same_seed_and_settings_give_the_same_picture(pipe: NestARPipeline) -> None:
+    one, again = (list(pipe.stream("fish", steps=4, seed=11)) for _ in range(2))
+    for frame, repeated in zip(one, again, strict=True):
+        assert frame.image.tobytes() == repeated.image.tobytes()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"seed": 12},
+        {"class_name": "flower"},
+        {"temperature": 0.5},
+        {"cfg": 4},
+        {"schedule": "linear"},
+        {"k": 2},
+        {"steps": 8},
+        {"solver": "heun"},
+    ],
+    ids=lambda change: next(iter(change)),
+)
+def test_every_setting_changes_the_picture(pipe: NestARPipeline, change: dict) -> None:
+    settings = {"class_name": "fish", "steps": 4, "seed": 11}
+    assert pipe(**settings).image.tobytes() != pipe(**{**settings, **change}).image.tobytes()
+
+
+def test_without_noise_all_seeds_agree(pipe: NestARPipeline) -> None:
+    pictures = {pipe("fish", steps=3, temperature=0, seed=seed).image.tobytes() for seed in (0, 1, MAX_SEED)}
+    assert len(pictures) == 1
+
+
+@pytest.mark.parametrize("seed", [7, MAX_SEED - 1])
+def test_image_b_of_a_batch_has_seed_plus_b(pipe: NestARPipeline, seed: int) -> None:
+    batch = pipe("flower", steps=3, seed=seed, count=3).images
+    seeds = [(seed + b) % (MAX_SEED + 1) for b in range(3)]
+    alone = [pipe("flower", steps=3, seed=each).image for each in seeds]
+    for b in range(3):
+        assert distance(batch[b], alone[b]) < GREY_LEVEL
+        assert distance(batch[b], alone[(b + 1) % 3]) > 3 * GREY_LEVEL
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"class_name": "cat"}, "class must be one of flower, fish, hot-air balloon; got 'cat'."),
+        (
+            {"k": 8},
+            "k = 8 with order lattice has no weights; there are weights for k = 4 (lattice), k = 2",
+        ),
+        ({"order": "raster"}, "k = 4 with order raster has no weights"),
+        ({"steps": 0}, "steps must be a whole number from 1 to 200, got 0."),
+        ({"steps": 201}, "steps must be a whole number from 1 to 200, got 201."),
+        ({"temperature": 2.5}, "temperature must be a number from 0 to 2, got 2.5."),
+        ({"cfg": float("nan")}, "cfg must be a number from 0 to 20, got nan."),
+        ({"cfg": float("inf")}, "cfg must be a number from 0 to 20, got inf."),
+        ({"seed": 1.5}, f"seed must be a whole number from 0 to {MAX_SEED}, got 1.5."),
+        ({"count": 17}, "count must be a whole number from 1 to 16, got 17."),
+        ({"solver": "rk4"}, "solver must be one of euler, midpoint, heun; got 'rk4'."),
+        ({"speed": 2}, "Unknown setting 'speed'"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_bad_settings_are_refused_at_the_call(
+    pipe: NestARPipeline, calls: list, values: dict, said: str
+) -> None:
+    for ask in (pipe.stream, pipe, pipe.settings):
+        with pytest.raises(SettingsError) as caught:
+            ask(**{"class_name": "fish", **values})
+        assert said in str(caught.value)
+    assert calls == []
+
+
+def test_nothing_is_computed_before_the_first_frame_is_asked_for(pipe: NestARPipeline, calls: list) -> None:
+    pipe.stream("fish")
+    assert calls == []
+
+
+def test_the_first_frame_leaves_before_module_2_begins(pipe: NestARPipeline, calls: list) -> None:
+    stream = pipe.stream("fish", steps=3)
+    first = next(stream)
+    assert (first.module, first.patch, first.known) == (1, 1, 1)
+    assert calls == [("velocity", 1, 2)] * 3
+    frames = [first, *(next(stream) for _ in range(3))]
+    assert frames[-1].module_done
+    assert {module for _, module, _ in calls} == {1}
+    next(stream)
+    # Module 2 enters the four tokens it takes over, then solves its second patch.
+    assert calls[-4:] == [("remember", 2, 2), *[("velocity", 2, 2)] * 3]
+
+
+def test_function_evaluations_count_network_passes(pipe: NestARPipeline, calls: list) -> None:
+    for frame in pipe.stream("fish", steps=2, solver="midpoint"):
+        assert frame.function_evaluations == len(calls)
+
+
+@pytest.mark.parametrize(("cfg", "rows"), [(1, 2), (1.5, 4), (0, 4)])
+def test_guidance_doubles_the_rows_and_1_turns_it_off(
+    pipe: NestARPipeline, calls: list, cfg: float, rows: int
+) -> None:
+    pipe("fish", steps=1, cfg=cfg, count=2)
+    assert {made for _, _, made in calls} == {rows}
+    assert len(calls) == K4.function_evaluations(1)
+
+
+def test_a_cancelled_stream_ends(pipe: NestARPipeline, calls: list) -> None:
+    cancel = threading.Event()
+    stream = pipe.stream("fish", steps=3, cancel=cancel)
+    frames = [next(stream), next(stream)]
+    before = len(calls)
+    cancel.set()
+    assert list(stream) == []
+    assert len(frames) == 2
+    # At most the context pass of the finished patch: no further solver step.
+    assert [what for what, _, _ in calls[before:]] in ([], ["remember"])
+
+
+def test_cancelling_takes_effect_within_one_solver_step(
+    pipe: NestARPipeline, calls: list, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cancel = threading.Event()
+    module = pipe.models[K4.name].scaled_modules[0]
+    inner = module.velocity
+
+    def cancelling(*arguments: object) -> torch.Tensor:
+        if len(calls) == 4:
+            cancel.set()
+        return inner(*arguments)
+
+    monkeypatch.setattr(module, "velocity", cancelling)
+    assert list(pipe.stream("fish", steps=50, cancel=cancel)) == []
+    assert len(calls) == 5
+
+
+def test_a_call_cancelled_beforehand(pipe: NestARPipeline, calls: list) -> None:
+    cancel = threading.Event()
+    cancel.set()
+    with pytest.raises(SettingsError, match=r"^The call was cancelled before its first patch\.$"):
+        pipe("fish", cancel=cancel)
+    assert calls == []
+
+
+def test_a_stream_may_change_threads_and_leaves_gradients_alone(pipe: NestARPipeline) -> None:
+    expected = pipe("fish", steps=2).image.tobytes()
+    stream = pipe.stream("fish", steps=2)
+    frames: list[Frame] = [next(stream)]
+    assert torch.is_grad_enabled()
+    assert not torch.is_inference_mode_enabled()
+
+    def go_on(rest: Iterator[Frame]) -> None:
+        frames.extend(rest)
+
+    thread = threading.Thread(target=go_on, args=(stream,))
+    thread.start()
+    thread.join()
+    assert frames[-1].final
+    assert frames[-1].image.tobytes() == expected
+
+
+def test_two_streams_in_turns_do_not_disturb_each_other(pipe: NestARPipeline) -> None:
+    alone = [[frame.image.tobytes() for frame in pipe.stream(name, steps=2)] for name in ("fish", "flower")]
+    turns = list(zip(pipe.stream("fish", steps=2), pipe.stream("flower", steps=2), strict=True))
+    assert [[frame.image.tobytes() for frame in frames] for frames in zip(*turns, strict=True)] == alone
+
+
+def test_pictures_span_the_whole_range() -> None:
+    image = to_pil(torch.tensor([-2.0, -1.0, 0.0, 1.0, 2.0]).expand(1, 3, 1, 5))[0]
+    assert [image.getpixel((x, 0)) for x in range(5)] == [(v, v, v) for v in (0, 0, 128, 255, 255)]
+
+
+def test_weights_from_a_folder_are_named(tmp_path: Path) -> None:
+    save_checkpoint(tmp_path, [K4])
+    loaded = NestARPipeline.from_pretrained(tmp_path, device="cpu")
+    assert loaded.origin == str(tmp_path)
+    assert list(loaded.nestings) == [K4.name]

@@ -1,0 +1,190 @@
+"""The streaming sampler: events, counts, noise, cancel, and what a module may see when."""
+
+import itertools
+import threading
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from nestar.flow import grid_noise
+from nestar.model import NestAR
+from nestar.nesting import Nesting
+from nestar.sampler import Event, ModuleDone, PatchDone, SolverSettings, SolverStep, sample
+from tests.test_model import CHANNELS, make_model
+
+K2, K4, SHORT = Nesting.nested(4, 4, 2), Nesting.nested(4, 4, 4), Nesting.nested(3, 3, 2)
+FEW = SolverSettings(steps=3, cfg=2.0)
+
+
+def run(model: NestAR, settings: SolverSettings = FEW, seeds: tuple[int, ...] = (0,), **given: object) -> list[Event]:
+    """All events, each with a copy of the sampler's buffer."""
+    events = []
+    for event in sample(model, torch.zeros(len(seeds), dtype=torch.long), seeds, settings, **given):
+        if isinstance(event, PatchDone):
+            event = PatchDone(**{**vars(event), "sequence_BNC": event.sequence_BNC.clone()})
+        events.append(event)
+    return events
+
+
+def patches(events: list[Event]) -> list[PatchDone]:
+    return [event for event in events if isinstance(event, PatchDone)]
+
+
+@pytest.mark.parametrize("nesting", [K2, K4, SHORT, Nesting.autoregressive(2, 3), Nesting.cells(4, 4, 4),
+                                     Nesting.one_shot(3, 3)], ids=lambda n: f"{n.name}-{n.n}")
+@pytest.mark.parametrize("solver", ["euler", "midpoint", "heun"])
+def test_events_follow_the_nesting_and_counts_follow_the_formula(nesting: Nesting, solver: str) -> None:
+    events = run(make_model(nesting), SolverSettings(steps=2, solver=solver, cfg=1.5))
+    done = patches(events)
+    assert [(e.module, e.patch, e.known) for e in done] == [(p.module, p.index, p.stop) for p in nesting.patches]
+    assert [place for e in done for place in e.tokens] == list(nesting.flat)
+    assert [e.module for e in events if isinstance(e, ModuleDone)] == [s.number for s in nesting.scales]
+    assert done[-1].evaluations == nesting.evaluations
+    calls = {"euler": 1, "midpoint": 2, "heun": 2}[solver]
+    assert done[-1].function_evaluations == nesting.function_evaluations(2, calls)
+    assert all(a.elapsed < b.elapsed for a, b in itertools.pairwise(done))
+
+
+def test_solver_steps_come_on_request() -> None:
+    events = run(make_model(K4), solver_events=True)
+    steps = [e for e in events if isinstance(e, SolverStep)]
+    assert len(steps) == 3 * K4.evaluations
+    assert [s.t for s in steps[:3]] == pytest.approx([1 / 3, 2 / 3, 1])
+    assert all(s.velocity_norm > 0 for s in steps)
+    assert not any(isinstance(e, SolverStep) for e in run(make_model(K4)))
+
+
+def test_finished_tokens_stay_as_they_are() -> None:
+    done = patches(run(make_model(K2)))
+    for earlier, later in itertools.pairwise(done):
+        torch.testing.assert_close(earlier.sequence_BNC[:, : earlier.known], later.sequence_BNC[:, : earlier.known],
+                                   rtol=0, atol=0)
+
+
+def reference(model: NestAR, settings: SolverSettings, noise_NC: Tensor) -> Tensor:
+    """The same by definition: no cache, no batch of two, every context token at t = 1, Euler."""
+    nesting = model.config.nesting
+    x = noise_NC[None, list(nesting.flat)].clone()
+    for module, scale in zip(model.scaled_modules, nesting.scales, strict=True):
+        for patch in scale.generated:
+            sizes = [p.size for p in scale.patches[: patch.index]]
+            for step in range(settings.steps):
+                t = torch.ones(1, len(sizes))
+                t[:, -1] = step / settings.steps
+                v_c, v_u = (module(x[:, : patch.stop], t, torch.tensor([ids]), sizes)[:, patch.start :]
+                            for ids in (0, model.config.classes))
+                x[:, patch.start : patch.stop] += (v_u + settings.cfg * (v_c - v_u)) / settings.steps
+    return x
+
+
+@pytest.mark.parametrize("nesting", [K2, K4, SHORT], ids=lambda n: f"{n.name}-{n.n}")
+@torch.inference_mode()
+def test_sampling_equals_its_definition(nesting: Nesting) -> None:
+    model = make_model(nesting)
+    noise = grid_noise([7], nesting.n, CHANNELS)[0]
+    got = patches(run(model, FEW, seeds=(7,)))[-1].sequence_BNC
+    torch.testing.assert_close(got, reference(model, FEW, noise), atol=2e-5, rtol=1e-4)
+
+
+def test_same_seed_gives_the_same_tokens_bit_for_bit() -> None:
+    model = make_model(K4)
+    first, second, other = (patches(run(model, seeds=(s,)))[-1].sequence_BNC for s in (3, 3, 4))
+    assert torch.equal(first, second)
+    assert (first - other).abs().mean() > 0.1
+
+
+def test_rows_of_a_batch_are_their_own_seeds() -> None:
+    model = make_model(K4)
+    batch = patches(run(model, seeds=(3, 9)))[-1].sequence_BNC
+    alone = torch.cat([patches(run(model, seeds=(s,)))[-1].sequence_BNC for s in (3, 9)])
+    torch.testing.assert_close(batch, alone, atol=1e-4, rtol=1e-3)
+
+
+def test_at_temperature_zero_all_seeds_agree() -> None:
+    model = make_model(K4)
+    cold = SolverSettings(steps=3, temperature=0.0)
+    first, second = (patches(run(model, cold, (seed,)))[-1].sequence_BNC for seed in (1, 2))
+    assert torch.equal(first, second)
+
+
+def zero_velocity(nesting: Nesting) -> NestAR:
+    model = make_model(nesting)
+    for module in model.scaled_modules:
+        torch.nn.init.zeros_(module.head.weight)
+        torch.nn.init.zeros_(module.head.bias)
+    return model
+
+
+def test_noise_belongs_to_the_place_whatever_the_nesting_or_steps() -> None:
+    """With a velocity of zero the samples are the noise itself."""
+    grids = []
+    for nesting in (K2, K4, Nesting.nested(4, 4, 4, "raster"), Nesting.one_shot(4, 4), Nesting.cells(4, 4, 4)):
+        for steps in (1, 4):
+            sequence = patches(run(zero_velocity(nesting), SolverSettings(steps=steps), (5,)))[-1].sequence_BNC
+            grid = torch.empty_like(sequence)
+            grid[:, list(nesting.flat)] = sequence
+            grids.append(grid)
+    assert all(torch.equal(grids[0], grid) for grid in grids)
+    hot = patches(run(zero_velocity(K4), SolverSettings(steps=1, temperature=1.5), (5,)))[-1].sequence_BNC
+    cold = patches(run(zero_velocity(K4), SolverSettings(steps=1, temperature=0.5), (5,)))[-1].sequence_BNC
+    torch.testing.assert_close(hot, 3 * cold)
+
+
+def test_without_guidance_half_the_rows_are_evaluated() -> None:
+    def rows(settings: SolverSettings) -> set[int]:
+        model, seen = make_model(K4), set()
+        watch(model, lambda number, y: seen.add(len(y)))
+        run(model, settings, seeds=(0, 1))
+        return seen
+
+    assert rows(SolverSettings(steps=1, cfg=1.0)) == {2}
+    assert rows(SolverSettings(steps=1, cfg=3.0)) == {4}
+
+
+def watch(model: NestAR, seen: Callable[[int, Tensor], object]) -> None:
+    """Report every velocity call: the module's number and what it was given."""
+    for number, module in enumerate(model.scaled_modules, 1):
+        def velocity(y, condition, cache, number=number, inner=module.velocity):
+            seen(number, y)
+            return inner(y, condition, cache)
+
+        module.velocity = velocity
+
+
+def test_the_first_frame_has_left_before_module_2_begins() -> None:
+    model, called = make_model(K4), []
+    watch(model, lambda number, y: called.append(number))
+    for event in sample(model, torch.zeros(1, dtype=torch.long), (0,), FEW):
+        if isinstance(event, PatchDone) and event.module == 1:
+            assert set(called) == {1}, "module 2 has been at work before module 1's patches left"
+    assert set(called) == {1, 2}
+
+
+@pytest.mark.parametrize("after", [1, 4, 14])
+def test_cancel_stops_within_one_solver_step(after: int) -> None:
+    model, cancel, calls = make_model(K4), threading.Event(), []
+
+    def count(number: int, y: Tensor) -> None:
+        calls.append(number)
+        if len(calls) == after:
+            cancel.set()
+
+    watch(model, count)
+    events = run(model, cancel=cancel)
+    assert len(calls) == after, "a solver step was begun after the cancel"
+    assert len(patches(events)) == (after - 1) // FEW.steps
+
+
+def test_gradients_are_off_inside_and_untouched_outside() -> None:
+    model, inside = make_model(K4), []
+    watch(model, lambda number, y: inside.append(torch.is_grad_enabled()))
+    for _ in sample(model, torch.zeros(1, dtype=torch.long), (0,), FEW):
+        assert torch.is_grad_enabled(), "inference mode must not be held across a yield"
+    assert not any(inside)
+
+
+def test_seeds_and_classes_must_match() -> None:
+    with pytest.raises(ValueError, match="2 classes and 1 seeds"):
+        next(sample(make_model(K4), torch.zeros(2, dtype=torch.long), (0,), FEW))
