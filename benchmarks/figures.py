@@ -1,4 +1,4 @@
-"""The README's pictures, from the embedded weights: `python -m benchmarks.figures` writes `assets/figures/`."""
+"""The README's pictures, from embedded weights: `python -m benchmarks.figures` writes `assets/figures/`."""
 
 from __future__ import annotations
 
@@ -23,7 +23,9 @@ def modules_figure(pipeline: NestARPipeline, file: Path) -> None:
     """A row a class: what stands after each module at k = 4, and the token map beside it."""
     nesting = pipeline.plan(4)
     columns = len(nesting.scales)
-    figure, axes = plt.subplots(len(GROWTH_CLASSES) + 1, columns, figsize=(2.1 * columns, 2.15 * (len(GROWTH_CLASSES) + 1)))
+    figure, axes = plt.subplots(
+        len(GROWTH_CLASSES) + 1, columns, figsize=(2.1 * columns, 2.15 * (len(GROWTH_CLASSES) + 1))
+    )
     for column, scale in enumerate(nesting.scales):
         made = torch.zeros(nesting.height, nesting.width)
         for earlier in nesting.scales[: column + 1]:

@@ -1,4 +1,4 @@
-"""How long a picture takes: `python -m benchmarks.first_picture` writes `benchmarks/results/first_picture.json`.
+"""How long a picture takes: `python -m benchmarks.first_picture` writes `results/first_picture.json` here.
 
 Seconds from the call of `pipe.stream` to the first module's encoded frame and to the whole picture, a frame a
 patch encoded on the way as the page does; medians over seeds, after one run that warms up.
@@ -47,10 +47,18 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=RESULTS / "first_picture.json")
     arguments = parser.parse_args()
     pipeline = NestARPipeline.from_pretrained(device=arguments.device)
-    runs = [measure(pipeline, arguments.k, arguments.steps, arguments.cfg, seed) for seed in range(arguments.runs + 1)]
+    runs = [
+        measure(pipeline, arguments.k, arguments.steps, arguments.cfg, seed)
+        for seed in range(arguments.runs + 1)
+    ]
     report = {
-        "k": arguments.k, "steps": arguments.steps, "cfg": arguments.cfg, "device": str(pipeline.device),
-        "threads": torch.get_num_threads(), "cores": os.cpu_count(), "machine": platform.machine(),
+        "k": arguments.k,
+        "steps": arguments.steps,
+        "cfg": arguments.cfg,
+        "device": str(pipeline.device),
+        "threads": torch.get_num_threads(),
+        "cores": os.cpu_count(),
+        "machine": platform.machine(),
         "runs": arguments.runs,
         **{f"{name}_seconds": round(statistics.median(run[name] for run in runs[1:]), 4) for name in runs[0]},
         "memory_mib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),

@@ -1,4 +1,4 @@
-"""Write the README's figures from `benchmarks/results/*.json` and the embedded configs: `python -m benchmarks.readme`.
+"""Write the README's figures from `results/*.json` and the embedded configs: `python -m benchmarks.readme`.
 
 No figure in the README's results is typed by hand; run this after the commands that the table names.
 """
@@ -23,8 +23,11 @@ def read(file: Path) -> dict[str, Any]:
 def training_rows() -> list[Row]:
     """How long each embedded part was trained."""
     rows = []
-    for part, file in (("tokenizer", "tokenizer/tokenizer.json"), ("nesting k = 4", "k4-lattice/config.json"),
-                       ("feature network", "features/config.json")):
+    for part, file in (
+        ("tokenizer", "tokenizer/tokenizer.json"),
+        ("nesting k = 4", "k4-lattice/config.json"),
+        ("feature network", "features/config.json"),
+    ):
         record = read(ROOT / "assets" / file).get("training", {})
         if record:
             minutes = f"{record['train_seconds'] / 60:.0f} minutes on {record.get('device', '?')}"
@@ -46,9 +49,15 @@ def quality_rows() -> list[Row]:
         return (name, f"{report[key]:{form}}", beside, command)
 
     return [
-        ("asked class named by the feature network", f"{report['class_accuracy']:.1%}",
-         f"references {reference['class_accuracy']:.1%}; {note}", command),
-        row("precision", "precision"), row("recall", "recall"), row("FID (own features)", "fid", ".2f"),
+        (
+            "asked class named by the feature network",
+            f"{report['class_accuracy']:.1%}",
+            f"references {reference['class_accuracy']:.1%}; {note}",
+            command,
+        ),
+        row("precision", "precision"),
+        row("recall", "recall"),
+        row("FID (own features)", "fid", ".2f"),
         row("seams across token borders", "seams"),
         ("tokenizer PSNR, held out", f"{report['tokenizer_psnr']:.1f} dB", "", command),
     ]
@@ -59,16 +68,36 @@ def speed_rows() -> list[Row]:
     report, page = read(RESULTS / "first_picture.json"), read(RESULTS / "click_to_paint.json")
     rows = []
     if report:
-        note = f"{report['cores']} cores, {report['device']}, k = {report['k']}, {report['steps']} steps, CFG {report['cfg']:g}"
+        note = f"{report['cores']} cores, {report['device']}, k = {report['k']}, {report['steps']} steps, "
+        note += f"CFG {report['cfg']:g}"
         command = "`python -m benchmarks.first_picture`"
-        rows += [("first frame (one patch)", f"{report['first_frame_seconds']:.3f} s", note, command),
-                 ("first module's frame", f"{report['first_module_seconds']:.3f} s", note, command),
-                 ("whole picture", f"{report['whole_picture_seconds']:.3f} s", "a frame a patch encoded on the way", command)]
+        rows += [
+            ("first frame (one patch)", f"{report['first_frame_seconds']:.3f} s", note, command),
+            ("first module's frame", f"{report['first_module_seconds']:.3f} s", note, command),
+            (
+                "whole picture",
+                f"{report['whole_picture_seconds']:.3f} s",
+                "a frame a patch encoded on the way",
+                command,
+            ),
+        ]
     if page:
         command = "`python benchmarks/click_to_paint.py`"
-        rows += [("click to first paint", f"{page['as_it_comes']['first_s']:.2f} s", "in Chromium, beside the sampler", command),
-                 ("click to finished picture", f"{page['as_it_comes']['finished_s']:.2f} s", "as it comes", command),
-                 ("page's memory", f"{page['memory_mib']:.0f} MiB", "", command)]
+        rows += [
+            (
+                "click to first paint",
+                f"{page['as_it_comes']['first_s']:.2f} s",
+                "in Chromium, beside the sampler",
+                command,
+            ),
+            (
+                "click to finished picture",
+                f"{page['as_it_comes']['finished_s']:.2f} s",
+                "as it comes",
+                command,
+            ),
+            ("page's memory", f"{page['memory_mib']:.0f} MiB", "", command),
+        ]
     return rows
 
 

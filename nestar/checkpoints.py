@@ -11,15 +11,25 @@ Only JSON and safetensors files are ever read.
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from diffusers import AutoencoderKL
 
-from nestar.model import FORMAT_VERSION, NestAR, WeightsError, load_weights, read_json
+from nestar.model import (
+    FORMAT_VERSION,
+    NestAR,
+    WeightsError,
+    first_line,
+    load_weights,
+    read_config,
+    read_json,
+)
 from nestar.tokenizer import Tokenizer
 
 EMBEDDED = Path(__file__).resolve().parent.parent / "assets"
@@ -39,15 +49,11 @@ class Checkpoint:
 
     def nesting(self, name: str) -> NestAR:
         """The model of one nesting, float32, on the CPU."""
-        file = self.folder / name / "config.json"
-        _read_config(file)
-        try:
-            model = NestAR.from_pretrained(self.folder / name)
-        except (KeyError, TypeError, ValueError, ArithmeticError) as error:
-            raise WeightsError(f"{file} describes no NestAR ({_first_line(error)}).") from None
+        model = NestAR.from_pretrained(self.folder / name)
         if model.config.classes != len(self.classes):
             raise WeightsError(
-                f"{file} is for {model.config.classes} classes; the checkpoint has {len(self.classes)}."
+                f"{self.folder / name / 'config.json'} is for {model.config.classes} classes; "
+                f"the checkpoint has {len(self.classes)}."
             )
         return model
 
@@ -71,12 +77,52 @@ def open_checkpoint(source: str | Path | None = None, revision: str | None = Non
         folder, origin = Path(source), str(source)
     else:
         folder, origin = _from_hub(str(source), revision)
-    config = _read_config(folder / "config.json")
+    config = read_config(folder / "config.json")
     try:
         classes, nestings = tuple(map(str, config["classes"])), tuple(map(str, config["nestings"]))
         return Checkpoint(folder, origin, classes, int(config["size"]), nestings)
     except (KeyError, TypeError, ValueError) as error:
         raise WeightsError(f"{folder / 'config.json'} lacks a valid {error}.") from None
+
+
+def assemble(
+    folder: Path, *, classes: Sequence[str], tokenizer: Path | None = None, nestings: Sequence[Path] = ()
+) -> Checkpoint:
+    """Copy trained parts into a checkpoint folder and write its config.
+
+    Parts that stand there already and are not named stay, so that nestings can be added one by one. Each part
+    is loaded once, so that a folder that cannot be served is never written.
+
+    Raises:
+        WeightsError: a part does not load, or the tokenizer and a nesting do not fit together.
+    """
+    tokenizer = tokenizer or folder / "tokenizer"
+    channels = load_tokenizer(tokenizer).channels
+    names = read_json(folder / "config.json").get("nestings", []) if (folder / "config.json").exists() else []
+    parts = {name: folder / name for name in names}
+    size = stride = load_tokenizer(tokenizer).stride
+    for part in nestings:
+        config = NestAR.from_pretrained(part).config
+        if config.channels != channels or config.classes != len(classes):
+            raise WeightsError(
+                f"{part} has {config.channels} channels and {config.classes} classes; "
+                f"the checkpoint has {channels} and {len(classes)}."
+            )
+        parts[config.nesting.name] = part
+        size = stride * config.nesting.height
+    if not nestings and names:
+        size = int(read_json(folder / "config.json")["size"])
+    for name, part in {"tokenizer": tokenizer, **parts}.items():
+        if part.resolve() != (folder / name).resolve():
+            shutil.copytree(part, folder / name, dirs_exist_ok=True)
+    stored = {
+        "format_version": FORMAT_VERSION,
+        "classes": list(classes),
+        "size": size,
+        "nestings": list(parts),
+    }
+    (folder / "config.json").write_text(json.dumps(stored, indent=1) + "\n")
+    return open_checkpoint(folder)
 
 
 def default_source() -> str | None:
@@ -96,24 +142,10 @@ def load_tokenizer(folder: Path) -> Tokenizer:
     try:
         autoencoder = AutoencoderKL.from_config(network)
     except Exception as error:  # diffusers raises many kinds
-        raise WeightsError(f"{config} describes no AutoencoderKL ({_first_line(error)}).") from None
+        raise WeightsError(f"{config} describes no AutoencoderKL ({first_line(error)}).") from None
     # Not diffusers' own loader: where tensors are missing it only warns, and goes on with random values.
     load_weights(autoencoder, folder / "diffusion_pytorch_model.safetensors")
     return Tokenizer(autoencoder, patch=patch, scale=scale).float().eval()
-
-
-def _read_config(file: Path) -> dict[str, Any]:
-    """A config of a format version that is known here."""
-    config = read_json(file)
-    version = config.get("format_version")
-    if not isinstance(version, int) or version > FORMAT_VERSION:
-        raise WeightsError(f"{file} has format version {version}; this NestAR reads up to {FORMAT_VERSION}.")
-    return config
-
-
-def _first_line(error: Exception) -> str:
-    """One line about any error, for use inside a sentence."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
 
 
 def resolve_device(name: str) -> torch.device:

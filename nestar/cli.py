@@ -36,12 +36,15 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     _add_sample(commands.add_parser("sample", help="make one picture"))
     _add_train(commands.add_parser("train", help="train the tokenizer, a nesting or the feature network"))
+    _add_assemble(commands.add_parser("assemble", help="put trained parts together into a checkpoint folder"))
     _add_evaluate(commands.add_parser("evaluate", help="measure a nesting's samples against Tiny Worlds"))
     return parser
 
 
 def _add_source(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--repo", help="Hub repository or local folder with weights (default: NESTAR_REPO, else embedded)")
+    parser.add_argument(
+        "--repo", help="Hub repository or local folder with weights (default: NESTAR_REPO, else embedded)"
+    )
     parser.add_argument("--revision", help="branch, tag or commit of the Hub repository")
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda (default: auto)")
 
@@ -54,7 +57,11 @@ def _add_settings(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--solver", default="euler", help=f"{', '.join(SOLVERS)} (default: euler)")
     parser.add_argument("--temperature", type=_number, default=1.0, help="factor on the noise (default: 1)")
     parser.add_argument("--cfg", type=_number, default=2.0, help="guidance, 1 = off (default: 2)")
-    parser.add_argument("--schedule", default="constant", help=f"guidance schedule: {', '.join(SCHEDULES)} (default: constant)")
+    parser.add_argument(
+        "--schedule",
+        default="constant",
+        help=f"guidance schedule: {', '.join(SCHEDULES)} (default: constant)",
+    )
     parser.add_argument("--seed", type=_number, default=0)
 
 
@@ -87,47 +94,59 @@ def _add_sample(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--class", dest="class_name", required=True, help="class by name, such as flower")
     _add_settings(parser)
     _add_source(parser)
-    parser.add_argument("--out", type=Path, default=Path("nestar.png"), help="PNG to write (default: nestar.png)")
+    parser.add_argument(
+        "--out", type=Path, default=Path("nestar.png"), help="PNG to write (default: nestar.png)"
+    )
     parser.add_argument("--stages", action="store_true", help="also write each module's frame beside --out")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.set_defaults(run=_sample)
 
 
 def _sample(arguments: argparse.Namespace) -> int:
-    from nestar.checkpoints import default_source
-    from nestar.pipeline import NestARPipeline
-
-    source = arguments.repo or default_source()
-    pipeline = NestARPipeline.from_pretrained(source, revision=arguments.revision, device=arguments.device)
-    result = pipeline(arguments.class_name, k=arguments.k, order=arguments.order, steps=arguments.steps,
-                      solver=arguments.solver, temperature=arguments.temperature, cfg=arguments.cfg,
-                      schedule=arguments.schedule, seed=arguments.seed)
+    result = _pipeline(arguments)(arguments.class_name, **_settings(arguments))
     try:
         arguments.out.parent.mkdir(parents=True, exist_ok=True)
         result.image.save(arguments.out, format="PNG")
         if arguments.stages:
             for frame in result.frames:
                 if frame.module_done:
-                    frame.image.save(arguments.out.with_name(f"{arguments.out.stem}-module-{frame.module}.png"))
+                    frame.image.save(
+                        arguments.out.with_name(f"{arguments.out.stem}-module-{frame.module}.png")
+                    )
     except OSError as error:
         raise SettingsError(f"{arguments.out} cannot be written ({error.strerror or error}).") from None
     if arguments.json:
         print(json.dumps({**result.summary(), "image": str(arguments.out)}))
     else:
-        print(f"{arguments.out}: {result.settings.class_name}, {result.evaluations} sequential evaluations, "
-              f"{result.seconds:.2f} s")
+        print(
+            f"{arguments.out}: {result.settings.class_name}, {result.evaluations} sequential evaluations, "
+            f"{result.seconds:.2f} s"
+        )
     return 0
 
 
 def _add_train(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("what", choices=("tokenizer", "nesting", "features"))
     parser.add_argument("--preset", help="a named recipe (default: tiny-worlds, tiny-worlds-k4)")
-    parser.add_argument("--minutes", type=float, help="wall-clock budget of training; the learning rate follows it")
+    parser.add_argument(
+        "--minutes", type=float, help="wall-clock budget of training; the learning rate follows it"
+    )
     parser.add_argument("--steps", type=int, help="budget in optimiser steps instead")
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda (default: auto)")
-    parser.add_argument("--folder", type=Path, help="the run's folder; an unfinished run there is resumed (default: runs/<preset>)")
-    parser.add_argument("--tokenizer", type=Path, help="for a nesting: tokenizer folder (default: the embedded one)")
-    parser.add_argument("--cache", type=Path, default=RUNS / "cache", help="where pools of images and latents lie")
+    parser.add_argument(
+        "--folder",
+        type=Path,
+        help="the run's folder; an unfinished run there is resumed (default: runs/<preset>)",
+    )
+    parser.add_argument(
+        "--tokenizer", type=Path, help="for a nesting: tokenizer folder (default: the embedded one)"
+    )
+    parser.add_argument(
+        "--cache", type=Path, default=RUNS / "cache", help="where pools of images and latents lie"
+    )
+    parser.add_argument(
+        "--init", type=Path, help="start a new run from these weights (a tokenizer's or nesting's folder)"
+    )
     parser.add_argument("--batch", type=int, help="rows a step, in place of the preset's")
     parser.add_argument("--coordination", type=float, help="lambda, in place of the preset's")
     parser.add_argument("--seed", type=int, help="in place of the preset's")
@@ -140,7 +159,9 @@ def _train(arguments: argparse.Namespace) -> int:
     from nestar.training import presets
     from nestar.training.loop import Budget, train
 
-    registry = {"tokenizer": presets.TOKENIZERS, "nesting": presets.NESTINGS, "features": presets.FEATURES}[arguments.what]
+    registry = {"tokenizer": presets.TOKENIZERS, "nesting": presets.NESTINGS, "features": presets.FEATURES}[
+        arguments.what
+    ]
     name = arguments.preset or next(iter(registry))
     if name not in registry:
         raise SettingsError(f"Unknown preset {name!r}: allowed are {', '.join(registry)}.")
@@ -150,6 +171,8 @@ def _train(arguments: argparse.Namespace) -> int:
     if arguments.what != "nesting" and (arguments.tokenizer or arguments.compile):
         flag = "--tokenizer" if arguments.tokenizer else "--compile"
         raise SettingsError(f"{flag} does not apply to {arguments.what}.")
+    if arguments.what == "features" and arguments.init:
+        raise SettingsError("--init does not apply to features.")
     if given.get("batch", 1) < 1:
         raise SettingsError(f"--batch must be at least 1, got {arguments.batch}.")
     if not 0 <= given.get("coordination", 0) < math.inf:
@@ -173,26 +196,58 @@ def _train(arguments: argparse.Namespace) -> int:
 
 def _task(arguments: argparse.Namespace, config: object, device: object) -> object:
     """The training task of `arguments.what`; imported late, so that sampling loads no training code."""
+    from nestar.checkpoints import EMBEDDED, load_tokenizer
+    from nestar.model import NestAR
+
     if arguments.what == "tokenizer":
         from nestar.training.tokenizer import TokenizerTask
 
-        return TokenizerTask(config, device, arguments.cache)
+        init = load_tokenizer(arguments.init) if arguments.init else None
+        return TokenizerTask(config, device, arguments.cache, init=init)
     if arguments.what == "features":
         from nestar.training.features import FeaturesTask
 
         return FeaturesTask(config, device, arguments.cache)
-    from nestar.checkpoints import EMBEDDED, load_tokenizer
     from nestar.training.nesting import NestingTask
 
     tokenizer = load_tokenizer(arguments.tokenizer or EMBEDDED / "tokenizer").to(device)
-    return NestingTask(config, tokenizer, device, arguments.cache, compile_modules=arguments.compile)
+    init = NestAR.from_pretrained(arguments.init) if arguments.init else None
+    return NestingTask(
+        config, tokenizer, device, arguments.cache, compile_modules=arguments.compile, init=init
+    )
+
+
+def _add_assemble(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "folder", type=Path, help="the checkpoint's folder; parts that it has and are not named stay"
+    )
+    parser.add_argument(
+        "--tokenizer", type=Path, help="a tokenizer's folder, as `train tokenizer` exports it"
+    )
+    parser.add_argument(
+        "--nesting", type=Path, action="append", default=[], help="a nesting's folder; may be repeated"
+    )
+    parser.set_defaults(run=_assemble)
+
+
+def _assemble(arguments: argparse.Namespace) -> int:
+    from nestar.checkpoints import assemble
+    from nestar.data.tiny_worlds import CLASSES
+
+    checkpoint = assemble(
+        arguments.folder, classes=CLASSES, tokenizer=arguments.tokenizer, nestings=arguments.nesting
+    )
+    print(f"{checkpoint.folder}: {', '.join(checkpoint.nestings) or 'no nesting yet'}")
+    return 0
 
 
 def _add_evaluate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--samples", type=int, default=5000, help="samples and references (default: 5000)")
     _add_settings(parser)
     _add_source(parser)
-    parser.add_argument("--features", type=Path, help="folder of the feature network (default: the embedded one)")
+    parser.add_argument(
+        "--features", type=Path, help="folder of the feature network (default: the embedded one)"
+    )
     parser.add_argument("--out", type=Path, help="also write the report here, as JSON")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.set_defaults(run=_evaluate)
@@ -209,8 +264,14 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     features = load_features(arguments.features or EMBEDDED / "features").to(pipeline.device)
     model = pipeline.models[find_nesting(pipeline.nestings, settings.k, settings.order)]
     try:
-        report = evaluate(model, pipeline.tokenizer, features, samples=arguments.samples,
-                          settings=NestARPipeline.solver_settings(settings), seed=settings.seed)
+        report = evaluate(
+            model,
+            pipeline.tokenizer,
+            features,
+            samples=arguments.samples,
+            settings=NestARPipeline.solver_settings(settings),
+            seed=settings.seed,
+        )
     except ValueError as error:
         raise SettingsError(str(error)) from None
     report = {**report, "weights": pipeline.origin}

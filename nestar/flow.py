@@ -27,8 +27,9 @@ def sample_times(rows: int, patches: int, generator: torch.Generator | None, dev
     return torch.randn(rows, patches, generator=generator, device=device).sigmoid()
 
 
-def clean_prefixes(rows: int, patches: int, share: float, generator: torch.Generator | None,
-                   device: torch.device) -> Tensor:
+def clean_prefixes(
+    rows: int, patches: int, share: float, generator: torch.Generator | None, device: torch.device
+) -> Tensor:
     """Which patches enter training clean, (B, P) bool.
 
     Sampling feeds clean context, and t = 1 never occurs under the time law. So in `share` of the rows a
@@ -41,8 +42,15 @@ def clean_prefixes(rows: int, patches: int, share: float, generator: torch.Gener
     return (torch.arange(patches, device=device) < length_B[:, None]) & chosen_B[:, None]
 
 
-def flow_matching_loss(module: ScaledModule, scale: Scale, x_BNC: Tensor, class_ids_B: Tensor, *,
-                       clean_share: float | Tensor = 0.5, generator: torch.Generator | None = None) -> Tensor:
+def flow_matching_loss(
+    module: ScaledModule,
+    scale: Scale,
+    x_BNC: Tensor,
+    class_ids_B: Tensor,
+    *,
+    clean_share: float | Tensor = 0.5,
+    generator: torch.Generator | None = None,
+) -> Tensor:
     """Mean squared velocity error of one scaled module over all its noised tokens.
 
     One block-causal pass over the scale's patches, patch 1 of later modules included: no sampling uses
@@ -56,8 +64,11 @@ def flow_matching_loss(module: ScaledModule, scale: Scale, x_BNC: Tensor, class_
     sizes = [patch.size for patch in scale.patches]
     x_BNC = x_BNC[:, : scale.tokens]
     t_BP = sample_times(rows, patches, generator, device)
-    clean_BP = (clean_share if isinstance(clean_share, Tensor)
-                else clean_prefixes(rows, patches, clean_share, generator, device))
+    clean_BP = (
+        clean_share
+        if isinstance(clean_share, Tensor)
+        else clean_prefixes(rows, patches, clean_share, generator, device)
+    )
     t_BP = torch.where(clean_BP, 1.0, t_BP)
     noise_BNC = torch.randn(x_BNC.shape, generator=generator, device=device)
     patch_N = patch_of_token(tuple(sizes)).to(device)
@@ -67,8 +78,15 @@ def flow_matching_loss(module: ScaledModule, scale: Scale, x_BNC: Tensor, class_
     return (error_BN * noised_BN).sum() / noised_BN.sum()
 
 
-def coordination_loss(former: ScaledModule, former_scale: Scale, latter: ScaledModule, x_BNC: Tensor,
-                      class_ids_B: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
+def coordination_loss(
+    former: ScaledModule,
+    former_scale: Scale,
+    latter: ScaledModule,
+    x_BNC: Tensor,
+    class_ids_B: Tensor,
+    *,
+    generator: torch.Generator | None = None,
+) -> Tensor:
     """Mean squared difference of the velocities of modules m-1 and m on the same noised tokens.
 
     Our reading of the paper's coordination: both see x_1 ... x_{p_m} at one t and one noise a row. They
@@ -87,8 +105,9 @@ def coordination_loss(former: ScaledModule, former_scale: Scale, latter: ScaledM
     return (whole_BNC - causal_BNC)[:, last.start : last.stop].square().mean()
 
 
-def solver_step(velocity: Callable[[Tensor, float], Tensor], y: Tensor, t: float, dt: float,
-                solver: str) -> tuple[Tensor, Tensor]:
+def solver_step(
+    velocity: Callable[[Tensor, float], Tensor], y: Tensor, t: float, dt: float, solver: str
+) -> tuple[Tensor, Tensor]:
     """One step of an explicit solver from t to t + dt; returns the new state and the velocity at t.
 
     euler is of order 1; midpoint and heun of order 2. diffusers' flow-match schedulers were not used:
@@ -125,7 +144,9 @@ def grid_noise(seeds: Sequence[int], grid_tokens: int, channels: int) -> Tensor:
     Philox takes all bits of a seed as its key; torch's CPU generator would read the low 32 alone.
     """
     rows = [
-        np.random.Generator(np.random.Philox(key=seed)).standard_normal((grid_tokens, channels), dtype=np.float32)
+        np.random.Generator(np.random.Philox(key=seed)).standard_normal(
+            (grid_tokens, channels), dtype=np.float32
+        )
         for seed in seeds
     ]
     return torch.from_numpy(np.stack(rows))

@@ -55,9 +55,6 @@ class NestARConfig:
 
     @classmethod
     def from_dict(cls, stored: Mapping[str, Any]) -> NestARConfig:
-        version = stored.get("format_version")
-        if not isinstance(version, int) or version > FORMAT_VERSION:
-            raise WeightsError(f"The weights have format version {version}; this NestAR reads up to {FORMAT_VERSION}.")
         known = {name: stored[name] for name in cls.__dataclass_fields__ if name in stored}
         return cls(**{**known, "nesting": Nesting.from_dict(stored["nesting"])})
 
@@ -69,9 +66,15 @@ class NestAR(nn.Module):
         super().__init__()
         self.config = config
         self.scaled_modules = nn.ModuleList(
-            ScaledModule(config.nesting.positions[: scale.tokens], channels=config.channels,
-                         classes=config.classes, dim=config.dim, depth=depth, heads=config.heads,
-                         cond_dim=config.cond_dim)
+            ScaledModule(
+                config.nesting.positions[: scale.tokens],
+                channels=config.channels,
+                classes=config.classes,
+                dim=config.dim,
+                depth=depth,
+                heads=config.heads,
+                cond_dim=config.cond_dim,
+            )
             for scale, depth in zip(config.nesting.scales, config.depths, strict=True)
         )
 
@@ -79,8 +82,9 @@ class NestAR(nn.Module):
     def device(self) -> torch.device:
         return next(self.parameters()).device
 
-    def save_pretrained(self, folder: str | Path, dtype: torch.dtype = torch.bfloat16,
-                        record: Mapping[str, Any] | None = None) -> None:
+    def save_pretrained(
+        self, folder: str | Path, dtype: torch.dtype = torch.bfloat16, record: Mapping[str, Any] | None = None
+    ) -> None:
         """Write the config, with `record` (how it was trained) beside it, and each module's weights."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
@@ -98,7 +102,11 @@ class NestAR(nn.Module):
             WeightsError: a file is missing, damaged, of the wrong shape, or no safetensors; it is named.
         """
         folder = Path(folder)
-        model = cls(NestARConfig.from_dict(read_json(folder / "config.json")))
+        file = folder / "config.json"
+        try:
+            model = cls(NestARConfig.from_dict(read_config(file)))
+        except (KeyError, TypeError, ValueError, ArithmeticError) as error:
+            raise WeightsError(f"{file} describes no NestAR ({first_line(error)}).") from None
         for number, module in enumerate(model.scaled_modules, 1):
             load_weights(module, folder / module_file(number))
         return model.eval()
@@ -122,6 +130,20 @@ def read_json(file: Path) -> dict[str, Any]:
     return stored
 
 
+def read_config(file: Path) -> dict[str, Any]:
+    """A JSON object of a format version that is known here."""
+    config = read_json(file)
+    version = config.get("format_version")
+    if not isinstance(version, int) or version > FORMAT_VERSION:
+        raise WeightsError(f"{file} has format version {version}; this NestAR reads up to {FORMAT_VERSION}.")
+    return config
+
+
+def first_line(error: Exception) -> str:
+    """One line about any error, for use inside a sentence."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+
+
 def load_weights(module: nn.Module, file: Path) -> None:
     """Fill `module` from a safetensors file, refusing anything that does not fit exactly."""
     if not file.exists():
@@ -136,6 +158,7 @@ def load_weights(module: nn.Module, file: Path) -> None:
     for name, value in expected.items():
         if tensors[name].shape != value.shape:
             raise WeightsError(
-                f"{file}: tensor {name!r} has shape {tuple(tensors[name].shape)}, expected {tuple(value.shape)}."
+                f"{file}: tensor {name!r} has shape {tuple(tensors[name].shape)}, "
+                f"expected {tuple(value.shape)}."
             )
     module.load_state_dict(tensors)

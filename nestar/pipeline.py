@@ -83,12 +83,24 @@ class Result:
         """Settings and figures as plain JSON values; `stages` holds each module's end."""
         s = self.settings
         return {
-            "class": s.class_name, "k": s.k, "order": s.order, "steps": s.steps, "solver": s.solver, "cfg": s.cfg,
-            "schedule": s.schedule, "temperature": s.temperature, "seed": s.seed,
-            "modules": self.frames[-1].modules, "evaluations": self.evaluations,
-            "function_evaluations": self.function_evaluations, "seconds": round(self.seconds, 4),
-            "stages": [{"module": f.module, "tokens": f.known, "seconds": round(f.seconds, 4)}
-                       for f in self.frames if f.module_done],
+            "class": s.class_name,
+            "k": s.k,
+            "order": s.order,
+            "steps": s.steps,
+            "solver": s.solver,
+            "cfg": s.cfg,
+            "schedule": s.schedule,
+            "temperature": s.temperature,
+            "seed": s.seed,
+            "modules": self.frames[-1].modules,
+            "evaluations": self.evaluations,
+            "function_evaluations": self.function_evaluations,
+            "seconds": round(self.seconds, 4),
+            "stages": [
+                {"module": f.module, "tokens": f.known, "seconds": round(f.seconds, 4)}
+                for f in self.frames
+                if f.module_done
+            ],
         }
 
 
@@ -101,16 +113,24 @@ class NestARPipeline:
         origin: "embedded", a folder, or `user/repo@commit`.
     """
 
-    def __init__(self, models: dict[str, NestAR], tokenizer: Tokenizer, *, classes: tuple[str, ...],
-                 origin: str, device: torch.device):
+    def __init__(
+        self,
+        models: dict[str, NestAR],
+        tokenizer: Tokenizer,
+        *,
+        classes: tuple[str, ...],
+        origin: str,
+        device: torch.device,
+    ):
         self.models = {name: model.to(device).eval() for name, model in models.items()}
         self.tokenizer = tokenizer.to(device).eval()
         self.classes, self.origin, self.device = classes, origin, device
         self.nestings: dict[str, Nesting] = {name: model.config.nesting for name, model in models.items()}
 
     @classmethod
-    def from_pretrained(cls, source: str | Path | None = None, *, revision: str | None = None,
-                        device: str = "auto") -> NestARPipeline:
+    def from_pretrained(
+        cls, source: str | Path | None = None, *, revision: str | None = None, device: str = "auto"
+    ) -> NestARPipeline:
         """Load weights.
 
         Args:
@@ -122,8 +142,13 @@ class NestARPipeline:
         """
         checkpoint: Checkpoint = open_checkpoint(source, revision)
         models = {name: checkpoint.nesting(name) for name in checkpoint.nestings}
-        return cls(models, checkpoint.tokenizer(), classes=checkpoint.classes, origin=checkpoint.origin,
-                   device=resolve_device(device))
+        return cls(
+            models,
+            checkpoint.tokenizer(),
+            classes=checkpoint.classes,
+            origin=checkpoint.origin,
+            device=resolve_device(device),
+        )
 
     def settings(self, **values: object) -> SampleSettings:
         """Check settings by name; SettingsError says in one sentence what is wrong and what is allowed."""
@@ -133,7 +158,9 @@ class NestARPipeline:
         """The nesting with weights that has this k and order."""
         return self.nestings[find_nesting(self.nestings, k, order)]
 
-    def stream(self, class_name: str, *, cancel: threading.Event | None = None, **values: object) -> Iterator[Frame]:
+    def stream(
+        self, class_name: str, *, cancel: threading.Event | None = None, **values: object
+    ) -> Iterator[Frame]:
         """Sample, yielding a frame as each patch is made.
 
         Args:
@@ -168,9 +195,16 @@ class NestARPipeline:
             images = self._decode(event.sequence_BNC, nesting, event.known)
             decoding += time.perf_counter() - began
             yield Frame(
-                images=images, module=event.module, modules=len(nesting.scales), patch=event.patch,
-                tokens=event.tokens, known=event.known, n=nesting.n, evaluations=event.evaluations,
-                function_evaluations=event.function_evaluations, seconds=event.elapsed + decoding,
+                images=images,
+                module=event.module,
+                modules=len(nesting.scales),
+                patch=event.patch,
+                tokens=event.tokens,
+                known=event.known,
+                n=nesting.n,
+                evaluations=event.evaluations,
+                function_evaluations=event.function_evaluations,
+                seconds=event.elapsed + decoding,
                 module_done=event.known == nesting.scales[event.module - 1].tokens,
                 final=event.known == nesting.n,
             )
@@ -178,7 +212,9 @@ class NestARPipeline:
     @staticmethod
     def solver_settings(settings: SampleSettings) -> SolverSettings:
         """The part of checked settings that the sampler takes."""
-        return SolverSettings(**{name: getattr(settings, name) for name in SolverSettings.__dataclass_fields__})
+        return SolverSettings(
+            **{name: getattr(settings, name) for name in SolverSettings.__dataclass_fields__}
+        )
 
     @torch.inference_mode()
     def _decode(self, sequence_BNC: Tensor, nesting: Nesting, known: int) -> tuple[Image.Image, ...]:

@@ -95,8 +95,15 @@ class SolverSettings:
         return [i / (halves * self.steps) for i in range(halves * self.steps)] + [1.0]
 
 
-def sample(model: NestAR, class_ids_B: Tensor, seeds: Sequence[int], settings: SolverSettings, *,
-           cancel: threading.Event | None = None, solver_events: bool = False) -> Iterator[Event]:
+def sample(
+    model: NestAR,
+    class_ids_B: Tensor,
+    seeds: Sequence[int],
+    settings: SolverSettings,
+    *,
+    cancel: threading.Event | None = None,
+    solver_events: bool = False,
+) -> Iterator[Event]:
     """Sample a batch, patch by patch.
 
     Args:
@@ -123,8 +130,15 @@ class _Run:
     """State of one call of `sample`. Gradients are off inside each step, never across a yield: a
     generator may be taken up again by another thread."""
 
-    def __init__(self, model: NestAR, class_ids_B: Tensor, seeds: Sequence[int], settings: SolverSettings,
-                 cancel: threading.Event | None, solver_events: bool):
+    def __init__(
+        self,
+        model: NestAR,
+        class_ids_B: Tensor,
+        seeds: Sequence[int],
+        settings: SolverSettings,
+        cancel: threading.Event | None,
+        solver_events: bool,
+    ):
         if len(seeds) != len(class_ids_B):
             raise ValueError(f"{len(class_ids_B)} classes and {len(seeds)} seeds: one seed a row is needed.")
         self.began = time.perf_counter()
@@ -132,11 +146,15 @@ class _Run:
         self.settings, self.cancel, self.solver_events = settings, cancel, solver_events
         self.model, self.nesting, device = model, model.config.nesting, model.device
         noise_BGC = grid_noise(seeds, self.nesting.n, model.config.channels) * settings.temperature
-        self.sequence_BNC = noise_BGC[:, list(self.nesting.flat)].to(device)  # solved in place, patch by patch
+        self.sequence_BNC = noise_BGC[:, list(self.nesting.flat)].to(
+            device
+        )  # solved in place, patch by patch
         self.rows = len(seeds)
         self.class_ids_R = class_ids_B.to(device)
         if settings.guided:  # conditional rows, then unconditional ones
-            self.class_ids_R = torch.cat([self.class_ids_R, torch.full_like(self.class_ids_R, model.config.classes)])
+            self.class_ids_R = torch.cat(
+                [self.class_ids_R, torch.full_like(self.class_ids_R, model.config.classes)]
+            )
         self.times = settings.times
         self.evaluations = self.function_evaluations = 0
         self.elapsed = time.perf_counter() - self.began
@@ -147,13 +165,13 @@ class _Run:
 
     @torch.inference_mode()
     def enter(self, number: int) -> None:
-        """Begin a scaled module: condition every time of the grid at once; the tokens so far are its context."""
+        """Begin a scaled module: condition all times at once; the tokens so far are its context."""
         began = time.perf_counter()
         self.module: ScaledModule = self.model.scaled_modules[number - 1]
         self.cache: KVCache = self.module.new_cache(len(self.class_ids_R))
         times_1T = torch.tensor([self.times], device=self.model.device)
-        blocks_RT6D, final_RT2D = self.module.condition(times_1T, self.class_ids_R)
-        self.conditions = [(blocks_RT6D[:, i : i + 1], final_RT2D[:, i : i + 1]) for i in range(len(self.times))]
+        grid = self.module.condition(times_1T, self.class_ids_R)
+        self.modulations = [grid.at(slice(i, i + 1)) for i in range(len(self.times))]
         self.elapsed += time.perf_counter() - began
         if number > 1:
             self.remember(self.nesting.scales[number - 1].patches[0])
@@ -163,40 +181,53 @@ class _Run:
         """Enter finished tokens once as clean context."""
         began = time.perf_counter()
         x_BNC = self.sequence_BNC[:, patch.start : patch.stop]
-        self.module.remember(self._both(x_BNC), self.conditions[-1], self.cache)
+        self.module.remember(self._both(x_BNC), self.modulations[-1], self.cache)
         self.function_evaluations += 1
         self.elapsed += time.perf_counter() - began
 
     def solve(self, patch: Patch) -> Iterator[SolverStep]:
         """Solve dy/dt = v from noise to data for one patch, in place; the state stays in float32."""
-        cfg = guidance_scale(self.settings.cfg, self.settings.schedule, self.evaluations, self.nesting.evaluations)
+        cfg = guidance_scale(
+            self.settings.cfg, self.settings.schedule, self.evaluations, self.nesting.evaluations
+        )
         steps = self.settings.steps
         for step in range(steps):
             if self.cancelled:
                 return
             began = time.perf_counter()
-            norm = self._step(patch, step / steps, 1 / steps, cfg)
+            v_BNC = self._step(patch, step / steps, 1 / steps, cfg)
             self.elapsed += time.perf_counter() - began
             if self.solver_events:
-                yield SolverStep(patch.module, patch.index, step + 1, (step + 1) / steps, norm.item(), self.elapsed)
+                norm = v_BNC.square().mean().sqrt().item()
+                yield SolverStep(patch.module, patch.index, step + 1, (step + 1) / steps, norm, self.elapsed)
         self.evaluations += 1
 
     @torch.inference_mode()
     def _step(self, patch: Patch, t: float, dt: float, cfg: float) -> Tensor:
+        """Move the patch on by `dt`; returns the velocity at `t`."""
+
         def velocity(y_BNC: Tensor, at: float) -> Tensor:
             self.function_evaluations += 1
-            v_RNC = self.module.velocity(self._both(y_BNC), self.conditions[self._place(at)], self.cache)
+            v_RNC = self.module.velocity(self._both(y_BNC), self.modulations[self._place(at)], self.cache)
             return guide(*v_RNC.chunk(2), cfg) if self.settings.guided else v_RNC
 
         state_BNC = self.sequence_BNC[:, patch.start : patch.stop]
         after_BNC, v_BNC = solver_step(velocity, state_BNC, t, dt, self.settings.solver)
         state_BNC.copy_(after_BNC)
-        return v_BNC.square().mean().sqrt()
+        return v_BNC
 
     def patch_done(self, patch: Patch) -> PatchDone:
         places = self.nesting.flat[patch.start : patch.stop]
-        return PatchDone(patch.module, patch.index, places, patch.stop, self.evaluations,
-                         self.function_evaluations, self.elapsed, self.sequence_BNC)
+        return PatchDone(
+            patch.module,
+            patch.index,
+            places,
+            patch.stop,
+            self.evaluations,
+            self.function_evaluations,
+            self.elapsed,
+            self.sequence_BNC,
+        )
 
     def _both(self, x_BNC: Tensor) -> Tensor:
         """The same tokens for the conditional and, when guided, the unconditional rows."""

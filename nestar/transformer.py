@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 
 import torch
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 MLP_RATIO = 8 / 3  # SwiGLU's usual ratio: as many parameters as a plain MLP of ratio 4
 ROPE_BASE = 100.0  # wavelengths from about 6 to 600 tokens: grids are small
 TIME_FREQUENCIES = 64
+RMS_EPSILON = 1e-6
 
 
 class KVCache:
@@ -26,8 +28,17 @@ class KVCache:
     each evaluation without moving `length`; only `keep` makes them part of the context.
     """
 
-    def __init__(self, depth: int, rows: int, heads: int, tokens: int, head_dim: int, *,
-                 device: torch.device | str, dtype: torch.dtype):
+    def __init__(
+        self,
+        depth: int,
+        rows: int,
+        heads: int,
+        tokens: int,
+        head_dim: int,
+        *,
+        device: torch.device | str,
+        dtype: torch.dtype,
+    ):
         self.store = torch.zeros(depth, 2, rows, heads, tokens, head_dim, device=device, dtype=dtype)
         self.length = 0
 
@@ -44,6 +55,23 @@ class KVCache:
         self.length += tokens
 
 
+@dataclass(frozen=True)
+class Modulation:
+    """What time and class do to a module (adaLN), for G groups of tokens.
+
+    Attributes:
+        blocks: for each block (B, G, 1, 6, D): shift, 1 + scale and gate of attention, then of the MLP.
+        head_BG12D: shift and 1 + scale before the head.
+    """
+
+    blocks: tuple[Tensor, ...]
+    head_BG12D: Tensor
+
+    def at(self, groups: Tensor | slice) -> Modulation:
+        """The modulation of the groups picked, one after another."""
+        return Modulation(tuple(block[:, groups] for block in self.blocks), self.head_BG12D[:, groups])
+
+
 class Block(nn.Module):
     """Attention and SwiGLU behind RMSNorm, each modulated and gated by time and class (adaLN)."""
 
@@ -51,30 +79,34 @@ class Block(nn.Module):
         super().__init__()
         self.heads = heads
         hidden = int(MLP_RATIO * dim)
-        self.norm_attention = nn.RMSNorm(dim, eps=1e-6, elementwise_affine=False)
         self.qkv = nn.Linear(dim, 3 * dim, bias=False)
-        self.norm_q = nn.RMSNorm(dim // heads, eps=1e-6)
-        self.norm_k = nn.RMSNorm(dim // heads, eps=1e-6)
+        self.qk_scale = nn.Parameter(torch.ones(2, 1, dim // heads))
         self.out = nn.Linear(dim, dim, bias=False)
-        self.norm_mlp = nn.RMSNorm(dim, eps=1e-6, elementwise_affine=False)
         self.up = nn.Linear(dim, 2 * hidden, bias=False)
         self.down = nn.Linear(hidden, dim, bias=False)
         self.modulation = nn.Parameter(torch.zeros(6, dim))  # this block's offset to the module's adaLN
 
-    def forward(self, x_BGSD: Tensor, shared_BG16D: Tensor, rope: tuple[Tensor, Tensor],
-                mask_NN: Tensor | None, cache: KVCache | None, number: int) -> Tensor:
-        shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = (shared_BG16D + self.modulation).unbind(3)
-        h_BGSD = self.norm_attention(x_BGSD) * (1 + scale_a) + shift_a
+    def forward(
+        self,
+        x_BGSD: Tensor,
+        modulation_BG16D: Tensor,
+        rope: tuple[Tensor, Tensor],
+        mask_NN: Tensor | None,
+        cache: KVCache | None,
+        number: int,
+    ) -> Tensor:
+        shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = modulation_BG16D.unbind(3)
+        h_BGSD = rms_norm(x_BGSD) * scale_a + shift_a
         qkv_BN3HE = self.qkv(h_BGSD).flatten(1, 2).unflatten(2, (3, self.heads, -1))
-        q_BHNE, k_BHNE, v_BHNE = qkv_BN3HE.permute(2, 0, 3, 1, 4)
-        q_BHNE, k_BHNE = rotate(self.norm_q(q_BHNE), rope), rotate(self.norm_k(k_BHNE), rope)
+        qk_BN2HE = rotate(rms_norm(qkv_BN3HE[:, :, :2]) * self.qk_scale, rope).to(qkv_BN3HE.dtype)
+        q_BHNE, k_BHNE = qk_BN2HE.permute(2, 0, 3, 1, 4)
+        v_BHNE = qkv_BN3HE[:, :, 2].transpose(1, 2)
         if cache is not None:
             k_BHNE, v_BHNE = cache.write(number, k_BHNE, v_BHNE)
-        y_BHNE = F.scaled_dot_product_attention(q_BHNE.to(v_BHNE.dtype), k_BHNE.to(v_BHNE.dtype), v_BHNE,
-                                                attn_mask=mask_NN)
+        y_BHNE = F.scaled_dot_product_attention(q_BHNE, k_BHNE, v_BHNE, attn_mask=mask_NN)
         y_BGSD = y_BHNE.transpose(1, 2).reshape(x_BGSD.shape)
         x_BGSD = x_BGSD + gate_a * self.out(y_BGSD)
-        h_BGSD = self.norm_mlp(x_BGSD) * (1 + scale_m) + shift_m
+        h_BGSD = rms_norm(x_BGSD) * scale_m + shift_m
         gate_BGSM, value_BGSM = self.up(h_BGSD).chunk(2, dim=-1)
         return x_BGSD + gate_m * self.down(F.silu(gate_BGSM) * value_BGSM)
 
@@ -92,18 +124,28 @@ class ScaledModule(nn.Module):
         classes: number of classes; index `classes` stands for "no class" (guidance).
     """
 
-    def __init__(self, positions: Sequence[tuple[int, int]], *, channels: int, classes: int, dim: int,
-                 depth: int, heads: int, cond_dim: int):
+    def __init__(
+        self,
+        positions: Sequence[tuple[int, int]],
+        *,
+        channels: int,
+        classes: int,
+        dim: int,
+        depth: int,
+        heads: int,
+        cond_dim: int,
+    ):
         super().__init__()
         self.depth, self.heads, self.head_dim = depth, heads, dim // heads
         self.classes = classes
         self.embed = nn.Linear(channels, dim)
         self.position = nn.Parameter(torch.randn(len(positions), dim) * 0.02)
-        self.time = nn.Sequential(nn.Linear(TIME_FREQUENCIES, cond_dim), nn.SiLU(), nn.Linear(cond_dim, cond_dim))
+        self.time = nn.Sequential(
+            nn.Linear(TIME_FREQUENCIES, cond_dim), nn.SiLU(), nn.Linear(cond_dim, cond_dim)
+        )
         self.label = nn.Embedding(classes + 1, cond_dim)
         self.modulation = nn.Linear(cond_dim, 6 * dim)
         self.blocks = nn.ModuleList(Block(dim, heads) for _ in range(depth))
-        self.norm = nn.RMSNorm(dim, eps=1e-6, elementwise_affine=False)
         self.final_modulation = nn.Linear(cond_dim, 2 * dim)
         self.head = nn.Linear(dim, channels)
         cos_NE, sin_NE = axial_rope(positions, self.head_dim)
@@ -114,19 +156,25 @@ class ScaledModule(nn.Module):
             nn.init.zeros_(layer.weight)
             nn.init.zeros_(layer.bias)
 
-    def condition(self, t: Tensor, class_ids_B: Tensor) -> tuple[Tensor, Tensor]:
-        """Modulation from time and class, (B, P, 6, D) for the blocks and (B, P, 2, D) for the head.
+    def condition(self, t: Tensor, class_ids_B: Tensor) -> Modulation:
+        """Modulation from time and class.
 
         Args:
-            t: (B, P), the time of every patch of every row.
+            t: (B, P) or (1, P), a time for each group of tokens; sampling conditions its whole time grid at
+                once, a time a group, and picks with `Modulation.at`.
         """
         half = TIME_FREQUENCIES // 2
         frequencies = torch.exp(torch.arange(half, device=t.device) * (-math.log(1000) / (half - 1)))
         angles_BPF = 1000 * t.float()[..., None] * frequencies
         waves_BPF = torch.cat([angles_BPF.cos(), angles_BPF.sin()], -1).to(self.embed.weight.dtype)
         c_BPD = F.silu(self.time(waves_BPF) + self.label(class_ids_B)[:, None])
-        return (self.modulation(c_BPD).unflatten(-1, (6, -1)),
-                self.final_modulation(c_BPD).unflatten(-1, (2, -1)))
+        shared_BP16D = self.modulation(c_BPD).unflatten(-1, (1, 6, -1))
+        head_BP12D = self.final_modulation(c_BPD).unflatten(-1, (1, 2, -1))
+        one = torch.ones_like(self.position[0])
+        zero = torch.zeros_like(one)
+        rest_6D, rest_2D = torch.stack([zero, one, zero] * 2), torch.stack([zero, one])  # scales rest at 1
+        blocks = tuple(shared_BP16D + (block.modulation + rest_6D) for block in self.blocks)
+        return Modulation(blocks, head_BP12D + rest_2D)
 
     def forward(self, y_BNC: Tensor, t_BP: Tensor, class_ids_B: Tensor, sizes: Sequence[int]) -> Tensor:
         """Velocities of all tokens in one pass, block-causal: what training uses.
@@ -135,39 +183,59 @@ class ScaledModule(nn.Module):
             y_BNC: the first N tokens in sequence order, noised; t_BP: each patch's time.
             sizes: tokens of each of the P patches; they add up to N.
         """
-        blocks_BP6D, final_BP2D = self.condition(t_BP, class_ids_B)
+        modulation = self.condition(t_BP, class_ids_B)
         patch_N = patch_of_token(tuple(sizes)).to(y_BNC.device)
         if len(set(sizes)) > 1:  # a short last patch: every token becomes a group of its own
-            blocks_BP6D, final_BP2D = blocks_BP6D[:, patch_N], final_BP2D[:, patch_N]
+            modulation = modulation.at(patch_N)
         mask_NN = patch_N[:, None] >= patch_N[None, :] if len(sizes) > 1 else None
-        return self._run(y_BNC, 0, blocks_BP6D, final_BP2D, mask_NN, None)
+        return self._run(y_BNC, 0, modulation, mask_NN, None)
 
-    def velocity(self, y_BNC: Tensor, condition: tuple[Tensor, Tensor], cache: KVCache) -> Tensor:
-        """Velocity of the patch that follows the cached context; `condition` has P = 1."""
-        return self._run(y_BNC, cache.length, *condition, None, cache)
+    def velocity(self, y_BNC: Tensor, modulation: Modulation, cache: KVCache) -> Tensor:
+        """Velocity of the patch that follows the cached context; `modulation` has one group."""
+        return self._run(y_BNC, cache.length, modulation, None, cache)
 
-    def remember(self, x_BNC: Tensor, condition: tuple[Tensor, Tensor], cache: KVCache) -> None:
-        """Enter finished tokens once as context; `condition` is that of t = 1."""
-        self._run(x_BNC, cache.length, *condition, None, cache)
+    def remember(self, x_BNC: Tensor, modulation: Modulation, cache: KVCache) -> None:
+        """Enter finished tokens once as context; `modulation` is that of t = 1."""
+        self._run(x_BNC, cache.length, modulation, None, cache)
         cache.keep(x_BNC.shape[1])
 
     def new_cache(self, rows: int) -> KVCache:
         """An empty cache for `rows` rows, on this module's device and in its dtype."""
         weight = self.embed.weight
-        return KVCache(self.depth, rows, self.heads, len(self.position), self.head_dim,
-                       device=weight.device, dtype=weight.dtype)
+        return KVCache(
+            self.depth,
+            rows,
+            self.heads,
+            len(self.position),
+            self.head_dim,
+            device=weight.device,
+            dtype=weight.dtype,
+        )
 
-    def _run(self, y_BNC: Tensor, start: int, shared_BG6D: Tensor, final_BG2D: Tensor,
-             mask_NN: Tensor | None, cache: KVCache | None) -> Tensor:
+    def _run(
+        self,
+        y_BNC: Tensor,
+        start: int,
+        modulation: Modulation,
+        mask_NN: Tensor | None,
+        cache: KVCache | None,
+    ) -> Tensor:
         """Tokens run as G groups of S, so that a group's modulation is broadcast and never copied."""
         stop = start + y_BNC.shape[1]
         x_BND = self.embed(y_BNC.to(self.embed.weight.dtype)) + self.position[start:stop]
-        x_BGSD = x_BND.unflatten(1, (shared_BG6D.shape[1], -1))
+        x_BGSD = x_BND.unflatten(1, (modulation.head_BG12D.shape[1], -1))
         rope = (self.rope_cos[start:stop], self.rope_sin[start:stop])
-        for number, block in enumerate(self.blocks):
-            x_BGSD = block(x_BGSD, shared_BG6D[:, :, None], rope, mask_NN, cache, number)
-        shift_BG1D, scale_BG1D = final_BG2D[:, :, None].unbind(3)
-        return self.head(self.norm(x_BGSD) * (1 + scale_BG1D) + shift_BG1D).flatten(1, 2).float()
+        for number, (block, own) in enumerate(zip(self.blocks, modulation.blocks, strict=True)):
+            x_BGSD = block(x_BGSD, own, rope, mask_NN, cache, number)
+        shift_BG1D, scale_BG1D = modulation.head_BG12D.unbind(3)
+        return self.head(rms_norm(x_BGSD) * scale_BG1D + shift_BG1D).flatten(1, 2).float()
+
+
+def rms_norm(x: Tensor) -> Tensor:
+    """x over its root mean square along the last dimension. Three operations, where torch's own RMSNorm
+    takes nine on a CPU: one picture is some thousand small network passes."""
+    norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+    return x / (norm * x.shape[-1] ** -0.5 + RMS_EPSILON)
 
 
 @lru_cache(maxsize=256)
@@ -177,17 +245,18 @@ def patch_of_token(sizes: tuple[int, ...]) -> Tensor:
 
 
 def axial_rope(positions: Sequence[tuple[int, int]], head_dim: int) -> tuple[Tensor, Tensor]:
-    """Cosines and sines (N, head_dim) of a 2-D rotary embedding: half of the channels turn with the row,
-    half with the column of each token's true grid position."""
+    """A 2-D rotary embedding: half of the channels turn with the row, half with the column of each token's
+    true grid position. Returns cosines and signed sines for `rotate`, each (N, 1, 1, head_dim)."""
     quarter = head_dim // 4
     frequencies_Q = ROPE_BASE ** (-torch.arange(quarter) / quarter)
     places_N2 = torch.tensor(positions, dtype=torch.float32).view(-1, 2)
-    angles_NE = (places_N2[:, :, None] * frequencies_Q).flatten(1).repeat(1, 2)  # (N, 2Q) twice: halves pair up
-    return angles_NE.cos(), angles_NE.sin()
+    angles_NF = (places_N2[:, :, None] * frequencies_Q).flatten(1)
+    cos_NE = torch.cat([angles_NF.cos(), angles_NF.cos()], 1)
+    sin_NE = torch.cat([-angles_NF.sin(), angles_NF.sin()], 1)
+    return cos_NE[:, None, None], sin_NE[:, None, None]
 
 
-def rotate(x_BHNE: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
-    """Turn channel pairs (e, e + E/2) by the angles of `rope`."""
-    cos_NE, sin_NE = rope
-    first, second = x_BHNE.chunk(2, dim=-1)
-    return x_BHNE * cos_NE + torch.cat([-second, first], dim=-1) * sin_NE
+def rotate(x_BN2HE: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
+    """Turn channel pairs (e, e + E/2) of queries and keys by the angles of `rope`."""
+    cos_N11E, sin_N11E = rope
+    return x_BN2HE * cos_N11E + x_BN2HE.roll(x_BN2HE.shape[-1] // 2, -1) * sin_N11E

@@ -14,11 +14,21 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from nestar import checkpoints
-from nestar.checkpoints import load_tokenizer, open_checkpoint, resolve_device
+from nestar.checkpoints import assemble, load_tokenizer, open_checkpoint, resolve_device
 from nestar.model import FORMAT_VERSION, NestAR, WeightsError
 from nestar.pipeline import NestARPipeline
 from tests.hub import COMMIT, Loader, StandInHub
-from tests.small import CLASSES, K2, K4, SIZE, save_checkpoint, save_tokenizer, small_model, small_tokenizer
+from tests.small import (
+    CHANNELS,
+    CLASSES,
+    K2,
+    K4,
+    SIZE,
+    save_checkpoint,
+    save_tokenizer,
+    small_model,
+    small_tokenizer,
+)
 
 CONFIG = "config.json"
 MODULE = f"{K4.name}/module_2.safetensors"
@@ -325,3 +335,26 @@ def test_a_silent_hub_and_a_dead_one(hub: StandInHub, loader: Loader) -> None:
     assert dead[1].get("error") == "The Hub does not answer and user/new@v1 is not in the cache."
     # Left to itself huggingface_hub retries for 23 s, or 388 s where nothing answers.
     assert max(answer["seconds"] for answer in silent + dead) < 15
+
+
+def test_assemble_puts_trained_parts_together(tmp_path: Path) -> None:
+    parts = save_checkpoint(tmp_path / "parts")
+    folder = tmp_path / "made"
+    first = assemble(folder, classes=CLASSES, tokenizer=parts / "tokenizer", nestings=[parts / K4.name])
+    assert (first.nestings, first.classes, first.size) == ((K4.name,), CLASSES, SIZE)
+    both = assemble(folder, classes=CLASSES, nestings=[parts / K2.name])  # what stands already stays
+    assert both.nestings == (K4.name, K2.name)
+    same = open_checkpoint(parts).nesting(K2.name).state_dict()
+    assert all(torch.equal(value, same[name]) for name, value in both.nesting(K2.name).state_dict().items())
+    assert both.tokenizer().channels == CHANNELS
+
+
+def test_assemble_refuses_parts_that_do_not_fit(tmp_path: Path) -> None:
+    parts = save_checkpoint(tmp_path / "parts")
+    with pytest.raises(WeightsError, match="4 channels and 3 classes; the checkpoint has 4 and 2"):
+        assemble(
+            tmp_path / "made", classes=CLASSES[:2], tokenizer=parts / "tokenizer", nestings=[parts / K4.name]
+        )
+    assert not (tmp_path / "made").exists()
+    with pytest.raises(WeightsError, match=r"tokenizer\.json is missing"):
+        assemble(tmp_path / "made", classes=CLASSES, nestings=[parts / K4.name])

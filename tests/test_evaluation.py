@@ -33,8 +33,9 @@ from nestar.training.features import FeaturesConfig, FeaturesTask, augment, know
 from nestar.training.loop import Budget, train
 
 EMBEDDED = Path(__file__).parents[1] / "assets" / "features"
-SMALL = FeatureNetworkConfig(size=64, channels=(8, 16, 16), blocks=(0, 1, 1), place_channels=8, hidden=32,
-                             features=24)
+SMALL = FeatureNetworkConfig(
+    size=64, channels=(8, 16, 16), blocks=(0, 1, 1), place_channels=8, hidden=32, features=24
+)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -325,7 +326,8 @@ def test_training_learns_and_resumes(tmp_path):
     training = json.loads((tmp_path / "run" / "features" / "config.json").read_text())["training"]
     assert training["images_seen"] == 60 * 24
     assert {name: set(scores) for name, scores in training["held_out"].items()} == {
-        name: {factor.name for factor in factors} for name, factors in FACTORS.items()}
+        name: {factor.name for factor in factors} for name, factors in FACTORS.items()
+    }
     assert (tmp_path / "run" / "samples" / "final.png").exists()
 
     resumed = FeaturesTask(config, device, tmp_path / "cache")
@@ -341,8 +343,11 @@ def test_training_learns_and_resumes(tmp_path):
 def tiny() -> tuple[NestAR, Tokenizer, FeatureNetwork]:
     """An untrained model, tokenizer and feature network that fit together: 64 pixels, 4x4 tokens."""
     torch.manual_seed(0)
-    model = NestAR(NestARConfig(Nesting.nested(4, 4, 4), channels=4, classes=len(CLASSES), dim=32, heads=2,
-                                blocks=2, cond_dim=16))
+    model = NestAR(
+        NestARConfig(
+            Nesting.nested(4, 4, 4), channels=4, classes=len(CLASSES), dim=32, heads=2, blocks=2, cond_dim=16
+        )
+    )
     tokenizer = Tokenizer(build_autoencoder(patch=4, channels=(16, 16, 16), latent_channels=4), patch=4)
     return model.eval(), tokenizer.eval(), FeatureNetwork(SMALL).eval()
 
@@ -353,8 +358,18 @@ def test_report_is_whole_and_repeatable(tiny):
     assert json.loads(json.dumps(report)) == report
     assert report["samples"] == 72 and report["seed"] == 5 and report["settings"]["steps"] == 1
     assert report["nesting"] == tiny[0].config.nesting.name
-    figures = {"fid", "inception_score", "precision", "recall", "class_accuracy", "class_accuracy_by_class",
-               "seams", "diversity", "vendi", "coverage"}
+    figures = {
+        "fid",
+        "inception_score",
+        "precision",
+        "recall",
+        "class_accuracy",
+        "class_accuracy_by_class",
+        "seams",
+        "diversity",
+        "vendi",
+        "coverage",
+    }
     for part in (report, report["reference"], report["reconstruction"]):
         assert figures <= part.keys()
         assert set(part["class_accuracy_by_class"]) == set(CLASSES)

@@ -105,8 +105,14 @@ def test_loss_of_a_zero_velocity_is_the_targets_mean_square() -> None:
     scale = Nesting.nested(4, 4, 4).scales[1]
     x = torch.full((4000, 16, 2), 2.0)
     for share in (0.0, 0.5, 1.0):
-        loss = flow.flow_matching_loss(Constant(), scale, x, torch.zeros(4000, dtype=torch.long), clean_share=share,
-                                       generator=torch.Generator().manual_seed(1))
+        loss = flow.flow_matching_loss(
+            Constant(),
+            scale,
+            x,
+            torch.zeros(4000, dtype=torch.long),
+            clean_share=share,
+            generator=torch.Generator().manual_seed(1),
+        )
         assert loss.item() == pytest.approx(5, rel=0.02)
 
 
@@ -115,14 +121,26 @@ def test_clean_patches_enter_as_data_and_carry_no_loss() -> None:
     x = torch.randn(8, 16, 2)
     clean = torch.tensor([[True, True, False, False]]).expand(8, 4)
     module = Constant(100.0)
-    first = flow.flow_matching_loss(module, scale, x, torch.zeros(8, dtype=torch.long), clean_share=clean,
-                                    generator=torch.Generator().manual_seed(2))
+    first = flow.flow_matching_loss(
+        module,
+        scale,
+        x,
+        torch.zeros(8, dtype=torch.long),
+        clean_share=clean,
+        generator=torch.Generator().manual_seed(2),
+    )
     torch.testing.assert_close(module.y[:, :8], x[:, :8])
     assert (module.t[:, :2] == 1).all() and (module.t[:, 2:] < 1).all()
     x_other = x.clone()
     x_other[:, :8] += 5  # what the clean patches hold changes nothing in the loss of a constant velocity
-    second = flow.flow_matching_loss(module, scale, x_other, torch.zeros(8, dtype=torch.long), clean_share=clean,
-                                     generator=torch.Generator().manual_seed(2))
+    second = flow.flow_matching_loss(
+        module,
+        scale,
+        x_other,
+        torch.zeros(8, dtype=torch.long),
+        clean_share=clean,
+        generator=torch.Generator().manual_seed(2),
+    )
     torch.testing.assert_close(first, second)
 
 

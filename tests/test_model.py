@@ -22,15 +22,20 @@ def make_model(nesting: Nesting, blocks: int = 4) -> NestAR:
 
 
 NESTINGS = [
-    Nesting.nested(4, 4, 2), Nesting.nested(4, 4, 4), Nesting.nested(3, 5, 2), Nesting.nested(4, 4, 4, "raster"),
-    Nesting.autoregressive(2, 3), Nesting.cells(4, 4, 4), Nesting.one_shot(3, 3),
+    Nesting.nested(4, 4, 2),
+    Nesting.nested(4, 4, 4),
+    Nesting.nested(3, 5, 2),
+    Nesting.nested(4, 4, 4, "raster"),
+    Nesting.autoregressive(2, 3),
+    Nesting.cells(4, 4, 4),
+    Nesting.one_shot(3, 3),
 ]
 
 
 @pytest.mark.parametrize("nesting", NESTINGS, ids=lambda nesting: f"{nesting.name}-{nesting.n}")
 @torch.inference_mode()
 def test_cached_velocities_equal_uncached_ones(nesting: Nesting) -> None:
-    """Patch by patch behind a cache of clean context = one block-causal pass with earlier patches at t = 1."""
+    """Patch by patch behind a cache of clean context = one block-causal pass, earlier patches at t = 1."""
     model = make_model(nesting)
     x = torch.randn(2, nesting.n, CHANNELS)
     ids = torch.tensor([1, CLASSES])
@@ -79,13 +84,17 @@ def test_tokens_of_a_patch_see_each_other_in_both_directions() -> None:
     y, ids = torch.randn(1, 4, CHANNELS), torch.zeros(1, dtype=torch.long)
     other = y.clone()
     other[:, 3] += 1
-    moved = (module(y, torch.full((1, 1), 0.5), ids, [4]) - module(other, torch.full((1, 1), 0.5), ids, [4])).abs()
+    moved = (
+        module(y, torch.full((1, 1), 0.5), ids, [4]) - module(other, torch.full((1, 1), 0.5), ids, [4])
+    ).abs()
     assert (moved.amax((0, 2)) > 1e-4).all()
 
 
 def test_time_and_class_act_from_the_first_optimiser_step() -> None:
     """adaLN-zero starts as identity: velocities are zero, their gradients are not."""
-    model = NestAR(NestARConfig(Nesting.one_shot(2, 2), CHANNELS, CLASSES, dim=32, heads=2, blocks=2, cond_dim=16))
+    model = NestAR(
+        NestARConfig(Nesting.one_shot(2, 2), CHANNELS, CLASSES, dim=32, heads=2, blocks=2, cond_dim=16)
+    )
     module = model.scaled_modules[0]
     velocity = module(torch.randn(2, 4, CHANNELS), torch.full((2, 1), 0.5), torch.tensor([0, 1]), [4])
     assert velocity.abs().max() == 0
@@ -106,10 +115,18 @@ def test_a_modules_size_follows_its_config(k: int, depths: tuple[int, ...]) -> N
     assert 3 < ratio < 4
 
 
-@pytest.mark.parametrize("nesting", [
-    Nesting.nested(8, 8, 2), Nesting.nested(8, 8, 4), Nesting.nested(8, 8, 8), Nesting.one_shot(8, 8),
-    Nesting.autoregressive(8, 8), Nesting.cells(8, 8, 4),
-], ids=lambda nesting: nesting.name)
+@pytest.mark.parametrize(
+    "nesting",
+    [
+        Nesting.nested(8, 8, 2),
+        Nesting.nested(8, 8, 4),
+        Nesting.nested(8, 8, 8),
+        Nesting.one_shot(8, 8),
+        Nesting.autoregressive(8, 8),
+        Nesting.cells(8, 8, 4),
+    ],
+    ids=lambda nesting: nesting.name,
+)
 def test_family_members_have_the_same_total_size(nesting: Nesting) -> None:
     """DESIGN section 1: equal width and blocks bring every member to 5.5 to 6.5 million parameters."""
     total = sum(p.numel() for p in NestAR(NestARConfig(nesting)).parameters())

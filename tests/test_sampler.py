@@ -18,7 +18,9 @@ K2, K4, SHORT = Nesting.nested(4, 4, 2), Nesting.nested(4, 4, 4), Nesting.nested
 FEW = SolverSettings(steps=3, cfg=2.0)
 
 
-def run(model: NestAR, settings: SolverSettings = FEW, seeds: tuple[int, ...] = (0,), **given: object) -> list[Event]:
+def run(
+    model: NestAR, settings: SolverSettings = FEW, seeds: tuple[int, ...] = (0,), **given: object
+) -> list[Event]:
     """All events, each with a copy of the sampler's buffer."""
     events = []
     for event in sample(model, torch.zeros(len(seeds), dtype=torch.long), seeds, settings, **given):
@@ -32,13 +34,18 @@ def patches(events: list[Event]) -> list[PatchDone]:
     return [event for event in events if isinstance(event, PatchDone)]
 
 
-@pytest.mark.parametrize("nesting", [K2, K4, SHORT, Nesting.autoregressive(2, 3), Nesting.cells(4, 4, 4),
-                                     Nesting.one_shot(3, 3)], ids=lambda n: f"{n.name}-{n.n}")
+@pytest.mark.parametrize(
+    "nesting",
+    [K2, K4, SHORT, Nesting.autoregressive(2, 3), Nesting.cells(4, 4, 4), Nesting.one_shot(3, 3)],
+    ids=lambda n: f"{n.name}-{n.n}",
+)
 @pytest.mark.parametrize("solver", ["euler", "midpoint", "heun"])
 def test_events_follow_the_nesting_and_counts_follow_the_formula(nesting: Nesting, solver: str) -> None:
     events = run(make_model(nesting), SolverSettings(steps=2, solver=solver, cfg=1.5))
     done = patches(events)
-    assert [(e.module, e.patch, e.known) for e in done] == [(p.module, p.index, p.stop) for p in nesting.patches]
+    assert [(e.module, e.patch, e.known) for e in done] == [
+        (p.module, p.index, p.stop) for p in nesting.patches
+    ]
     assert [place for e in done for place in e.tokens] == list(nesting.flat)
     assert [e.module for e in events if isinstance(e, ModuleDone)] == [s.number for s in nesting.scales]
     assert done[-1].evaluations == nesting.evaluations
@@ -59,8 +66,9 @@ def test_solver_steps_come_on_request() -> None:
 def test_finished_tokens_stay_as_they_are() -> None:
     done = patches(run(make_model(K2)))
     for earlier, later in itertools.pairwise(done):
-        torch.testing.assert_close(earlier.sequence_BNC[:, : earlier.known], later.sequence_BNC[:, : earlier.known],
-                                   rtol=0, atol=0)
+        torch.testing.assert_close(
+            earlier.sequence_BNC[:, : earlier.known], later.sequence_BNC[:, : earlier.known], rtol=0, atol=0
+        )
 
 
 def reference(model: NestAR, settings: SolverSettings, noise_NC: Tensor) -> Tensor:
@@ -73,8 +81,10 @@ def reference(model: NestAR, settings: SolverSettings, noise_NC: Tensor) -> Tens
             for step in range(settings.steps):
                 t = torch.ones(1, len(sizes))
                 t[:, -1] = step / settings.steps
-                v_c, v_u = (module(x[:, : patch.stop], t, torch.tensor([ids]), sizes)[:, patch.start :]
-                            for ids in (0, model.config.classes))
+                v_c, v_u = (
+                    module(x[:, : patch.stop], t, torch.tensor([ids]), sizes)[:, patch.start :]
+                    for ids in (0, model.config.classes)
+                )
                 x[:, patch.start : patch.stop] += (v_u + settings.cfg * (v_c - v_u)) / settings.steps
     return x
 
@@ -120,9 +130,17 @@ def zero_velocity(nesting: Nesting) -> NestAR:
 def test_noise_belongs_to_the_place_whatever_the_nesting_or_steps() -> None:
     """With a velocity of zero the samples are the noise itself."""
     grids = []
-    for nesting in (K2, K4, Nesting.nested(4, 4, 4, "raster"), Nesting.one_shot(4, 4), Nesting.cells(4, 4, 4)):
+    for nesting in (
+        K2,
+        K4,
+        Nesting.nested(4, 4, 4, "raster"),
+        Nesting.one_shot(4, 4),
+        Nesting.cells(4, 4, 4),
+    ):
         for steps in (1, 4):
-            sequence = patches(run(zero_velocity(nesting), SolverSettings(steps=steps), (5,)))[-1].sequence_BNC
+            sequence = patches(run(zero_velocity(nesting), SolverSettings(steps=steps), (5,)))[
+                -1
+            ].sequence_BNC
             grid = torch.empty_like(sequence)
             grid[:, list(nesting.flat)] = sequence
             grids.append(grid)
@@ -146,6 +164,7 @@ def test_without_guidance_half_the_rows_are_evaluated() -> None:
 def watch(model: NestAR, seen: Callable[[int, Tensor], object]) -> None:
     """Report every velocity call: the module's number and what it was given."""
     for number, module in enumerate(model.scaled_modules, 1):
+
         def velocity(y, condition, cache, number=number, inner=module.velocity):
             seen(number, y)
             return inner(y, condition, cache)

@@ -25,7 +25,7 @@ from nestar.checkpoints import load_tokenizer
 from nestar.cli import main
 from nestar.data import tiny_worlds
 from nestar.data.pools import ImagePool
-from nestar.model import NestAR
+from nestar.model import NestAR, WeightsError
 from nestar.pipeline import NestARPipeline
 from nestar.training import presets
 from nestar.training.loop import Budget, Cadence, train
@@ -343,3 +343,18 @@ def test_cached_latents_belong_to_their_tokenizer(tmp_path: Path) -> None:
     other = NestingTask(presets.NESTINGS["smoke"], tokenizer, CPU, tmp_path)
     assert len(list(tmp_path.iterdir())) == 2 * len(files)
     assert not torch.equal(other.latents, first.latents)
+
+
+def test_a_run_may_start_from_other_weights(cache: Path) -> None:
+    first = nesting_task(cache)
+    smoke = presets.NESTINGS["smoke"]
+    second = NestingTask(replace(smoke, seed=1), small_tokenizer(), CPU, cache, init=first.model)
+    for averaged in (second.model, second.ema.module):
+        same = averaged.state_dict()
+        assert all(torch.equal(value, same[name]) for name, value in first.model.state_dict().items())
+    with pytest.raises(WeightsError, match="another shape"):
+        NestingTask(replace(smoke, dim=64), small_tokenizer(), CPU, cache, init=first.model)
+    tokenizer = tokenizer_task(cache).tokenizer
+    again = TokenizerTask(replace(presets.TOKENIZERS["smoke"], seed=1), CPU, cache, init=tokenizer)
+    same = again.tokenizer.autoencoder.state_dict()
+    assert all(torch.equal(value, same[name]) for name, value in tokenizer.autoencoder.state_dict().items())

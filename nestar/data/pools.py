@@ -6,6 +6,7 @@ tokenizer training, and encoded once into a pool of latents before a nesting is 
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -30,8 +31,8 @@ class ImagePool:
 
     def __init__(self, folder: Path, count: int, size: int, seed: int = TRAIN_SEED, batch: int = 256):
         folder.mkdir(parents=True, exist_ok=True)
-        file = folder / f"tiny_worlds_{size}_{seed}_{count}.npy"
-        progress = file.with_suffix(".progress")
+        file = _pool_file(folder, count, size, seed)
+        progress, partial = file.with_suffix(".progress"), file.with_suffix(".partial")
         self.class_ids, seeds = tiny_worlds.draw_indices(0, count, seed)
         drawn = int(progress.read_text()) if file.exists() and progress.exists() else 0
         mode = "r+" if drawn else "w+"
@@ -40,8 +41,15 @@ class ImagePool:
             part = slice(start, min(start + batch, count))
             scene = tiny_worlds.draw(self.class_ids[part], seeds[part], size)
             images[part] = to_bytes(scene.images).numpy()
-            progress.write_text(str(part.stop))
+            partial.write_text(str(part.stop))
+            os.replace(partial, progress)
         self.images = images
+
+    @classmethod
+    def drawn(cls, folder: Path, count: int, size: int, seed: int = TRAIN_SEED) -> ImagePool | None:
+        """The pool, if it stands already in `folder`."""
+        exists = _pool_file(folder, count, size, seed).exists()
+        return cls(folder, count, size, seed) if exists else None
 
     def __len__(self) -> int:
         return len(self.images)
@@ -49,6 +57,10 @@ class ImagePool:
     def batch(self, index_B: Tensor) -> Tensor:
         """Images (B, 3, H, W) float32 in [-1, 1]."""
         return from_bytes(torch.from_numpy(self.images[np.sort(index_B.numpy())]))
+
+
+def _pool_file(folder: Path, count: int, size: int, seed: int) -> Path:
+    return folder / f"tiny_worlds_{size}_{seed}_{count}.npy"
 
 
 def to_bytes(images_B3HW: Tensor) -> Tensor:
@@ -62,8 +74,16 @@ def from_bytes(images_B3HW: Tensor) -> Tensor:
 
 
 @torch.inference_mode()
-def latent_pool(file: Path, tokenizer: Tokenizer, count: int, size: int, *, seed: int = TRAIN_SEED,
-                images: ImagePool | None = None, batch: int = 64) -> tuple[Tensor, Tensor]:
+def latent_pool(
+    file: Path,
+    tokenizer: Tokenizer,
+    count: int,
+    size: int,
+    *,
+    seed: int = TRAIN_SEED,
+    images: ImagePool | None = None,
+    batch: int = 64,
+) -> tuple[Tensor, Tensor]:
     """Scaled latents (N, C, h, w) float16 and class ids (N,) of Tiny Worlds, from `file` if it is there.
 
     Images come from `images` where a pool has been drawn, and are drawn batch by batch otherwise.
@@ -84,5 +104,7 @@ def latent_pool(file: Path, tokenizer: Tokenizer, count: int, size: int, *, seed
             parts.append(tokenizer.encode(pictures).half().cpu())
     latents = torch.cat(parts).contiguous()  # a network may answer in channels-last order
     file.parent.mkdir(parents=True, exist_ok=True)
-    save_file({"latents": latents, "class_ids": class_ids}, file)
+    partial = file.with_suffix(".partial")
+    save_file({"latents": latents, "class_ids": class_ids}, partial)
+    os.replace(partial, file)  # a kill at any moment leaves a whole file or none
     return latents, class_ids

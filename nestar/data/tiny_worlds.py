@@ -166,9 +166,10 @@ class Canvas:
         self.x, self.y = centres.view(1, 1, -1), centres.view(1, -1, 1)
         self.night = (sky == 3).float()
         level = sky.flatten().long()
-        self.top, self.middle, self.low, self.sun, self.light = (torch.tensor(table,
-            device=sky.device)[level][:, :, None, None] for table in (SKY_TOP, SKY_MIDDLE, SKY_LOW, SUN,
-            LIGHT))
+        self.top, self.middle, self.low, self.sun, self.light = (
+            torch.tensor(table, device=sky.device)[level][:, :, None, None]
+            for table in (SKY_TOP, SKY_MIDDLE, SKY_LOW, SUN, LIGHT)
+        )
         zero = torch.zeros_like(sky)
         self.cream, self.ink, self.lamp = (self.ramp(table, zero) for table in (CREAM, INK, LAMP))
         self.lamp = self.lamp / self.light  # lamps shine by themselves
@@ -299,8 +300,10 @@ def stars(c: Canvas, low: float = 0.45, by_day: float = 0.0) -> None:
 def cloud(c: Canvas, x: Param, y: Param, size: Param, alpha: Param) -> None:
     """Three puffs on a flat base, about 0.28 × size wide."""
     u, v = c.local(x, y)
-    puffs = union(disc(u, v + 0.02 * size, 0.062 * size), capsule(u, v + 0.01 * size, -0.085 * size, 0.0,
-        0.09 * size, 0.0, 0.04 * size))
+    puffs = union(
+        disc(u, v + 0.02 * size, 0.062 * size),
+        capsule(u, v + 0.01 * size, -0.085 * size, 0.0, 0.09 * size, 0.0, 0.04 * size),
+    )
     c.fill(cut(puffs, v - 0.025 * size), mix(c.cream, c.low, 0.35), alpha)
 
 
@@ -309,10 +312,20 @@ def sky(c: Canvas, f: dict[str, Tensor], clouds: bool = True) -> None:
     stars(c)
     if clouds:
         shift = c.dice()
-        cloud(c, span(shift, 0.05, 0.4), span(c.dice(), 0.3, 0.42), span(c.dice(), 0.8, 1.2),
-            0.55 * (1 - c.night))
-        cloud(c, span(shift, 0.55, 0.95), span(c.dice(), 0.08, 0.24), span(c.dice(), 0.7, 1.0),
-            0.45 * (1 - c.night))
+        cloud(
+            c,
+            span(shift, 0.05, 0.4),
+            span(c.dice(), 0.3, 0.42),
+            span(c.dice(), 0.8, 1.2),
+            0.55 * (1 - c.night),
+        )
+        cloud(
+            c,
+            span(shift, 0.55, 0.95),
+            span(c.dice(), 0.08, 0.24),
+            span(c.dice(), 0.7, 1.0),
+            0.45 * (1 - c.night),
+        )
     if "sun_x" in f:
         x, y = sun_place(f)
         c.glow(x, y, 0.5, c.sun, 0.6)
@@ -382,8 +395,9 @@ def mountains(c: Canvas, f: dict[str, Tensor]) -> None:
         x = apex_x + shift + (0.08 * (c.dice() - 0.5) if shift else 0.0)
         y = apex_y + drop
         edge = (y + slope * (c.x - x).abs() - c.y) * 0.7
-        shadow = (c.x - x) * torch.where(sun_x > x, -1.0, 1.0) + 0.12 * (torch.remainder(c.y * 6,
-            1.0) - 0.5).abs() * (c.y - y)
+        shadow = (c.x - x) * torch.where(sun_x > x, -1.0, 1.0) + 0.12 * (
+            torch.remainder(c.y * 6, 1.0) - 0.5
+        ).abs() * (c.y - y)
         c.fill(edge, c.haze(rock, air))
         c.fill(cut(edge, -shadow), c.haze(mix(rock * 0.6, c.top, 0.25), air))
         cap = cut(edge, c.y - y - snow * (1.0 - 0.3 * (drop > 0)) - zigzag + 0.02)
@@ -393,8 +407,15 @@ def mountains(c: Canvas, f: dict[str, Tensor]) -> None:
     skyline = c.waves(span(c.dice(), 0.78, 0.9), 0.03, 0.7)
     c.land(skyline, meadow, meadow * 0.6)
     n = 2 + f["pines"]
-    pines(c, n, skyline + 0.06, torch.full_like(n, 0.19), torch.full_like(n, 0.07), torch.full_like(n, 3.0),
-        meadow * 0.55)
+    pines(
+        c,
+        n,
+        skyline + 0.06,
+        torch.full_like(n, 0.19),
+        torch.full_like(n, 0.07),
+        torch.full_like(n, 3.0),
+        meadow * 0.55,
+    )
 
 
 def sailboat(c: Canvas, f: dict[str, Tensor]) -> None:
@@ -492,11 +513,14 @@ def fish(c: Canvas, f: dict[str, Tensor]) -> None:
     u, v = c.local(x, y, span(f["tilt"], -0.5, 0.5) * face, 1.0)
     u, v = u * face / size, v / size
     body, fin = c.ramp(ACCENT, f["body_hue"]), c.ramp(ACCENT, f["fin_hue"])
-    tail = union(ellipse((u + 0.25) * 0.8 - (v + 0.06) * 0.6, (v + 0.06) * 0.8 + (u + 0.25) * 0.6, 0.055,
-        0.1), ellipse((u + 0.25) * 0.8 + (v - 0.06) * 0.6, (v - 0.06) * 0.8 - (u + 0.25) * 0.6, 0.055, 0.1))
+    tail = union(
+        ellipse((u + 0.25) * 0.8 - (v + 0.06) * 0.6, (v + 0.06) * 0.8 + (u + 0.25) * 0.6, 0.055, 0.1),
+        ellipse((u + 0.25) * 0.8 + (v - 0.06) * 0.6, (v - 0.06) * 0.8 - (u + 0.25) * 0.6, 0.055, 0.1),
+    )
     c.fill(tail, fin)
-    c.fill(union(ellipse(u + 0.02, v + 0.11, 0.11, 0.075), ellipse(u + 0.03, v - 0.11, 0.06, 0.06)),
-        fin * 0.88)
+    c.fill(
+        union(ellipse(u + 0.02, v + 0.11, 0.11, 0.075), ellipse(u + 0.03, v - 0.11, 0.06, 0.06)), fin * 0.88
+    )
     shape = ellipse(u, v, 0.22, 0.135)
     c.fill(shape, mix(mix(body, c.cream, 0.12), body * 0.78, ((v + 0.1) / 0.2).clamp(0, 1)[:, None]))
     for i in range(3):
@@ -528,11 +552,15 @@ def planet(c: Canvas, f: dict[str, Tensor]) -> None:
     c.fill(ball, surface)
     w = v + 0.5 * u * u / r
     for i, place in enumerate((-0.42, 0.62)):
-        c.fill(cut(ball, (w - place * r).abs() - 0.13 * r), mix(surface, c.cream, 0.5),
-            (f["bands"] > i).float())
+        c.fill(
+            cut(ball, (w - place * r).abs() - 0.13 * r), mix(surface, c.cream, 0.5), (f["bands"] > i).float()
+        )
     light = span(f["light"], -1.0, 1.0)
-    c.fill(cut(ball, -c.circle(x + light * 0.65 * r, y - 0.3 * r, r * 1.06)), mix(surface * 0.35, c.top,
-        0.4), 0.75)
+    c.fill(
+        cut(ball, -c.circle(x + light * 0.65 * r, y - 0.3 * r, r * 1.06)),
+        mix(surface * 0.35, c.top, 0.4),
+        0.75,
+    )
     c.fill(cut(band, -v), colour)
     for i, side in enumerate((-1.0, 1.0)):
         here = (f["moons"] > i).float()
@@ -570,8 +598,9 @@ def city(c: Canvas, f: dict[str, Tensor]) -> None:
     c.fill(cut(walls, half * 0.62 - u), mix(shade, c.ink, 0.35))
     style = torch.remainder(tower + (3 * c.dice()).floor(), 3.0)  # of the roof: gable, dome, flat
     gable, dome = u.abs() - half * (1 + v / 0.07), ellipse(u, v, half * 0.8, 0.055)
-    roof = torch.where(style == 0, gable * 0.7, torch.where(style == 1, dome, cut(u.abs() - half * 0.5,
-        -v - 0.03)))
+    roof = torch.where(
+        style == 0, gable * 0.7, torch.where(style == 1, dome, cut(u.abs() - half * 0.5, -v - 0.03))
+    )
     c.fill(cut(roof, v), mix(shade, mix(glass * c.light, c.ink, 0.35), 0.6))
 
     across = torch.where(n < 4.5, 3.0, 2.0)
@@ -594,8 +623,11 @@ def butterfly(c: Canvas, f: dict[str, Tensor]) -> None:
     """A butterfly with spotted wings above a meadow."""
     sky(c, f)
     hills(c, span(c.dice(), 0.7, 0.92), c.ramp(GROUND, f["ground_hue"]))
-    x, y, size = (span(f["butterfly_x"], 0.35, 0.65), span(f["butterfly_y"], 0.34, 0.6), span(f["size"],
-        0.75, 1.15))
+    x, y, size = (
+        span(f["butterfly_x"], 0.35, 0.65),
+        span(f["butterfly_y"], 0.34, 0.6),
+        span(f["size"], 0.75, 1.15),
+    )
     u, v = c.local(x, y, span(f["tilt"], -0.5, 0.5))
     u, v = u / size, v / size
     w = u.abs() / span(f["spread"], 0.6, 1.05)
@@ -612,19 +644,34 @@ def butterfly(c: Canvas, f: dict[str, Tensor]) -> None:
     c.fill(upper_wing + 0.018, mix(mix(upper, c.cream, 0.35), upper, fade))
     for i, (su, sv, r) in enumerate(((0.09, 0.0, 0.044), (-0.005, 0.008, 0.036), (-0.085, 0.005, 0.028))):
         c.fill(disc(uu - su, uv - sv, r), c.cream * c.light, (f["spots"] >= i).float())
-    c.fill(union(capsule(u.abs(), v, 0.005, -0.1, 0.06, -0.2, 0.006), disc(u.abs() - 0.062, v + 0.205,
-        0.014), capsule(u, v, 0.0, -0.1, 0.0, 0.13, 0.021), disc(u, v + 0.11, 0.028)), c.ink * c.light)
+    c.fill(
+        union(
+            capsule(u.abs(), v, 0.005, -0.1, 0.06, -0.2, 0.006),
+            disc(u.abs() - 0.062, v + 0.205, 0.014),
+            capsule(u, v, 0.0, -0.1, 0.0, 0.13, 0.021),
+            disc(u, v + 0.11, 0.028),
+        ),
+        c.ink * c.light,
+    )
 
 
 def balloon(c: Canvas, f: dict[str, Tensor]) -> None:
     """A hot-air balloon over rolling hills."""
     sky(c, f, clouds=False)
     hills(c, span(f["horizon"], 0.72, 0.94), c.ramp(GROUND, f["ground_hue"]))
-    x, y, size = (span(f["balloon_x"], 0.32, 0.68), span(f["balloon_y"], 0.29, 0.44), span(f["size"], 0.75,
-        1.2))
+    x, y, size = (
+        span(f["balloon_x"], 0.32, 0.68),
+        span(f["balloon_y"], 0.29, 0.44),
+        span(f["size"], 0.75, 1.2),
+    )
     for i, (side, rise) in enumerate(((-1.0, -0.1), (1.0, 0.1))):
-        cloud(c, torch.remainder(x + side * 0.36, 1.0).clamp(0.12, 0.88), y + rise + 0.1, 1.15,
-            0.9 * (f["clouds"] > i).float())
+        cloud(
+            c,
+            torch.remainder(x + side * 0.36, 1.0).clamp(0.12, 0.88),
+            y + rise + 0.1,
+            1.15,
+            0.9 * (f["clouds"] > i).float(),
+        )
     u, v = c.local(x, y)
     u, v = u / size, v / size
     hue, trim = c.ramp(ACCENT, f["hue"]), c.ramp(ACCENT, f["trim_hue"])
@@ -642,8 +689,11 @@ def balloon(c: Canvas, f: dict[str, Tensor]) -> None:
         stripe = envelope(u / width) * width
         c.fill(stripe, (pale, hue, pale)[i], (n > i).float())
     c.fill(cut(whole, 0.165 - v), trim)
-    c.fill(cut(whole, 0.16 - disc(u + 0.06, v + 0.05, 0.0)), c.top,
-        0.3 * ((u + v * 0.6 + 0.05) / 0.2).clamp(0, 1))
+    c.fill(
+        cut(whole, 0.16 - disc(u + 0.06, v + 0.05, 0.0)),
+        c.top,
+        0.3 * ((u + v * 0.6 + 0.05) / 0.2).clamp(0, 1),
+    )
     c.fill(ellipse(u + 0.07, v + 0.09, 0.05, 0.035), c.cream, 0.35)
     basket = polygon(u, v, (-0.045, 0.3), (0.045, 0.3), (0.036, 0.365), (-0.036, 0.365))
     c.fill(basket, mix(c.ink, c.ramp(GROUND, torch.full_like(x, 0.5)), 0.6))
@@ -663,8 +713,10 @@ def lighthouse(c: Canvas, f: dict[str, Tensor]) -> None:
     u, v = c.local(x, lamp, span(f["beam"], -0.45, 0.3) * side)
     along = u * side
     beam = v.abs() - 0.025 - 0.2 * along
-    c.blend((0.5 - beam / 0.03).clamp(0, 1) * c.cover(-along) * (0.85 - 0.75 * along).clamp(min=0),
-        c.lamp * c.light)
+    c.blend(
+        (0.5 - beam / 0.03).clamp(0, 1) * c.cover(-along) * (0.85 - 0.75 * along).clamp(min=0),
+        c.lamp * c.light,
+    )
     rock = c.ramp(GROUND, f["ground_hue"])
     dx = c.x - x
     cliff = foot - 0.01 + 0.9 * dx * dx + c.waves(0.0, 0.012, 1.6)
@@ -691,8 +743,9 @@ def cactus(c: Canvas, f: dict[str, Tensor]) -> None:
     sky(c, f)
     ground = c.ramp(GROUND, f["ground_hue"])
     mesa_x, wide = c.dice(), span(c.dice(), 0.12, 0.2)
-    mesa = polygon(c.x - mesa_x, c.y - 0.6, (-wide, 0.0), (wide, 0.0), (wide + 0.08, 0.2), (-wide - 0.08,
-        0.2))
+    mesa = polygon(
+        c.x - mesa_x, c.y - 0.6, (-wide, 0.0), (wide, 0.0), (wide + 0.08, 0.2), (-wide - 0.08, 0.2)
+    )
     c.fill(mesa, c.haze(mix(ground, c.top, 0.25), 0.35))
     hills(c, span(c.dice(), 0.68, 0.84), ground)
     x, tall, r = span(f["cactus_x"], 0.27, 0.73), span(f["height"], 0.28, 0.43), span(f["girth"], 0.045, 0.09)
@@ -705,19 +758,24 @@ def cactus(c: Canvas, f: dict[str, Tensor]) -> None:
     def branch(side: float, low: Tensor, rise: Tensor) -> Tensor:
         w = u * side
         reach = r + arm + 0.055
-        return union(capsule(w, v, 0.0, low, reach, low, arm), capsule(w, v, reach, low, reach, low - rise,
-            arm))
+        return union(
+            capsule(w, v, 0.0, low, reach, low, arm), capsule(w, v, reach, low, reach, low - rise, arm)
+        )
 
     left, right = (f["arms"] != 1).float(), (f["arms"] != 0).float()  # left, right, both
-    shape = union(trunk, branch(-1.0, -tall * 0.42, tall * 0.3) + 9 * (1 - left), branch(1.0, -tall * 0.55,
-        tall * 0.36) + 9 * (1 - right))
+    shape = union(
+        trunk,
+        branch(-1.0, -tall * 0.42, tall * 0.3) + 9 * (1 - left),
+        branch(1.0, -tall * 0.55, tall * 0.36) + 9 * (1 - right),
+    )
     shape = cut(shape, v - 0.005)
     c.fill(shape, green)
     c.fill(shape + arm * 0.75, mix(green, c.cream, 0.22))
     c.fill(cut(trunk, r * 0.3 - u, v - 0.005), mix(green * 0.5, c.top, 0.2), 0.45)
     bloom = c.ramp(ACCENT, f["bloom_hue"])
-    petals = union(*(disc(u - s * 0.036, v + tall + r + h, 0.036) for s, h in ((-1, 0.012), (1, 0.012), (0,
-        0.035))))
+    petals = union(
+        *(disc(u - s * 0.036, v + tall + r + h, 0.036) for s, h in ((-1, 0.012), (1, 0.012), (0, 0.035)))
+    )
     c.fill(petals, bloom)
     c.fill(disc(u, v + tall + r + 0.008, 0.02), mix(bloom, c.cream, 0.6))
 
@@ -737,16 +795,27 @@ def mushroom(c: Canvas, f: dict[str, Tensor]) -> None:
         u, v = u / scale, v / scale
         bend = -v / tall
         stem = cut((u - lean * bend * bend).abs() - 0.05 + 0.014 * bend, -v - tall - 0.03, v - 0.01)
-        c.fill(stem, mix(white, mix(white, cap, 0.45) * 0.8, ((u - lean + 0.05) / 0.14).clamp(0, 1)[:,
-            None]), there)
+        c.fill(
+            stem,
+            mix(white, mix(white, cap, 0.45) * 0.8, ((u - lean + 0.05) / 0.14).clamp(0, 1)[:, None]),
+            there,
+        )
         u, v = u - lean, v + tall
         c.fill(ellipse(u, v, rx * 0.99, 0.042), mix(white * 0.9, cap * 0.6, 0.35), there)
         dome = cut(ellipse(u, v, rx, ry), v - 0.002)
-        c.fill(dome, mix(mix(cap, c.cream, 0.2), cap * 0.68, ((u + v * 0.8 + rx) / (2 * rx)).clamp(0, 1)[:,
-            None]), there)
+        c.fill(
+            dome,
+            mix(mix(cap, c.cream, 0.2), cap * 0.68, ((u + v * 0.8 + rx) / (2 * rx)).clamp(0, 1)[:, None]),
+            there,
+        )
         if spots is not None:
-            places = ((0.0, -0.68, 0.034), (-0.52, -0.42, 0.034), (0.52, -0.42, 0.034), (0.0, -0.2, 0.03),
-                (0.8, -0.17, 0.028))
+            places = (
+                (0.0, -0.68, 0.034),
+                (-0.52, -0.42, 0.034),
+                (0.52, -0.42, 0.034),
+                (0.0, -0.2, 0.03),
+                (0.8, -0.17, 0.028),
+            )
             for i, (px, py, r) in enumerate(places):
                 c.fill(cut(dome, disc(u - px * rx, v - py * ry, r)), white, (spots >= i).float())
 

@@ -122,8 +122,10 @@ class FeatureNetwork(nn.Module):
             ValueError: images of another size: the flattened grid would not fit.
         """
         if images_B3HW.shape[-2:] != (self.config.size, self.config.size):
-            raise ValueError(f"This feature network reads {self.config.size}x{self.config.size} images, "
-                             f"not {tuple(images_B3HW.shape[-2:])}.")
+            raise ValueError(
+                f"This feature network reads {self.config.size}x{self.config.size} images, "
+                f"not {tuple(images_B3HW.shape[-2:])}."
+            )
         folded = F.pixel_unshuffle(images_B3HW, self.config.fold)  # (B, 48, H/4, W/4)
         x_BCHW = self.stem(folded.contiguous(memory_format=torch.channels_last))
         totals: list[Tensor] = []
@@ -148,8 +150,9 @@ class FeatureNetwork(nn.Module):
         continuous, discrete = levels_BF == 0, levels_BF > 0
         error_N = outputs_BFL[..., 0][continuous] + 0.5 - factors_BF[continuous]
         levels_N = levels_BF[discrete]
-        named_N = F.cross_entropy(_levels_only(outputs_BFL[discrete], levels_N), factors_BF[discrete].long(),
-                                  reduction="none")
+        named_N = F.cross_entropy(
+            _levels_only(outputs_BFL[discrete], levels_N), factors_BF[discrete].long(), reduction="none"
+        )
         return {
             "class": F.cross_entropy(reading.class_logits, class_ids_B) / torch.tensor(len(CLASSES)).log(),
             "continuous": 12 * error_N.square().mean(),
@@ -164,8 +167,9 @@ class FeatureNetwork(nn.Module):
         values_BF = torch.where(levels_BF == 0, (outputs_BFL[..., 0] + 0.5).clamp(0, 1), named_BF)
         return values_BF.masked_fill(levels_BF == ABSENT, float("nan"))
 
-    def save_pretrained(self, folder: str | Path, dtype: torch.dtype = torch.bfloat16,
-                        record: Mapping[str, Any] | None = None) -> None:
+    def save_pretrained(
+        self, folder: str | Path, dtype: torch.dtype = torch.bfloat16, record: Mapping[str, Any] | None = None
+    ) -> None:
         """Write the weights, and the config with `record` (how it was trained, what it reaches) beside it."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
@@ -187,10 +191,15 @@ def load_features(folder: str | Path) -> FeatureNetwork:
     if stored.get("factors") != factor_names():
         raise WeightsError(f"{folder / 'config.json'}: other classes or factors than Tiny Worlds has.")
     try:
-        network = FeatureNetwork(FeatureNetworkConfig(**{
-            name: tuple(stored[name]) if isinstance(stored[name], list) else stored[name]
-            for name in FeatureNetworkConfig.__dataclass_fields__ if name in stored
-        }))
+        network = FeatureNetwork(
+            FeatureNetworkConfig(
+                **{
+                    name: tuple(stored[name]) if isinstance(stored[name], list) else stored[name]
+                    for name in FeatureNetworkConfig.__dataclass_fields__
+                    if name in stored
+                }
+            )
+        )
     except (TypeError, ValueError, RuntimeError, ZeroDivisionError) as error:
         raise WeightsError(f"{folder / 'config.json'} describes no feature network ({error}).") from None
     load_weights(network, folder / WEIGHTS_FILE)
@@ -198,8 +207,9 @@ def load_features(folder: str | Path) -> FeatureNetwork:
 
 
 @torch.inference_mode()
-def factor_scores(network: FeatureNetwork, images_B3HW: Tensor, class_ids_B: Tensor, factors_BF: Tensor, *,
-                  batch: int = 64) -> tuple[float, dict[str, dict[str, float]]]:
+def factor_scores(
+    network: FeatureNetwork, images_B3HW: Tensor, class_ids_B: Tensor, factors_BF: Tensor, *, batch: int = 64
+) -> tuple[float, dict[str, dict[str, float]]]:
     """How well the network reads pictures of known factors.
 
     Returns:
@@ -229,8 +239,12 @@ def summarise(table: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
     """Worst and mean R2 over continuous factors, worst and mean accuracy over discrete ones."""
     continuous = torch.tensor([score for factor, score in _scores(table) if not factor])
     discrete = torch.tensor([score for factor, score in _scores(table) if factor])
-    return {"worst_r2": continuous.min().item(), "mean_r2": continuous.mean().item(),
-            "worst_accuracy": discrete.min().item(), "mean_accuracy": discrete.mean().item()}
+    return {
+        "worst_r2": continuous.min().item(),
+        "mean_r2": continuous.mean().item(),
+        "worst_accuracy": discrete.min().item(),
+        "mean_accuracy": discrete.mean().item(),
+    }
 
 
 def _scores(table: Mapping[str, Mapping[str, float]]) -> Iterator[tuple[int, float]]:
@@ -247,10 +261,12 @@ def r_squared(truth_N: Tensor, guess_N: Tensor) -> Tensor:
 
 def factor_levels() -> Tensor:
     """Levels of every factor, (K, F) int64: 0 where it is continuous, ABSENT for padding."""
-    return torch.tensor([
-        [factor.levels for factor in FACTORS[name]] + [ABSENT] * (MAX_FACTORS - len(FACTORS[name]))
-        for name in CLASSES
-    ])
+    return torch.tensor(
+        [
+            [factor.levels for factor in FACTORS[name]] + [ABSENT] * (MAX_FACTORS - len(FACTORS[name]))
+            for name in CLASSES
+        ]
+    )
 
 
 def factor_names() -> dict[str, list[str]]:

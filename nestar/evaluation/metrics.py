@@ -69,15 +69,18 @@ def precision_recall(real_ND: Tensor, fake_ND: Tensor, k: int = 3) -> tuple[floa
     if min(len(real_ND), len(fake_ND)) <= k:
         raise ValueError(f"Precision and recall with k = {k} take more than {k} pictures on each side.")
     real_ND, fake_ND = real_ND.double(), fake_ND.double()  # float32 products lose small distances
-    return (_inside(fake_ND, real_ND, neighbour_radii(real_ND, k)),
-            _inside(real_ND, fake_ND, neighbour_radii(fake_ND, k)))
+    return (
+        _inside(fake_ND, real_ND, neighbour_radii(real_ND, k)),
+        _inside(real_ND, fake_ND, neighbour_radii(fake_ND, k)),
+    )
 
 
 def neighbour_radii(features_ND: Tensor, k: int) -> Tensor:
     """Distance of each row to its k-th nearest other row, (N,)."""
     # The nearest of all is the row itself, at distance zero.
-    return torch.cat([torch.cdist(rows, features_ND).kthvalue(k + 1, dim=1).values
-                      for rows in features_ND.split(CHUNK)])
+    return torch.cat(
+        [torch.cdist(rows, features_ND).kthvalue(k + 1, dim=1).values for rows in features_ND.split(CHUNK)]
+    )
 
 
 def _inside(points_ND: Tensor, centres_MD: Tensor, radii_M: Tensor) -> float:
@@ -154,8 +157,9 @@ def class_accuracy(logits_NK: Tensor, class_ids_N: Tensor) -> tuple[float, dict[
     return hits_N.mean().item(), by_class
 
 
-def factor_coverage(real_NF: Tensor, real_ids_N: Tensor, fake_NF: Tensor,
-                    fake_ids_N: Tensor) -> dict[str, Any]:
+def factor_coverage(
+    real_NF: Tensor, real_ids_N: Tensor, fake_NF: Tensor, fake_ids_N: Tensor
+) -> dict[str, Any]:
     """How much of Tiny Worlds' known variety the fakes show, from factors as the network reads them.
 
     A continuous factor has BINS bins, a discrete one its levels.
@@ -178,9 +182,14 @@ def factor_coverage(real_NF: Tensor, real_ids_N: Tensor, fake_NF: Tensor,
     if not reached:
         raise ValueError("Coverage takes a class that is on both sides.")
     worst, farthest = min(reached, key=reached.__getitem__), max(distance, key=distance.__getitem__)
-    return {"bins_reached": sum(reached.values()) / len(reached), "worst_bins": reached[worst],
-            "worst_factor": worst, "histogram_distance": sum(distance.values()) / len(distance),
-            "farthest": distance[farthest], "farthest_factor": farthest}
+    return {
+        "bins_reached": sum(reached.values()) / len(reached),
+        "worst_bins": reached[worst],
+        "worst_factor": worst,
+        "histogram_distance": sum(distance.values()) / len(distance),
+        "farthest": distance[farthest],
+        "farthest_factor": farthest,
+    }
 
 
 def factor_histogram(values_N: Tensor, levels: int) -> Tensor:

@@ -47,8 +47,16 @@ class Description:
 
 
 @torch.inference_mode()
-def evaluate(model: NestAR, tokenizer: Tokenizer, features: FeatureNetwork, *, samples: int = 5000,
-             settings: SolverSettings | None = None, seed: int = 0, progress: bool = True) -> dict[str, Any]:
+def evaluate(
+    model: NestAR,
+    tokenizer: Tokenizer,
+    features: FeatureNetwork,
+    *,
+    samples: int = 5000,
+    settings: SolverSettings | None = None,
+    seed: int = 0,
+    progress: bool = True,
+) -> dict[str, Any]:
     """Sample, describe, compare; the report can be written as JSON.
 
     Model, tokenizer and feature network stand on one device. Classes take turns.
@@ -92,6 +100,7 @@ def evaluate(model: NestAR, tokenizer: Tokenizer, features: FeatureNetwork, *, s
         return images
 
     with tqdm(total=4 * samples, unit="image", disable=not progress) as bar:
+
         def described(name: str, source: Callable[[slice], Tensor], slices: list[slice]) -> Description:
             bar.set_description(name)
             own = torch.cat([ids[part] for part in slices])
@@ -104,18 +113,24 @@ def evaluate(model: NestAR, tokenizer: Tokenizer, features: FeatureNetwork, *, s
         fake = described("samples", made, parts)
     report, ceiling = compare(real, fake), compare(real, other)
     return {
-        "nesting": model.config.nesting.name, "samples": samples, "seed": seed, "settings": asdict(settings),
+        "nesting": model.config.nesting.name,
+        "samples": samples,
+        "seed": seed,
+        "settings": asdict(settings),
         **report,
         "precision_of_reference": _share(report["precision"], ceiling["precision"]),
         "recall_of_reference": _share(report["recall"], ceiling["recall"]),
         "tokenizer_psnr": torch.cat(decibels).mean().item(),
-        "reference": ceiling, "reconstruction": compare(real, rebuilt),
-        "sampling_seconds": round(sampled, 2), "seconds": round(time.perf_counter() - began, 2),
+        "reference": ceiling,
+        "reconstruction": compare(real, rebuilt),
+        "sampling_seconds": round(sampled, 2),
+        "seconds": round(time.perf_counter() - began, 2),
     }
 
 
-def describe(batches: Iterator[Tensor], class_ids_N: Tensor, features: FeatureNetwork,
-             stride: int) -> Description:
+def describe(
+    batches: Iterator[Tensor], class_ids_N: Tensor, features: FeatureNetwork, stride: int
+) -> Description:
     """Read batches of pictures (B, 3, H, W), which hold the classes `class_ids_N` in this order."""
     device = features.stem.weight.device
     parts: list[tuple[Tensor, ...]] = []
@@ -124,8 +139,12 @@ def describe(batches: Iterator[Tensor], class_ids_N: Tensor, features: FeatureNe
         ids = class_ids_N[start : start + len(images)].to(device)
         start += len(images)
         reading = features(images.to(device))
-        read = (reading.features, reading.class_logits, features.read_factors(reading, ids),
-                *metrics.seam_gradients(images, stride))
+        read = (
+            reading.features,
+            reading.class_logits,
+            features.read_factors(reading, ids),
+            *metrics.seam_gradients(images, stride),
+        )
         parts.append(tuple(value.cpu() for value in read))
     return Description(class_ids_N, *(torch.cat(column) for column in zip(*parts, strict=True)))
 
@@ -138,8 +157,10 @@ def compare(real: Description, fake: Description) -> dict[str, Any]:
     return {
         "fid": metrics.fid(real.features_ND, fake.features_ND),
         "inception_score": metrics.inception_style_score(fake.logits_NK),
-        "precision": precision, "recall": recall,
-        "class_accuracy": accuracy, "class_accuracy_by_class": by_class,
+        "precision": precision,
+        "recall": recall,
+        "class_accuracy": accuracy,
+        "class_accuracy_by_class": by_class,
         "seams": metrics.seam_ratio(fake.across_N, fake.inside_N),
         "diversity": metrics.mean_pairwise_distance(fake.features_ND, fake.class_ids_N),
         "vendi": metrics.vendi_score(fake.features_ND),
@@ -155,12 +176,16 @@ def _check(model: NestAR, tokenizer: Tokenizer, features: FeatureNetwork, sample
     if model.config.classes != classes:
         raise ValueError(f"The model knows {model.config.classes} classes, Tiny Worlds has {classes}.")
     if model.config.channels != tokenizer.channels:
-        raise ValueError(f"The model makes tokens of {model.config.channels} channels, the tokenizer takes "
-                         f"{tokenizer.channels}.")
+        raise ValueError(
+            f"The model makes tokens of {model.config.channels} channels, the tokenizer takes "
+            f"{tokenizer.channels}."
+        )
     size = features.config.size
     if (nesting.height * tokenizer.stride, nesting.width * tokenizer.stride) != (size, size):
-        raise ValueError(f"A grid of {nesting.height}x{nesting.width} tokens of {tokenizer.stride} pixels "
-                         f"does not make the {size}x{size} pictures that the feature network reads.")
+        raise ValueError(
+            f"A grid of {nesting.height}x{nesting.width} tokens of {tokenizer.stride} pixels "
+            f"does not make the {size}x{size} pictures that the feature network reads."
+        )
     return size
 
 

@@ -37,7 +37,8 @@ class FeaturesConfig:
     brightness: float = 0.02
     seed: int = 0
     optimizer: OptimizerConfig = field(
-        default_factory=lambda: OptimizerConfig(lr=1.5e-3, muon_lr=4e-3, ema=0.998))
+        default_factory=lambda: OptimizerConfig(lr=1.5e-3, muon_lr=4e-3, ema=0.998)
+    )
 
 
 class FeaturesTask:
@@ -48,8 +49,9 @@ class FeaturesTask:
         self.config, self.device = config, device
         self.network = FeatureNetwork(config.network).to(device)
         self.ema = ema_of(self.network, config.optimizer.ema)
-        self.optimizer = MuonAdamW(self.network.named_parameters(), config.optimizer,
-                                   exclude=("stem", "class_head", "factor_head"))
+        self.optimizer = MuonAdamW(
+            self.network.named_parameters(), config.optimizer, exclude=("stem", "class_head", "factor_head")
+        )
         self.pool = ImagePool(cache, config.pool, config.network.size)
         self.class_ids, seeds = tiny_worlds.draw_indices(0, config.pool, TRAIN_SEED)
         self.factors = known_factors(self.class_ids, seeds)
@@ -83,17 +85,22 @@ class FeaturesTask:
     def picture(self, path: Path) -> None:
         """The held-out pictures that are read worst, worst first: what the network still cannot see."""
         errors = []
-        for images, ids, factors in zip(self.held_images.split(64), self.held_ids.split(64),
-                                        self.held_factors.split(64), strict=True):
-            read = self.ema.module.read_factors(self.ema.module(from_bytes(images).to(self.device)),
-                                                ids.to(self.device)).cpu()
+        for images, ids, factors in zip(
+            self.held_images.split(64), self.held_ids.split(64), self.held_factors.split(64), strict=True
+        ):
+            read = self.ema.module.read_factors(
+                self.ema.module(from_bytes(images).to(self.device)), ids.to(self.device)
+            ).cpu()
             errors.append((read - factors).abs().nan_to_num(0).amax(1))
         worst = torch.cat(errors).argsort(descending=True)[:24]
         save_grid(from_bytes(self.held_images[worst]), min(8, len(worst)), path)
 
     def state_tensors(self) -> dict[str, Tensor]:
-        return {**prefixed("model", self.network.state_dict()), **prefixed("ema", self.ema.state_dict()),
-                **prefixed("optimizer", self.optimizer.state_tensors())}
+        return {
+            **prefixed("model", self.network.state_dict()),
+            **prefixed("ema", self.ema.state_dict()),
+            **prefixed("optimizer", self.optimizer.state_tensors()),
+        }
 
     def load_state_tensors(self, tensors: dict[str, Tensor]) -> None:
         self.network.load_state_dict(unprefixed("model", tensors))
@@ -103,8 +110,13 @@ class FeaturesTask:
     def export(self, folder: Path, record: dict[str, Any]) -> None:
         """Write the averaged network to `folder/features`, with its score on every factor."""
         accuracy, table = self._scores()
-        described = {**record, "images_seen": record["steps"] * self.config.batch,
-                     "class_accuracy": round(accuracy, 4), "held_out": table, "config": asdict(self.config)}
+        described = {
+            **record,
+            "images_seen": record["steps"] * self.config.batch,
+            "class_accuracy": round(accuracy, 4),
+            "held_out": table,
+            "config": asdict(self.config),
+        }
         self.ema.module.save_pretrained(folder / "features", record=described)
 
 

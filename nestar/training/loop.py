@@ -20,8 +20,10 @@ from typing import Any, Protocol
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
+
+from nestar.model import WeightsError
 
 
 class Task(Protocol):
@@ -90,8 +92,14 @@ class _Stop:
             signal.signal(number, handler)
 
 
-def train(task: Task, budget: Budget, folder: Path, *, cadence: Cadence | None = None,
-          record: dict[str, Any] | None = None) -> dict[str, Any]:
+def train(
+    task: Task,
+    budget: Budget,
+    folder: Path,
+    *,
+    cadence: Cadence | None = None,
+    record: dict[str, Any] | None = None,
+) -> dict[str, Any]:
     """Train `task` until the budget is used, resuming from `folder` if a state lies there.
 
     Args:
@@ -108,8 +116,13 @@ def train(task: Task, budget: Budget, folder: Path, *, cadence: Cadence | None =
     step, trained = _resume(task, state_file)
     last = {"checkpoint": time.monotonic(), "validate": 0.0, "picture": time.monotonic()}
     losses: dict[str, float] = {}
-    bar = tqdm(total=100, initial=int(100 * budget.share(step, trained)), unit="%", desc=folder.name,
-               bar_format="{desc} {percentage:3.0f}%|{bar}| {elapsed} {postfix}")
+    bar = tqdm(
+        total=100,
+        initial=int(100 * budget.share(step, trained)),
+        unit="%",
+        desc=folder.name,
+        bar_format="{desc} {percentage:3.0f}%|{bar}| {elapsed} {postfix}",
+    )
     with _Stop() as stop:
         while budget.share(step, trained) < 1 and not stop.asked:
             began = time.monotonic()
@@ -122,8 +135,15 @@ def train(task: Task, budget: Budget, folder: Path, *, cadence: Cadence | None =
             bar.update(0)
             now = time.monotonic()
             if now - last["validate"] > cadence.validate:
-                _log(folder, {"step": step, "seconds": round(trained, 1), **_rounded(losses),
-                              **_rounded(task.validate())})
+                _log(
+                    folder,
+                    {
+                        "step": step,
+                        "seconds": round(trained, 1),
+                        **_rounded(losses),
+                        **_rounded(task.validate()),
+                    },
+                )
                 last["validate"] = time.monotonic()
             if now - last["picture"] > cadence.picture:
                 task.picture(folder / "samples" / f"{step:07d}.png")
@@ -134,8 +154,13 @@ def train(task: Task, budget: Budget, folder: Path, *, cadence: Cadence | None =
         bar.close()
         _save(task, state_file, step, trained)
     finished = budget.share(step, trained) >= 1
-    closing = {**(record or {}), "steps": step, "train_seconds": round(trained, 1), "finished": finished,
-               **_rounded(losses)}
+    closing = {
+        **(record or {}),
+        "steps": step,
+        "train_seconds": round(trained, 1),
+        "finished": finished,
+        **_rounded(losses),
+    }
     if finished:
         closing |= _rounded(task.validate())
         _log(folder, closing)
@@ -155,7 +180,9 @@ def _resume(task: Task, state_file: Path) -> tuple[int, float]:
 
 def _save(task: Task, state_file: Path, step: int, seconds: float) -> None:
     """Write beside the old state, then replace it: a kill at any moment leaves one whole file."""
-    tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in task.state_tensors().items()}
+    tensors = {
+        name: tensor.detach().cpu().contiguous().clone() for name, tensor in task.state_tensors().items()
+    }
     partial = state_file.with_suffix(".partial")
     save_file(tensors, partial, metadata={"step": str(step), "seconds": repr(seconds)})
     os.replace(partial, state_file)
@@ -177,7 +204,24 @@ def prefixed(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def unprefixed(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """The tensors filed under `prefix.`, with their own names back."""
-    return {name[len(prefix) + 1:]: tensor for name, tensor in tensors.items() if name.startswith(prefix + ".")}
+    return {
+        name[len(prefix) + 1 :]: tensor for name, tensor in tensors.items() if name.startswith(prefix + ".")
+    }
+
+
+def start_from(model: nn.Module, other: nn.Module) -> None:
+    """Copy another model's weights.
+
+    Raises:
+        WeightsError: its shape is another; both shapes' sizes are named.
+    """
+    mine, theirs = model.state_dict(), other.state_dict()
+    if {n: v.shape for n, v in mine.items()} != {n: v.shape for n, v in theirs.items()}:
+        sizes = [sum(value.numel() for value in state.values()) for state in (theirs, mine)]
+        raise WeightsError(
+            f"--init has another shape: {sizes[0]:,} values where the preset has {sizes[1]:,}."
+        )
+    model.load_state_dict(theirs)
 
 
 def step_generator(seed: int, step: int, device: torch.device) -> torch.Generator:

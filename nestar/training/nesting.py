@@ -20,7 +20,7 @@ from nestar.model import NestAR, NestARConfig
 from nestar.nesting import Nesting
 from nestar.sampler import PatchDone, SolverSettings, sample
 from nestar.tokenizer import Tokenizer
-from nestar.training.loop import prefixed, step_generator, unprefixed
+from nestar.training.loop import prefixed, start_from, step_generator, unprefixed
 from nestar.training.optim import MuonAdamW, OptimizerConfig, ema_of
 from nestar.training.tokenizer import save_grid
 
@@ -56,18 +56,37 @@ class NestingTrainConfig:
 
 
 class NestingTask:
-    """What `training.loop.train` needs to train a nesting on Tiny Worlds' latents."""
+    """What `training.loop.train` needs to train a nesting on Tiny Worlds' latents; `init` gives it its first
+    weights."""
 
-    def __init__(self, config: NestingTrainConfig, tokenizer: Tokenizer, device: torch.device, cache: Path, *,
-                 images: ImagePool | None = None, compile_modules: bool = False):
+    def __init__(
+        self,
+        config: NestingTrainConfig,
+        tokenizer: Tokenizer,
+        device: torch.device,
+        cache: Path,
+        *,
+        compile_modules: bool = False,
+        init: NestAR | None = None,
+    ):
         torch.manual_seed(config.seed)
         self.config, self.device, self.tokenizer = config, device, tokenizer
         self.classes = len(tiny_worlds.CLASSES)
-        self.latents, self.class_ids = self._pool(cache, config.pool, TRAIN_SEED, images)
-        self.held_latents, self.held_ids = self._pool(cache, config.held_out, HELD_OUT_SEED, None)
-        self.model = NestAR(NestARConfig(
-            config.nesting, channels=tokenizer.channels, classes=self.classes, dim=config.dim,
-            heads=config.heads, blocks=config.blocks, cond_dim=config.cond_dim)).to(device)
+        self.latents, self.class_ids = self._pool(cache, config.pool, TRAIN_SEED)
+        self.held_latents, self.held_ids = self._pool(cache, config.held_out, HELD_OUT_SEED)
+        self.model = NestAR(
+            NestARConfig(
+                config.nesting,
+                channels=tokenizer.channels,
+                classes=self.classes,
+                dim=config.dim,
+                heads=config.heads,
+                blocks=config.blocks,
+                cond_dim=config.cond_dim,
+            )
+        ).to(device)
+        if init is not None:
+            start_from(self.model, init)
         self.ema = ema_of(self.model, config.optimizer.ema)
         self.optimizers = [
             MuonAdamW(module.named_parameters(), config.optimizer, exclude=NOT_MUON)
@@ -79,13 +98,18 @@ class NestingTask:
                 for block in module.blocks:  # blocks share their graphs; whole modules would not
                     block.compile(dynamic=False)
 
-    def _pool(self, cache: Path, count: int, seed: int, images: ImagePool | None) -> tuple[Tensor, Tensor]:
+    def _pool(self, cache: Path, count: int, seed: int) -> tuple[Tensor, Tensor]:
         """Tokens (N, n, C) in sequence order, on the device, and class ids."""
         made_by = _fingerprint(self.tokenizer)
         file = cache / f"latents_{self.config.size}_{seed}_{count}_{made_by}.safetensors"
-        latents, class_ids = latent_pool(file, self.tokenizer, count, self.config.size, seed=seed, images=images)
+        images = ImagePool.drawn(cache, count, self.config.size, seed)
+        latents, class_ids = latent_pool(
+            file, self.tokenizer, count, self.config.size, seed=seed, images=images
+        )
         order = list(self.config.nesting.flat)
-        return latents.flatten(2).transpose(1, 2)[:, order].contiguous().to(self.device), class_ids.to(self.device)
+        return latents.flatten(2).transpose(1, 2)[:, order].contiguous().to(self.device), class_ids.to(
+            self.device
+        )
 
     def train_step(self, step: int, lr_factor: float) -> dict[str, float]:
         """One optimiser step of every module. Gradients are clipped per module, and each module draws its
@@ -99,14 +123,26 @@ class NestingTask:
         modules, scales = self.model.scaled_modules, self.config.nesting.scales
         with torch.autocast(self.device.type, torch.bfloat16), quick_attention(self.device):
             for module, scale in zip(modules, scales, strict=True):
-                loss = flow_matching_loss(module, scale, x_BNC, class_ids_B, clean_share=self.config.clean_share,
-                                          generator=self._generator(step, scale.number))
+                loss = flow_matching_loss(
+                    module,
+                    scale,
+                    x_BNC,
+                    class_ids_B,
+                    clean_share=self.config.clean_share,
+                    generator=self._generator(step, scale.number),
+                )
                 loss.backward()
                 losses[f"m{scale.number}"] = loss.detach()
             part = slice(0, round(self.config.coordination_rows * self.config.batch))
             for m in range(1, len(modules) if self.config.coordination and part.stop else 0):
-                loss = coordination_loss(modules[m - 1], scales[m - 1], modules[m], x_BNC[part],
-                                         class_ids_B[part], generator=self._generator(step, 1000 + m))
+                loss = coordination_loss(
+                    modules[m - 1],
+                    scales[m - 1],
+                    modules[m],
+                    x_BNC[part],
+                    class_ids_B[part],
+                    generator=self._generator(step, 1000 + m),
+                )
                 (self.config.coordination * loss).backward()
                 losses[f"c{m}"] = loss.detach()
         for optimizer in self.optimizers:
@@ -132,8 +168,14 @@ class NestingTask:
                     ids = self.held_ids.split(256)[number]
                     mask = clean if clean is not None else self._all_prefixes(len(x_BNC), patches)
                     with torch.autocast(self.device.type, torch.bfloat16):
-                        total += flow_matching_loss(module, scale, x_BNC.float(), ids, clean_share=mask,
-                                                    generator=self._generator(number, -1)).item()
+                        total += flow_matching_loss(
+                            module,
+                            scale,
+                            x_BNC.float(),
+                            ids,
+                            clean_share=mask,
+                            generator=self._generator(number, -1),
+                        ).item()
                 result[f"{name}_{scale.number}"] = total / len(parts)
         return result
 
@@ -163,8 +205,11 @@ class NestingTask:
 
     def export(self, folder: Path, record: dict[str, Any]) -> None:
         """Write the averaged model as a nesting's folder."""
-        described = {**record, "images_seen": record["steps"] * self.config.batch,
-                     "config": {**asdict(self.config), "nesting": self.config.nesting.name}}
+        described = {
+            **record,
+            "images_seen": record["steps"] * self.config.batch,
+            "config": {**asdict(self.config), "nesting": self.config.nesting.name},
+        }
         self.ema.module.save_pretrained(folder / self.config.nesting.name, record=described)
 
 
@@ -183,8 +228,13 @@ def quick_attention(device: torch.device) -> AbstractContextManager[None]:
 
 
 @torch.inference_mode()
-def sample_images(model: NestAR, tokenizer: Tokenizer, class_ids_B: Tensor, seeds: Sequence[int],
-                  settings: SolverSettings | None = None) -> Tensor:
+def sample_images(
+    model: NestAR,
+    tokenizer: Tokenizer,
+    class_ids_B: Tensor,
+    seeds: Sequence[int],
+    settings: SolverSettings | None = None,
+) -> Tensor:
     """Finished images (B, 3, H, W) in [-1, 1] on the CPU; not streamed."""
     nesting = model.config.nesting
     for event in sample(model, class_ids_B, seeds, settings or SolverSettings()):

@@ -30,8 +30,9 @@ class MuonAdamW:
     embeddings, modulation).
     """
 
-    def __init__(self, named: Iterable[tuple[str, nn.Parameter]], config: OptimizerConfig,
-                 exclude: Sequence[str] = ()):
+    def __init__(
+        self, named: Iterable[tuple[str, nn.Parameter]], config: OptimizerConfig, exclude: Sequence[str] = ()
+    ):
         self.config = config
         self._matrices: list[tuple[nn.Parameter, nn.Parameter]] = []
         rest: list[nn.Parameter] = []
@@ -49,8 +50,12 @@ class MuonAdamW:
             )
         if self._matrices:
             self._optimizers.append(
-                torch.optim.Muon([view for _, view in self._matrices], lr=config.muon_lr,
-                                 weight_decay=config.weight_decay, adjust_lr_fn="match_rms_adamw")
+                torch.optim.Muon(
+                    [view for _, view in self._matrices],
+                    lr=config.muon_lr,
+                    weight_decay=config.weight_decay,
+                    adjust_lr_fn="match_rms_adamw",
+                )
             )
         self._base = [group["lr"] for o in self._optimizers for group in o.param_groups]
 

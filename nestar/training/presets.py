@@ -12,11 +12,20 @@ TOKENIZERS: dict[str, TokenizerConfig] = {
     "smoke": TokenizerConfig(size=64, channels=(16, 16, 32), batch=8, pool=64, held_out=16),
 }
 
-_SMOKE = {"size": 64, "dim": 32, "heads": 2, "blocks": 4, "cond_dim": 16, "batch": 8, "pool": 64, "held_out": 16}
+_SMOKE = {
+    "size": 64,
+    "dim": 32,
+    "heads": 2,
+    "blocks": 4,
+    "cond_dim": 16,
+    "batch": 8,
+    "pool": 64,
+    "held_out": 16,
+}
 
 NESTINGS: dict[str, NestingTrainConfig] = {
-    "tiny-worlds-k2": NestingTrainConfig(nesting=Nesting.nested(8, 8, 2)),
     "tiny-worlds-k4": NestingTrainConfig(),
+    "tiny-worlds-k2": NestingTrainConfig(nesting=Nesting.nested(8, 8, 2)),
     "tiny-worlds-k8": NestingTrainConfig(nesting=Nesting.nested(8, 8, 8)),
     "tiny-worlds-k4-raster": NestingTrainConfig(nesting=Nesting.nested(8, 8, 4, order="raster")),
     "tiny-worlds-autoregressive": NestingTrainConfig(nesting=Nesting.autoregressive(8, 8)),

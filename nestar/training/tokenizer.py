@@ -16,7 +16,7 @@ from nestar.data import tiny_worlds
 from nestar.data.pools import HELD_OUT_SEED, ImagePool, to_bytes
 from nestar.nesting import Nesting
 from nestar.tokenizer import Tokenizer, build_autoencoder, low_pass, nearest_known
-from nestar.training.loop import prefixed, step_generator, unprefixed
+from nestar.training.loop import prefixed, start_from, step_generator, unprefixed
 from nestar.training.optim import MuonAdamW, OptimizerConfig, ema_of
 
 
@@ -35,33 +35,47 @@ class TokenizerConfig:
     fill_share: float = 0.2  # of each batch, decoded from an unfinished grid
     held_out: int = 256
     seed: int = 0
-    optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(lr=1.5e-3, muon_lr=4e-3, weight_decay=0.0))
+    optimizer: OptimizerConfig = field(
+        default_factory=lambda: OptimizerConfig(lr=1.5e-3, muon_lr=4e-3, weight_decay=0.0)
+    )
 
 
 class TokenizerTask:
-    """What `training.loop.train` needs to train a tokenizer on Tiny Worlds."""
+    """What `training.loop.train` needs to train a tokenizer on Tiny Worlds; `init` gives it first weights."""
 
-    def __init__(self, config: TokenizerConfig, device: torch.device, cache: Path):
+    def __init__(
+        self, config: TokenizerConfig, device: torch.device, cache: Path, *, init: Tokenizer | None = None
+    ):
         torch.manual_seed(config.seed)
         self.config, self.device = config, device
-        autoencoder = build_autoencoder(patch=config.patch, channels=config.channels,
-                                        latent_channels=config.latent_channels)
+        autoencoder = build_autoencoder(
+            patch=config.patch, channels=config.channels, latent_channels=config.latent_channels
+        )
+        if init is not None:
+            start_from(autoencoder, init.autoencoder)
         self.tokenizer = Tokenizer(autoencoder.to(device), patch=config.patch)
         self.ema = ema_of(self.tokenizer, config.optimizer.ema)
-        self.optimizer = MuonAdamW(self.tokenizer.autoencoder.named_parameters(), config.optimizer,
-                                   exclude=("encoder.conv_in", "encoder.conv_out", "decoder.conv_in", "decoder.conv_out"))
+        self.optimizer = MuonAdamW(
+            self.tokenizer.autoencoder.named_parameters(),
+            config.optimizer,
+            exclude=("encoder.conv_in", "encoder.conv_out", "decoder.conv_in", "decoder.conv_out"),
+        )
         side = config.size // self.tokenizer.stride
         self.fills = [Nesting.nested(side, side, k=4, order=order) for order in ("lattice", "raster")]
         self.pool = ImagePool(cache, config.pool, config.size) if config.pool else None
         held = tiny_worlds.draw_indices(0, config.held_out, HELD_OUT_SEED)
-        self.held_out = torch.cat([
-            tiny_worlds.draw(ids, seeds, config.size).images
-            for ids, seeds in zip(held[0].split(64), held[1].split(64), strict=True)
-        ])
+        self.held_out = torch.cat(
+            [
+                tiny_worlds.draw(ids, seeds, config.size).images
+                for ids, seeds in zip(held[0].split(64), held[1].split(64), strict=True)
+            ]
+        )
 
     def _images(self, step: int, generator: torch.Generator) -> Tensor:
         if self.pool is None:
-            ids, seeds = tiny_worlds.draw_indices(step * self.config.batch, self.config.batch, self.config.seed)
+            ids, seeds = tiny_worlds.draw_indices(
+                step * self.config.batch, self.config.batch, self.config.seed
+            )
             return tiny_worlds.draw(ids, seeds, self.config.size, self.device).images
         images = self.pool.batch(torch.randint(len(self.pool), (self.config.batch,), generator=generator))
         flipped = torch.rand(len(images), generator=generator) < 0.5
@@ -87,8 +101,9 @@ class TokenizerTask:
         whole = error[filled:].detach().square().mean()
         return {"l1": l1.item(), "kl": kl.item(), "train_psnr": _psnr(whole).item()}
 
-    def _with_fills(self, latents_BChw: Tensor, images: Tensor, step: int,
-                    generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    def _with_fills(
+        self, latents_BChw: Tensor, images: Tensor, step: int, generator: torch.Generator
+    ) -> tuple[Tensor, Tensor]:
         """Replace the first rows by unfinished grids and their targets by what such a grid can show.
 
         Known places keep the picture's own detail where they are contiguous (raster); everything else is
@@ -135,8 +150,11 @@ class TokenizerTask:
         save_grid(torch.stack(columns, 1).flatten(0, 1), len(columns), path)
 
     def state_tensors(self) -> dict[str, Tensor]:
-        return {**prefixed("model", self.tokenizer.state_dict()), **prefixed("ema", self.ema.state_dict()),
-                **prefixed("optimizer", self.optimizer.state_tensors())}
+        return {
+            **prefixed("model", self.tokenizer.state_dict()),
+            **prefixed("ema", self.ema.state_dict()),
+            **prefixed("optimizer", self.optimizer.state_tensors()),
+        }
 
     def load_state_tensors(self, tensors: dict[str, Tensor]) -> None:
         self.tokenizer.load_state_dict(unprefixed("model", tensors))
@@ -150,8 +168,11 @@ class TokenizerTask:
         with torch.autocast(self.device.type, torch.bfloat16):
             latents = torch.cat([tokenizer.encode(x.to(self.device)) for x in self.held_out.split(64)])
         tokenizer.save_pretrained(folder / "tokenizer")
-        described = {"patch": self.config.patch, "scale": round(1 / latents.std().item(), 6),
-                     "training": {**record, "config": asdict(self.config)}}
+        described = {
+            "patch": self.config.patch,
+            "scale": round(1 / latents.std().item(), 6),
+            "training": {**record, "config": asdict(self.config)},
+        }
         (folder / "tokenizer" / "tokenizer.json").write_text(json.dumps(described, indent=1) + "\n")
 
 
