@@ -122,7 +122,14 @@ def training_rows() -> Iterator[Row]:
         record = read(ROOT / "assets" / file).get("training", {})
         if record:
             minutes = f"{record['train_seconds'] / 60:.0f} min, {record.get('device', 'cpu')}"
-            yield f"training of the {part}", minutes, f"{record['steps']:,} steps", "", f"`assets/{file}`"
+            seen = f", {record['images_seen']:,} images seen" if "images_seen" in record else ""
+            yield (
+                f"training of the {part}",
+                minutes,
+                f"{record['steps']:,} steps{seen}",
+                "",
+                f"`assets/{file}`",
+            )
 
 
 def table(rows: list[Row]) -> str:
