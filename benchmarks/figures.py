@@ -13,7 +13,8 @@ from PIL import Image
 
 from nestar.data import tiny_worlds
 from nestar.data.pools import HELD_OUT_SEED
-from nestar.pipeline import NestARPipeline, to_pil
+from nestar.images import to_pil
+from nestar.pipeline import NestARPipeline
 
 FIGURES = Path(__file__).parents[1] / "assets" / "figures"
 GROWTH_CLASSES = ("lighthouse", "fish", "flower")

@@ -14,6 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from nestar.checkpoints import Checkpoint, open_checkpoint, resolve_device
+from nestar.images import to_pil
 from nestar.model import NestAR
 from nestar.nesting import Nesting
 from nestar.sampler import PatchDone, SolverSettings, sample
@@ -220,9 +221,3 @@ class NestARPipeline:
     def _decode(self, sequence_BNC: Tensor, nesting: Nesting, known: int) -> tuple[Image.Image, ...]:
         images_B3HW = self.tokenizer.preview(sequence_BNC, nesting, known)
         return to_pil(images_B3HW)
-
-
-def to_pil(images_B3HW: Tensor) -> tuple[Image.Image, ...]:
-    """Images in [-1, 1] as RGB pictures."""
-    bytes_BHW3 = ((images_B3HW + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).cpu()
-    return tuple(Image.fromarray(image.numpy()) for image in bytes_BHW3)

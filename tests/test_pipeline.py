@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 import torch
 
+from nestar.images import to_pil
 from nestar.nesting import Nesting
-from nestar.pipeline import Frame, NestARPipeline, to_pil
+from nestar.pipeline import Frame, NestARPipeline
 from nestar.settings import MAX_SEED, SOLVER_CALLS, SettingsError
 from tests.small import CLASSES, K2, K4, SIZE, save_checkpoint
 

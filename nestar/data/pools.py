@@ -16,6 +16,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from nestar.data import tiny_worlds
+from nestar.images import from_bytes, to_bytes
 from nestar.tokenizer import Tokenizer
 
 TRAIN_SEED = 0
@@ -61,16 +62,6 @@ class ImagePool:
 
 def _pool_file(folder: Path, count: int, size: int, seed: int) -> Path:
     return folder / f"tiny_worlds_{size}_{seed}_{count}.npy"
-
-
-def to_bytes(images_B3HW: Tensor) -> Tensor:
-    """[-1, 1] to uint8."""
-    return ((images_B3HW + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
-
-
-def from_bytes(images_B3HW: Tensor) -> Tensor:
-    """uint8 to [-1, 1]."""
-    return images_B3HW.float() / 127.5 - 1
 
 
 @torch.inference_mode()

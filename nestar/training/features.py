@@ -11,8 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from nestar.data import tiny_worlds
-from nestar.data.pools import HELD_OUT_SEED, TRAIN_SEED, ImagePool, from_bytes, to_bytes
+from nestar.data.pools import HELD_OUT_SEED, TRAIN_SEED, ImagePool
 from nestar.evaluation.features import FeatureNetwork, FeatureNetworkConfig, factor_scores, summarise
+from nestar.images import from_bytes, to_bytes
 from nestar.training.loop import prefixed, step_generator, unprefixed
 from nestar.training.optim import MuonAdamW, OptimizerConfig, ema_of
 from nestar.training.tokenizer import save_grid

@@ -13,7 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from nestar.data import tiny_worlds
-from nestar.data.pools import HELD_OUT_SEED, ImagePool, to_bytes
+from nestar.data.pools import HELD_OUT_SEED, ImagePool
+from nestar.images import to_bytes
 from nestar.nesting import Nesting
 from nestar.tokenizer import Tokenizer, build_autoencoder, low_pass, nearest_known
 from nestar.training.loop import prefixed, start_from, step_generator, unprefixed

@@ -8,9 +8,9 @@ from typing import Any
 
 import gradio as gr
 import torch
-from PIL import Image
 
 from nestar.data import tiny_worlds
+from nestar.images import to_pil
 from nestar.model import WeightsError
 from nestar.nesting import Nesting
 from nestar.pipeline import NestARPipeline
@@ -40,8 +40,7 @@ def thumbnail(class_name: str) -> str:
         return ""
     class_ids_B = torch.tensor([tiny_worlds.CLASSES.index(class_name)])
     scene = tiny_worlds.draw(class_ids_B, torch.tensor([THUMBNAIL_SEED]), size=THUMBNAIL_SIDE)
-    pixels_HW3 = ((scene.images[0].clamp(-1, 1) + 1) * 127.5).round().byte().permute(1, 2, 0)
-    return data_uri(Image.fromarray(pixels_HW3.cpu().numpy()))
+    return data_uri(to_pil(scene.images)[0])
 
 
 def class_cards(classes: tuple[str, ...]) -> str:
