@@ -121,12 +121,18 @@ def training_rows() -> Iterator[Row]:
     for part, file in parts.items():
         record = read(ROOT / "assets" / file).get("training", {})
         if record:
-            minutes = f"{record['train_seconds'] / 60:.0f} min, {record.get('device', 'cpu')}"
-            seen = f", {record['images_seen']:,} images seen" if "images_seen" in record else ""
+            runs = [record]
+            while runs[-1].get("init"):  # a run that began from the weights of another
+                runs.append(runs[-1]["init"])
+            total = {
+                key: sum(run.get(key, 0) for run in runs) for key in ("train_seconds", "steps", "images_seen")
+            }
+            minutes = f"{total['train_seconds'] / 60:.0f} min, {record.get('device', 'cpu')}"
+            seen = f", {total['images_seen']:,} images seen" if total["images_seen"] else ""
             yield (
                 f"training of the {part}",
                 minutes,
-                f"{record['steps']:,} steps{seen}",
+                f"{total['steps']:,} steps{seen}",
                 "",
                 f"`assets/{file}`",
             )

@@ -14,7 +14,10 @@ from torch import Tensor
 
 from nestar.nesting import Scale
 from nestar.settings import SCHEDULES, SOLVERS
-from nestar.transformer import ScaledModule, patch_of_token
+from nestar.transformer import Context, ScaledModule, patch_of_token
+
+COORDINATION_TOKENS = ("last", "all", "all-detached")
+"""Which of the tokens that neighbours share coordination compares, and where its gradient goes."""
 
 
 def interpolate(x_BNC: Tensor, noise_BNC: Tensor, t_BN1: Tensor) -> Tensor:
@@ -27,82 +30,100 @@ def sample_times(rows: int, patches: int, generator: torch.Generator | None, dev
     return torch.randn(rows, patches, generator=generator, device=device).sigmoid()
 
 
-def clean_prefixes(
-    rows: int, patches: int, share: float, generator: torch.Generator | None, device: torch.device
-) -> Tensor:
-    """Which patches enter training clean, (B, P) bool.
-
-    Sampling feeds clean context, and t = 1 never occurs under the time law. So in `share` of the rows a
-    random prefix of 1 ... P-1 patches stands at t = 1 exactly; it carries no loss.
-    """
-    if patches == 1:
-        return torch.zeros(rows, 1, dtype=torch.bool, device=device)
-    length_B = torch.randint(1, patches, (rows,), generator=generator, device=device)
-    chosen_B = torch.rand(rows, generator=generator, device=device) < share
-    return (torch.arange(patches, device=device) < length_B[:, None]) & chosen_B[:, None]
-
-
 def flow_matching_loss(
     module: ScaledModule,
     scale: Scale,
     x_BNC: Tensor,
     class_ids_B: Tensor,
     *,
-    clean_share: float | Tensor = 0.5,
+    clean_share: float = 0.8,
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """Mean squared velocity error of one scaled module over all its noised tokens.
+    """Mean squared velocity error of one scaled module over the patches it generates.
 
-    One block-causal pass over the scale's patches, patch 1 of later modules included: no sampling uses
-    it, but coordination compares it, so it must be trained.
+    One pass, in which every patch is noised at a time of its own and sees what sampling shows it: the
+    patches before it as context. In `clean_share` of the rows that context is clean, as in sampling; in
+    the others each of its patches is noised at a time of its own (xAR's noisy context learning, a guard
+    against exposure bias).
 
     Args:
         x_BNC: clean tokens in sequence order, at least the scale's.
-        clean_share: share of rows with a clean prefix, or the (B, P) mask itself.
     """
-    rows, patches, device = len(x_BNC), len(scale.patches), x_BNC.device
+    rows, device = len(x_BNC), x_BNC.device
     sizes = [patch.size for patch in scale.patches]
     x_BNC = x_BNC[:, : scale.tokens]
-    t_BP = sample_times(rows, patches, generator, device)
-    clean_BP = (
-        clean_share
-        if isinstance(clean_share, Tensor)
-        else clean_prefixes(rows, patches, clean_share, generator, device)
-    )
-    t_BP = torch.where(clean_BP, 1.0, t_BP)
-    noise_BNC = torch.randn(x_BNC.shape, generator=generator, device=device)
-    patch_N = patch_of_token(tuple(sizes)).to(device)
-    velocity_BNC = module(interpolate(x_BNC, noise_BNC, t_BP[:, patch_N, None]), t_BP, class_ids_B, sizes)
-    error_BN = (velocity_BNC - (x_BNC - noise_BNC)).square().mean(-1)
-    noised_BN = ~clean_BP[:, patch_N]
-    return (error_BN * noised_BN).sum() / noised_BN.sum()
+    before, start = scale.patches[-1].start, scale.generated[0].start
+
+    context = None
+    if before:
+        t_BP = sample_times(rows, len(sizes) - 1, generator, device)
+        clean_B = torch.rand(rows, generator=generator, device=device) < clean_share
+        t_BP = torch.where(clean_B[:, None], 1.0, t_BP)
+        context = Context(_noised(x_BNC[:, :before], t_BP, sizes[:-1], generator)[0], t_BP)
+    noised = len(scale.generated)
+    t_BQ = sample_times(rows, noised, generator, device)
+    y_BNC, target_BNC = _noised(x_BNC[:, start:], t_BQ, sizes[-noised:], generator)
+    v_BNC = module(y_BNC, t_BQ, class_ids_B, sizes, context)
+    return (v_BNC - target_BNC).square().mean()
 
 
-def coordination_loss(
-    former: ScaledModule,
+def shared_patch_losses(
+    former: ScaledModule | None,
     former_scale: Scale,
     latter: ScaledModule,
     x_BNC: Tensor,
     class_ids_B: Tensor,
     *,
+    coordination_tokens: str = "last",
     generator: torch.Generator | None = None,
-) -> Tensor:
-    """Mean squared difference of the velocities of modules m-1 and m on the same noised tokens.
+) -> tuple[Tensor, Tensor | None]:
+    """What modules m-1 and m say of the tokens both know, x_1 ... x_{p_m}, at one t and one noise a row.
 
-    Our reading of the paper's coordination: both see x_1 ... x_{p_m} at one t and one noise a row. They
-    are compared on module m-1's last patch, the only one where both have seen the same tokens; on the
-    others m-1 sees causally what m sees in both directions, and their true velocities differ.
+    Args:
+        coordination_tokens: `last` is our reading, below. `all` compares every shared token with gradient
+            into both modules, which pulls each away from its own true velocity (biased: an experiment's
+            arm); `all-detached` compares them too and teaches module m-1 alone.
+
+    Returns:
+        Module m's flow-matching loss on these tokens, its first patch: no sampling uses it, but
+        coordination compares it, so it must be trained. And the coordination loss, our reading of the
+        paper's: the mean squared difference of both velocities on module m-1's last patch, the only one
+        where both have seen the same tokens; on the others m-1 sees causally what m sees in both
+        directions, and their true velocities differ. None without `former`.
+
+    Raises:
+        ValueError: `coordination_tokens` is none of COORDINATION_TOKENS.
     """
-    tokens = former_scale.tokens
+    check_coordination_tokens(coordination_tokens)
     sizes = [patch.size for patch in former_scale.patches]
-    x_BNC = x_BNC[:, :tokens]
+    x_BNC = x_BNC[:, : former_scale.tokens]
     t_B1 = sample_times(len(x_BNC), 1, generator, x_BNC.device)
-    noise_BNC = torch.randn(x_BNC.shape, generator=generator, device=x_BNC.device)
-    y_BNC = interpolate(x_BNC, noise_BNC, t_B1[..., None])
+    y_BNC, target_BNC = _noised(x_BNC, t_B1, [former_scale.tokens], generator)
+    whole_BNC = latter(y_BNC, t_B1, class_ids_B, [former_scale.tokens])
+    first_loss = (whole_BNC - target_BNC).square().mean()
+    if former is None:
+        return first_loss, None
     causal_BNC = former(y_BNC, t_B1.expand(-1, len(sizes)), class_ids_B, sizes)
-    whole_BNC = latter(y_BNC, t_B1, class_ids_B, [tokens])
-    last = former_scale.patches[-1]
-    return (whole_BNC - causal_BNC)[:, last.start : last.stop].square().mean()
+    if coordination_tokens == "all-detached":
+        whole_BNC = whole_BNC.detach()
+    start = former_scale.patches[-1].start if coordination_tokens == "last" else 0
+    return first_loss, (whole_BNC - causal_BNC)[:, start:].square().mean()
+
+
+def check_coordination_tokens(name: str) -> None:
+    """Raises ValueError unless `name` is one of COORDINATION_TOKENS."""
+    if name not in COORDINATION_TOKENS:
+        allowed = ", ".join(COORDINATION_TOKENS)
+        raise ValueError(f"Unknown coordination tokens {name!r}: allowed are {allowed}.")
+
+
+def _noised(
+    x_BNC: Tensor, t_BP: Tensor, sizes: Sequence[int], generator: torch.Generator | None
+) -> tuple[Tensor, Tensor]:
+    """Points on the path from noise to patches of these sizes, each at its own time, and their velocities."""
+    noise_BNC = torch.randn(x_BNC.shape, generator=generator, device=x_BNC.device)
+    t_BN1 = t_BP[:, patch_of_token(tuple(sizes)).to(x_BNC.device), None]
+    return interpolate(x_BNC, noise_BNC, t_BN1), x_BNC - noise_BNC
 
 
 def solver_step(

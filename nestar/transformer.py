@@ -10,6 +10,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -50,6 +51,10 @@ class KVCache:
         store[1, :, :, self.length : stop] = v_BHNE
         return store[0, :, :, :stop], store[1, :, :, :stop]
 
+    def next(self, tokens: int) -> slice:
+        """Places in the sequence of the `tokens` that follow the context."""
+        return slice(self.length, self.length + tokens)
+
     def keep(self, tokens: int) -> None:
         """Make the last written `tokens` part of the context."""
         self.length += tokens
@@ -70,6 +75,13 @@ class Modulation:
     def at(self, groups: Tensor | slice) -> Modulation:
         """The modulation of the groups picked, one after another."""
         return Modulation(tuple(block[:, groups] for block in self.blocks), self.head_BG12D[:, groups])
+
+
+class Context(NamedTuple):
+    """Tokens that later patches see as conditions, the sequence's first: clean (t = 1) or noised."""
+
+    x_BNC: Tensor
+    t_BP: Tensor
 
 
 class Block(nn.Module):
@@ -176,27 +188,47 @@ class ScaledModule(nn.Module):
         blocks = tuple(shared_BP16D + (block.modulation + rest_6D) for block in self.blocks)
         return Modulation(blocks, head_BP12D + rest_2D)
 
-    def forward(self, y_BNC: Tensor, t_BP: Tensor, class_ids_B: Tensor, sizes: Sequence[int]) -> Tensor:
-        """Velocities of all tokens in one pass, block-causal: what training uses.
+    def forward(
+        self,
+        y_BNC: Tensor,
+        t_BP: Tensor,
+        class_ids_B: Tensor,
+        sizes: Sequence[int],
+        context: Context | None = None,
+    ) -> Tensor:
+        """Velocities of several patches in one pass: what training uses.
+
+        Without `context` the patches stand in one stream, block-causal: each sees itself and the noised
+        patches before it. With it each sees itself and the context patches before it, which is what
+        sampling shows it; noised patches do not see each other.
 
         Args:
-            y_BNC: the first N tokens in sequence order, noised; t_BP: each patch's time.
-            sizes: tokens of each of the P patches; they add up to N.
+            y_BNC: noised tokens of the last P of the patches in `sizes`; t_BP: each of these patches' time.
+            sizes: tokens of each patch, from the first on; without context there are P.
+            context: all patches but the last, as conditions.
         """
-        modulation = self.condition(t_BP, class_ids_B)
-        patch_N = patch_of_token(tuple(sizes)).to(y_BNC.device)
+        if context is None:
+            index_N, group_N, mask_NN = _causal_layout(tuple(sizes))
+            modulation = self.condition(t_BP, class_ids_B)
+        else:
+            index_N, group_N, mask_NN = _context_layout(tuple(sizes), t_BP.shape[1])
+            modulation = self.condition(torch.cat([context.t_BP, t_BP], 1), class_ids_B)
+            y_BNC = torch.cat([context.x_BNC, y_BNC], 1)
+        index_N, group_N = index_N.to(y_BNC.device), group_N.to(y_BNC.device)
         if len(set(sizes)) > 1:  # a short last patch: every token becomes a group of its own
-            modulation = modulation.at(patch_N)
-        mask_NN = patch_N[:, None] >= patch_N[None, :] if len(sizes) > 1 else None
-        return self._run(y_BNC, 0, modulation, mask_NN, None)
+            modulation = modulation.at(group_N)
+        if mask_NN is not None:
+            mask_NN = mask_NN.to(y_BNC.device)
+        v_BNC = self._run(y_BNC, index_N, modulation, mask_NN, None)
+        return v_BNC if context is None else v_BNC[:, context.x_BNC.shape[1] :]
 
     def velocity(self, y_BNC: Tensor, modulation: Modulation, cache: KVCache) -> Tensor:
         """Velocity of the patch that follows the cached context; `modulation` has one group."""
-        return self._run(y_BNC, cache.length, modulation, None, cache)
+        return self._run(y_BNC, cache.next(y_BNC.shape[1]), modulation, None, cache)
 
     def remember(self, x_BNC: Tensor, modulation: Modulation, cache: KVCache) -> None:
         """Enter finished tokens once as context; `modulation` is that of t = 1."""
-        self._run(x_BNC, cache.length, modulation, None, cache)
+        self._run(x_BNC, cache.next(x_BNC.shape[1]), modulation, None, cache)
         cache.keep(x_BNC.shape[1])
 
     def new_cache(self, rows: int) -> KVCache:
@@ -215,16 +247,16 @@ class ScaledModule(nn.Module):
     def _run(
         self,
         y_BNC: Tensor,
-        start: int,
+        places: slice | Tensor,
         modulation: Modulation,
         mask_NN: Tensor | None,
         cache: KVCache | None,
     ) -> Tensor:
-        """Tokens run as G groups of S, so that a group's modulation is broadcast and never copied."""
-        stop = start + y_BNC.shape[1]
-        x_BND = self.embed(y_BNC.to(self.embed.weight.dtype)) + self.position[start:stop]
+        """Tokens run as G groups of S, so that a group's modulation is broadcast and never copied.
+        `places` are the tokens' places in the sequence."""
+        x_BND = self.embed(y_BNC.to(self.embed.weight.dtype)) + self.position[places]
         x_BGSD = x_BND.unflatten(1, (modulation.head_BG12D.shape[1], -1))
-        rope = (self.rope_cos[start:stop], self.rope_sin[start:stop])
+        rope = (self.rope_cos[places], self.rope_sin[places])
         for number, (block, own) in enumerate(zip(self.blocks, modulation.blocks, strict=True)):
             x_BGSD = block(x_BGSD, own, rope, mask_NN, cache, number)
         shift_BG1D, scale_BG1D = modulation.head_BG12D.unbind(3)
@@ -242,6 +274,31 @@ def rms_norm(x: Tensor) -> Tensor:
 def patch_of_token(sizes: tuple[int, ...]) -> Tensor:
     """The number (from 0) of the patch that each token belongs to, (N,)."""
     return torch.tensor([number for number, size in enumerate(sizes) for _ in range(size)])
+
+
+@lru_cache(maxsize=256)
+def _causal_layout(sizes: tuple[int, ...]) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Place in the sequence (N,), group (N,) and attention mask (N, N) of patches in one stream."""
+    patch_N = patch_of_token(sizes)
+    mask_NN = patch_N[:, None] >= patch_N[None, :] if len(sizes) > 1 else None
+    return torch.arange(len(patch_N)), patch_N, mask_NN
+
+
+@lru_cache(maxsize=256)
+def _context_layout(sizes: tuple[int, ...], noised: int) -> tuple[Tensor, Tensor, Tensor | None]:
+    """The same for all patches but the last as context, followed by the last `noised` patches."""
+    patch_N = patch_of_token(sizes)
+    last, first = len(sizes) - 1, len(sizes) - noised
+    context_N, noised_N = patch_N < last, patch_N >= first
+    patch_N = torch.cat([patch_N[context_N], patch_N[noised_N]])
+    is_context_N = torch.arange(len(patch_N)) < context_N.sum()
+    index_N = torch.cat([context_N.nonzero()[:, 0], noised_N.nonzero()[:, 0]])
+    group_N = torch.where(is_context_N, patch_N, patch_N - first + last)
+    query_N1, key_1N = patch_N[:, None], patch_N[None, :]
+    sees_context_NN = (key_1N < query_N1) | ((key_1N == query_N1) & is_context_N[:, None])
+    sees_itself_NN = (key_1N == query_N1) & ~is_context_N[:, None]
+    mask_NN = torch.where(is_context_N[None, :], sees_context_NN, sees_itself_NN)
+    return index_N, group_N, None if mask_NN.all() else mask_NN
 
 
 def axial_rope(positions: Sequence[tuple[int, int]], head_dim: int) -> tuple[Tensor, Tensor]:

@@ -78,16 +78,6 @@ def test_times_follow_the_logit_normal_law() -> None:
     assert torch.corrcoef(t.T)[0, 1].abs() < 0.02, "each patch has a time of its own"
 
 
-def test_clean_prefixes_are_prefixes_in_the_given_share_of_rows() -> None:
-    mask = flow.clean_prefixes(8000, 4, 0.5, torch.Generator().manual_seed(0), torch.device("cpu"))
-    assert (mask[:, 1:] <= mask[:, :-1]).all(), "clean patches come first"
-    assert not mask[:, -1].any(), "the last patch is always noised"
-    lengths = mask.sum(1)
-    assert (lengths > 0).float().mean() == pytest.approx(0.5, abs=0.02)
-    assert all((lengths == n).float().mean() == pytest.approx(1 / 6, abs=0.02) for n in (1, 2, 3))
-    assert not flow.clean_prefixes(10, 1, 1.0, None, torch.device("cpu")).any()
-
-
 class Constant(torch.nn.Module):
     """Stands in for a scaled module: a velocity that is the same everywhere; records what it was given."""
 
@@ -95,61 +85,71 @@ class Constant(torch.nn.Module):
         super().__init__()
         self.value = value
 
-    def forward(self, y: Tensor, t: Tensor, ids: Tensor, sizes: list[int]) -> Tensor:
-        self.y, self.t, self.sizes = y, t, sizes
+    def forward(self, y: Tensor, t: Tensor, ids: Tensor, sizes: list[int], context=None) -> Tensor:
+        self.y, self.t, self.sizes, self.context = y, t, list(sizes), context
         return torch.full_like(y, self.value)
 
 
-def test_loss_of_a_zero_velocity_is_the_targets_mean_square() -> None:
-    """x = 2 everywhere and unit noise: E (x - eps)^2 = 5, whichever patches are clean."""
-    scale = Nesting.nested(4, 4, 4).scales[1]
+def fm_loss(module: torch.nn.Module, number: int, x: Tensor, clean_share: float) -> Tensor:
+    return flow.flow_matching_loss(
+        module,
+        Nesting.nested(4, 4, 4).scales[number - 1],
+        x,
+        torch.zeros(len(x), dtype=torch.long),
+        clean_share=clean_share,
+        generator=torch.Generator().manual_seed(1),
+    )
+
+
+@pytest.mark.parametrize("number", [1, 2])
+def test_loss_of_a_zero_velocity_is_the_targets_mean_square(number: int) -> None:
+    """x = 2 everywhere and unit noise: E (x - eps)^2 = 5, whatever the context."""
     x = torch.full((4000, 16, 2), 2.0)
     for share in (0.0, 0.5, 1.0):
-        loss = flow.flow_matching_loss(
-            Constant(),
-            scale,
-            x,
-            torch.zeros(4000, dtype=torch.long),
-            clean_share=share,
-            generator=torch.Generator().manual_seed(1),
-        )
-        assert loss.item() == pytest.approx(5, rel=0.02)
+        assert fm_loss(Constant(), number, x, share).item() == pytest.approx(5, rel=0.02)
 
 
-def test_clean_patches_enter_as_data_and_carry_no_loss() -> None:
-    scale = Nesting.nested(4, 4, 4).scales[1]
-    x = torch.randn(8, 16, 2)
-    clean = torch.tensor([[True, True, False, False]]).expand(8, 4)
-    module = Constant(100.0)
-    first = flow.flow_matching_loss(
-        module,
-        scale,
-        x,
-        torch.zeros(8, dtype=torch.long),
-        clean_share=clean,
-        generator=torch.Generator().manual_seed(2),
-    )
-    torch.testing.assert_close(module.y[:, :8], x[:, :8])
-    assert (module.t[:, :2] == 1).all() and (module.t[:, 2:] < 1).all()
-    x_other = x.clone()
-    x_other[:, :8] += 5  # what the clean patches hold changes nothing in the loss of a constant velocity
-    second = flow.flow_matching_loss(
-        module,
-        scale,
-        x_other,
-        torch.zeros(8, dtype=torch.long),
-        clean_share=clean,
-        generator=torch.Generator().manual_seed(2),
-    )
-    torch.testing.assert_close(first, second)
+def test_a_module_trains_on_the_patches_it_generates_with_those_before_as_context() -> None:
+    x, module = torch.randn(8, 16, 2), Constant()
+    fm_loss(module, 1, x, 1.0)
+    assert module.sizes == [1, 1, 1, 1]
+    assert module.y.shape == (8, 4, 2) and module.t.shape == (8, 4)
+    torch.testing.assert_close(module.context.x_BNC, x[:, :3])
+    fm_loss(module, 2, x, 1.0)
+    assert module.sizes == [4, 4, 4, 4]
+    assert module.y.shape == (8, 12, 2) and module.t.shape == (8, 3)
+    torch.testing.assert_close(module.context.x_BNC, x[:, :12])
+    assert (module.context.t_BP == 1).all() and (module.t < 1).all()
+
+
+def test_context_is_clean_in_the_given_share_of_rows_and_noised_patch_by_patch_in_the_others() -> None:
+    x, module = torch.randn(4000, 16, 2), Constant()
+    fm_loss(module, 2, x, 0.7)
+    context = module.context
+    clean = (context.t_BP == 1).all(1)
+    assert clean.float().mean() == pytest.approx(0.7, abs=0.03)
+    torch.testing.assert_close(context.x_BNC[clean], x[clean, :12])
+    times = context.t_BP[~clean]
+    assert (times < 1).all() and torch.corrcoef(times.T)[0, 1].abs() < 0.1
+    error = (context.x_BNC[~clean] - x[~clean, :12]).square().mean((0, 2))
+    assert (error > 0.1).all(), "every patch of the context is noised"
+
+
+def test_one_shot_has_no_context() -> None:
+    nesting, module = Nesting.one_shot(4, 4), Constant()
+    flow.flow_matching_loss(module, nesting.scales[0], torch.randn(2, 16, 2), torch.zeros(2))
+    assert module.context is None and module.y.shape == (2, 16, 2)
 
 
 def test_coordination_compares_the_last_patch_only() -> None:
     nesting = Nesting.nested(4, 4, 4)
     former, latter = Constant(1.0), Constant(1.0)
     x, ids = torch.randn(3, 16, 2), torch.zeros(3, dtype=torch.long)
-    loss = flow.coordination_loss(former, nesting.scales[0], latter, x, ids)
-    assert loss == 0
+
+    def coordination(former: Constant) -> Tensor:
+        return flow.shared_patch_losses(former, nesting.scales[0], latter, x, ids)[1]
+
+    assert coordination(former) == 0
     assert former.sizes == [1, 1, 1, 1] and latter.sizes == [4]
     torch.testing.assert_close(former.y, latter.y)
     assert (former.t == former.t[:, :1]).all(), "one time a row"
@@ -160,8 +160,17 @@ def test_coordination_compares_the_last_patch_only() -> None:
             velocity[:, :3] += 7
             return velocity
 
-    assert flow.coordination_loss(OffBeforeTheLast(1.0), nesting.scales[0], latter, x, ids) == 0
-    assert flow.coordination_loss(Constant(3.0), nesting.scales[0], latter, x, ids) == pytest.approx(4)
+    assert coordination(OffBeforeTheLast(1.0)) == 0
+    assert coordination(Constant(3.0)) == pytest.approx(4)
+
+
+def test_a_later_module_learns_its_own_first_patch_without_coordination_too() -> None:
+    """Unit noise and x = 2: a zero velocity is off by E (x - eps)^2 = 5."""
+    nesting, latter = Nesting.nested(4, 4, 4), Constant()
+    x, ids = torch.full((4000, 16, 2), 2.0), torch.zeros(4000, dtype=torch.long)
+    loss, coordination = flow.shared_patch_losses(None, nesting.scales[0], latter, x, ids)
+    assert loss.item() == pytest.approx(5, rel=0.02)
+    assert coordination is None and latter.y.shape == (4000, 4, 2)
 
 
 def test_coordination_reaches_both_modules_and_flow_matching_one() -> None:
@@ -173,8 +182,52 @@ def test_coordination_reaches_both_modules_and_flow_matching_one() -> None:
     assert all(p.grad is None for p in first.parameters())
     assert second.head.weight.grad.abs().max() > 0
     model.zero_grad()
-    flow.coordination_loss(first, nesting.scales[0], second, x, ids).backward()
+    flow.shared_patch_losses(first, nesting.scales[0], second, x, ids)[1].backward()
     assert first.head.weight.grad.abs().max() > 0 and second.head.weight.grad.abs().max() > 0
+
+
+@pytest.mark.parametrize("tokens", ["all", "all-detached"])
+def test_coordination_may_compare_every_shared_token(tokens: str) -> None:
+    """A former module that is off by 7 on three of its four tokens."""
+
+    class OffBeforeTheLast(Constant):
+        def forward(self, *given: object) -> Tensor:
+            velocity = super().forward(*given)
+            velocity[:, :3] += 7
+            return velocity
+
+    nesting = Nesting.nested(4, 4, 4)
+    x, ids = torch.randn(3, 16, 2), torch.zeros(3, dtype=torch.long)
+    scale, former, latter = nesting.scales[0], OffBeforeTheLast(1.0), Constant(1.0)
+    compared = flow.shared_patch_losses(former, scale, latter, x, ids, coordination_tokens=tokens)[1]
+    assert compared.item() == pytest.approx(49 * 3 / 4)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "latter_learns"), [("last", True), ("all", True), ("all-detached", False)]
+)
+def test_detached_coordination_teaches_the_former_module_alone(tokens: str, latter_learns: bool) -> None:
+    nesting = Nesting.nested(4, 4, 4)
+    model = make_model(nesting)
+    x, ids = torch.randn(2, 16, CHANNELS), torch.tensor([0, CLASSES])
+    former, latter = model.scaled_modules
+    first, compared = flow.shared_patch_losses(
+        former, nesting.scales[0], latter, x, ids, coordination_tokens=tokens
+    )
+    compared.backward(retain_graph=True)
+    assert former.head.weight.grad.abs().max() > 0
+    assert any(p.grad is not None for p in latter.parameters()) == latter_learns
+    model.zero_grad()
+    first.backward()  # the latter's own first patch is trained whatever is compared
+    assert latter.head.weight.grad.abs().max() > 0
+
+
+def test_unknown_coordination_tokens_are_refused_by_name() -> None:
+    nesting, x = Nesting.nested(4, 4, 4), torch.randn(2, 16, 2)
+    with pytest.raises(ValueError, match=r"'first'.*last, all, all-detached"):
+        flow.shared_patch_losses(
+            None, nesting.scales[0], Constant(), x, torch.zeros(2), coordination_tokens="first"
+        )
 
 
 def test_guidance() -> None:

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from nestar.model import NestAR, NestARConfig
 from nestar.nesting import Nesting
+from nestar.transformer import Context
 
 CHANNELS, CLASSES = 4, 3
 
@@ -53,6 +54,32 @@ def test_cached_velocities_equal_uncached_ones(nesting: Nesting) -> None:
             torch.testing.assert_close(cached, whole[:, patch.start :], atol=1e-5, rtol=1e-4)
             module.remember(x[:, patch.start : patch.stop], clean, cache)
         assert cache.length == scale.tokens
+
+
+@pytest.mark.parametrize("nesting", NESTINGS, ids=lambda nesting: f"{nesting.name}-{nesting.n}")
+@torch.inference_mode()
+def test_training_shows_every_patch_what_sampling_shows_it(nesting: Nesting) -> None:
+    """All generated patches in one pass with their context = one after another behind the cache."""
+    model = make_model(nesting)
+    x, ids = torch.randn(2, nesting.n, CHANNELS), torch.tensor([1, CLASSES])
+    for module, scale in zip(model.scaled_modules, nesting.scales, strict=True):
+        sizes = [patch.size for patch in scale.patches]
+        start, before = scale.generated[0].start, scale.patches[-1].start
+        t = torch.rand(2, len(scale.generated))
+        context_t = torch.rand(2, len(sizes) - 1)
+        y = torch.randn(2, scale.tokens - start, CHANNELS)
+        context = Context(x[:, :before], context_t) if before else None
+        together = module(y, t, ids, sizes, context)
+        cache = module.new_cache(2)
+        for number, patch in enumerate(scale.patches):
+            if patch in scale.generated:
+                at = number - (len(sizes) - len(scale.generated))
+                part = slice(patch.start - start, patch.stop - start)
+                alone = module.velocity(y[:, part], module.condition(t[:, at : at + 1], ids), cache)
+                torch.testing.assert_close(together[:, part], alone, atol=1e-5, rtol=1e-4)
+            if number < len(sizes) - 1:
+                modulation = module.condition(context_t[:, number : number + 1], ids)
+                module.remember(x[:, patch.start : patch.stop], modulation, cache)
 
 
 @given(number=st.integers(0, len(NESTINGS) - 1), seed=st.integers(0, 99))

@@ -13,6 +13,7 @@ import os
 import signal
 import threading
 import time
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -24,6 +25,8 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from nestar.model import WeightsError
+
+STATE_FILE = "state.safetensors"
 
 
 class Task(Protocol):
@@ -74,14 +77,14 @@ class Cadence:
     picture: float = 300.0
 
 
-class _Stop:
+class Stop:
     """Turns SIGTERM and SIGINT, inside its block, into a request to checkpoint and leave after this step."""
 
     def __init__(self) -> None:
         self.asked = False
         self._before: dict[int, Any] = {}
 
-    def __enter__(self) -> _Stop:
+    def __enter__(self) -> Stop:
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGTERM, signal.SIGINT):
                 self._before[number] = signal.signal(number, lambda *_: setattr(self, "asked", True))
@@ -99,11 +102,15 @@ def train(
     *,
     cadence: Cadence | None = None,
     record: dict[str, Any] | None = None,
+    deadline: float | None = None,
+    stop: Stop | None = None,
 ) -> dict[str, Any]:
     """Train `task` until the budget is used, resuming from `folder` if a state lies there.
 
     Args:
         record: what is written into the export beside the measured figures (preset, data, seed).
+        deadline: a `time.monotonic()` value; once it has passed, the run leaves as if asked to stop.
+        stop: a caller's request to stop, entered by the caller; the loop's own otherwise.
 
     Returns:
         The closing record: steps, seconds, last losses and held-out figures. A run that was asked to
@@ -112,8 +119,8 @@ def train(
     cadence = cadence or Cadence()
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "samples").mkdir(exist_ok=True)
-    state_file = folder / "state.safetensors"
-    step, trained = _resume(task, state_file)
+    state_file = folder / STATE_FILE
+    step, trained = _resume(task, folder)
     last = {"checkpoint": time.monotonic(), "validate": 0.0, "picture": time.monotonic()}
     losses: dict[str, float] = {}
     bar = tqdm(
@@ -123,8 +130,8 @@ def train(
         desc=folder.name,
         bar_format="{desc} {percentage:3.0f}%|{bar}| {elapsed} {postfix}",
     )
-    with _Stop() as stop:
-        while budget.share(step, trained) < 1 and not stop.asked:
+    with Stop() if stop is None else nullcontext(stop) as request:
+        while budget.share(step, trained) < 1 and not request.asked and not has_passed(deadline):
             began = time.monotonic()
             fresh = task.train_step(step, budget.lr_factor(step, trained))
             losses = {k: v if k not in losses else 0.98 * losses[k] + 0.02 * v for k, v in fresh.items()}
@@ -169,13 +176,25 @@ def train(
     return closing
 
 
-def _resume(task: Task, state_file: Path) -> tuple[int, float]:
-    if not state_file.exists():
+def has_passed(deadline: float | None) -> bool:
+    """Whether this `time.monotonic()` value lies behind; None never does."""
+    return deadline is not None and time.monotonic() >= deadline
+
+
+def progress(folder: Path) -> tuple[int, float]:
+    """Steps and seconds that the run in `folder` has been trained for, as its state says; 0 without one."""
+    if not (folder / STATE_FILE).exists():
         return 0, 0.0
-    with safe_open(state_file, framework="pt") as stored:
+    with safe_open(folder / STATE_FILE, framework="pt") as stored:
         meta = stored.metadata()
-        task.load_state_tensors({name: stored.get_tensor(name) for name in stored.keys()})  # noqa: SIM118
     return int(meta["step"]), float(meta["seconds"])
+
+
+def _resume(task: Task, folder: Path) -> tuple[int, float]:
+    if (folder / STATE_FILE).exists():
+        with safe_open(folder / STATE_FILE, framework="pt") as stored:
+            task.load_state_tensors({name: stored.get_tensor(name) for name in stored.keys()})  # noqa: SIM118
+    return progress(folder)
 
 
 def _save(task: Task, state_file: Path, step: int, seconds: float) -> None:

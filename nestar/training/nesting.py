@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from nestar.checkpoints import weights_name
 from nestar.data import tiny_worlds
 from nestar.data.pools import HELD_OUT_SEED, TRAIN_SEED, ImagePool, latent_pool
-from nestar.flow import coordination_loss, flow_matching_loss
+from nestar.flow import check_coordination_tokens, flow_matching_loss, shared_patch_losses
 from nestar.model import NestAR, NestARConfig
 from nestar.nesting import Nesting
 from nestar.sampler import PatchDone, SolverSettings, sample
@@ -33,9 +34,14 @@ class NestingTrainConfig:
     """How a nesting is trained; defaults from DESIGN sections 1 and 2.
 
     Attributes:
-        coordination: weight lambda of the coordination loss; coordination_rows: share of the batch it sees.
-        clean_share: share of rows whose context is clean up to a random patch, as in sampling.
+        coordination: weight lambda of the coordination loss.
+        coordination_tokens: which shared tokens it compares, see `flow.shared_patch_losses`.
+        coordination_from: optimiser step from which it acts; modules train separately until then.
+        shared_rows: share of the batch on which neighbours look at the tokens both know: coordination, and
+            a later module's own first patch.
+        clean_share: share of rows whose context is clean, as in sampling.
         pool: latents encoded beforehand, read at random.
+        variant: tells apart trainings of one nesting; the weights go to `<nesting>.<variant>`.
     """
 
     nesting: Nesting = field(default_factory=lambda: Nesting.nested(8, 8, 4))
@@ -45,19 +51,70 @@ class NestingTrainConfig:
     blocks: int = 12
     cond_dim: int = 104
     batch: int = 128
-    pool: int = 60_000
+    pool: int = 180_000
     held_out: int = 1024
     label_drop: float = 0.1
-    clean_share: float = 0.5
+    clean_share: float = 0.8
     coordination: float = 0.1
-    coordination_rows: float = 0.25
+    coordination_tokens: str = "last"
+    coordination_from: int = 0
+    shared_rows: float = 0.25
     seed: int = 0
+    variant: str = ""
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+
+    def __post_init__(self) -> None:
+        check_coordination_tokens(self.coordination_tokens)
+
+    @property
+    def weights_name(self) -> str:
+        """Folder that the trained weights are exported to."""
+        return weights_name(self.nesting, self.variant)
+
+    def model_config(self, channels: int) -> NestARConfig:
+        """Shape of the model, for a tokenizer with this many channels."""
+        return NestARConfig(
+            self.nesting,
+            channels=channels,
+            classes=len(tiny_worlds.CLASSES),
+            dim=self.dim,
+            heads=self.heads,
+            blocks=self.blocks,
+            cond_dim=self.cond_dim,
+        )
+
+
+@dataclass(frozen=True)
+class LatentPools:
+    """What nestings are trained on and measured with, on the CPU; each reads the grid in its own order, so
+    several can share one.
+
+    Attributes:
+        latents_NChw, class_ids_N: of `pool` training images, float16, scaled.
+        held_latents_NChw, held_ids_N: of `held_out` others.
+    """
+
+    latents_NChw: Tensor
+    class_ids_N: Tensor
+    held_latents_NChw: Tensor
+    held_ids_N: Tensor
+
+    @classmethod
+    def load(cls, config: NestingTrainConfig, tokenizer: Tokenizer, cache: Path) -> LatentPools:
+        """From files in `cache`, or drawn and encoded, and kept there."""
+        made_by = fingerprint(tokenizer)
+
+        def pool(count: int, seed: int) -> tuple[Tensor, Tensor]:
+            file = cache / f"latents_{config.size}_{seed}_{count}_{made_by}.safetensors"
+            images = ImagePool.drawn(cache, count, config.size, seed)
+            return latent_pool(file, tokenizer, count, config.size, seed=seed, images=images)
+
+        return cls(*pool(config.pool, TRAIN_SEED), *pool(config.held_out, HELD_OUT_SEED))
 
 
 class NestingTask:
     """What `training.loop.train` needs to train a nesting on Tiny Worlds' latents; `init` gives it its first
-    weights."""
+    weights, `pools` its data where several tasks share one (from `cache` otherwise)."""
 
     def __init__(
         self,
@@ -68,23 +125,18 @@ class NestingTask:
         *,
         compile_modules: bool = False,
         init: NestAR | None = None,
+        pools: LatentPools | None = None,
     ):
-        torch.manual_seed(config.seed)
         self.config, self.device, self.tokenizer = config, device, tokenizer
         self.classes = len(tiny_worlds.CLASSES)
-        self.latents, self.class_ids = self._pool(cache, config.pool, TRAIN_SEED)
-        self.held_latents, self.held_ids = self._pool(cache, config.held_out, HELD_OUT_SEED)
-        self.model = NestAR(
-            NestARConfig(
-                config.nesting,
-                channels=tokenizer.channels,
-                classes=self.classes,
-                dim=config.dim,
-                heads=config.heads,
-                blocks=config.blocks,
-                cond_dim=config.cond_dim,
-            )
-        ).to(device)
+        pools = pools or LatentPools.load(config, tokenizer, cache)
+        counts = len(pools.latents_NChw), len(pools.held_latents_NChw)
+        if counts != (config.pool, config.held_out):
+            raise ValueError(f"The pools hold {counts} latents, expected {(config.pool, config.held_out)}.")
+        self.latents, self.class_ids = self._tokens(pools.latents_NChw), pools.class_ids_N.to(device)
+        self.held_latents, self.held_ids = self._tokens(pools.held_latents_NChw), pools.held_ids_N.to(device)
+        torch.manual_seed(config.seed)  # after the pools: what they draw must not move the first weights
+        self.model = NestAR(config.model_config(tokenizer.channels)).to(device)
         if init is not None:
             start_from(self.model, init)
         self.ema = ema_of(self.model, config.optimizer.ema)
@@ -98,18 +150,10 @@ class NestingTask:
                 for block in module.blocks:  # blocks share their graphs; whole modules would not
                     block.compile(dynamic=False)
 
-    def _pool(self, cache: Path, count: int, seed: int) -> tuple[Tensor, Tensor]:
-        """Tokens (N, n, C) in sequence order, on the device, and class ids."""
-        made_by = _fingerprint(self.tokenizer)
-        file = cache / f"latents_{self.config.size}_{seed}_{count}_{made_by}.safetensors"
-        images = ImagePool.drawn(cache, count, self.config.size, seed)
-        latents, class_ids = latent_pool(
-            file, self.tokenizer, count, self.config.size, seed=seed, images=images
-        )
+    def _tokens(self, latents_NChw: Tensor) -> Tensor:
+        """Tokens (N, n, C) in sequence order, on the device."""
         order = list(self.config.nesting.flat)
-        return latents.flatten(2).transpose(1, 2)[:, order].contiguous().to(self.device), class_ids.to(
-            self.device
-        )
+        return latents_NChw.flatten(2).transpose(1, 2)[:, order].contiguous().to(self.device)
 
     def train_step(self, step: int, lr_factor: float) -> dict[str, float]:
         """One optimiser step of every module. Gradients are clipped per module, and each module draws its
@@ -133,56 +177,62 @@ class NestingTask:
                 )
                 loss.backward()
                 losses[f"m{scale.number}"] = loss.detach()
-            part = slice(0, round(self.config.coordination_rows * self.config.batch))
-            for m in range(1, len(modules) if self.config.coordination and part.stop else 0):
-                loss = coordination_loss(
-                    modules[m - 1],
-                    scales[m - 1],
-                    modules[m],
-                    x_BNC[part],
-                    class_ids_B[part],
-                    generator=self._generator(step, 1000 + m),
-                )
-                (self.config.coordination * loss).backward()
-                losses[f"c{m}"] = loss.detach()
+            for m in range(1, len(modules)):
+                losses |= self._shared_patch(step, m, x_BNC, class_ids_B)
         for optimizer in self.optimizers:
             optimizer.step(lr_factor)
         self.ema.update_parameters(self.model)
         return {name: value.item() for name, value in losses.items()}
+
+    def _shared_patch(self, step: int, m: int, x_BNC: Tensor, class_ids_B: Tensor) -> dict[str, Tensor]:
+        """Gradients from the tokens that modules m and m + 1 share, on a part of the batch."""
+        rows = round(self.config.shared_rows * len(x_BNC))
+        if not rows:
+            return {}
+        modules, scales = self.model.scaled_modules, self.config.nesting.scales
+        coordinated = self.config.coordination and step >= self.config.coordination_from
+        first, coordination = shared_patch_losses(
+            modules[m - 1] if coordinated else None,
+            scales[m - 1],
+            modules[m],
+            x_BNC[:rows],
+            class_ids_B[:rows],
+            coordination_tokens=self.config.coordination_tokens,
+            generator=self._generator(step, 1000 + m),
+        )
+        generated = sum(patch.size for patch in scales[m].generated)
+        weight = rows * scales[m - 1].tokens / (len(x_BNC) * generated)  # every noised token counts alike
+        if coordination is None:
+            (weight * first).backward()
+            return {}
+        (weight * first + self.config.coordination * coordination).backward()
+        return {f"c{m}": coordination.detach()}
 
     def _generator(self, step: int, part: int) -> torch.Generator:
         return step_generator(self.config.seed * 2003 + part, step, self.device)
 
     @torch.inference_mode()
     def validate(self) -> dict[str, float]:
-        """Held-out loss of each averaged module: with noisy context (`held_m`) as xAR trains, and with all
-        but the last patch clean (`held_clean_m`), as sampling runs."""
+        """Held-out loss of each averaged module: with clean context (`held_clean_m`), as sampling runs, and
+        with noised context (`held_m`)."""
         result: dict[str, float] = {}
         model: NestAR = self.ema.module
+        parts = list(zip(self.held_latents.split(256), self.held_ids.split(256), strict=True))
         for module, scale in zip(model.scaled_modules, self.config.nesting.scales, strict=True):
-            patches = len(scale.patches)
-            for name, clean in (("held", 0.0), ("held_clean", None)):
+            for name, clean_share in (("held_clean", 1.0), ("held", 0.0)):
                 total = 0.0
-                parts = self.held_latents.split(256)
-                for number, x_BNC in enumerate(parts):
-                    ids = self.held_ids.split(256)[number]
-                    mask = clean if clean is not None else self._all_prefixes(len(x_BNC), patches)
+                for number, (x_BNC, ids) in enumerate(parts):
                     with torch.autocast(self.device.type, torch.bfloat16):
                         total += flow_matching_loss(
                             module,
                             scale,
                             x_BNC.float(),
                             ids,
-                            clean_share=mask,
+                            clean_share=clean_share,
                             generator=self._generator(number, -1),
                         ).item()
                 result[f"{name}_{scale.number}"] = total / len(parts)
         return result
-
-    def _all_prefixes(self, rows: int, patches: int) -> Tensor:
-        """Row b has its first 1 + b mod (P-1) patches clean: every prefix equally often."""
-        length_B = 1 + torch.arange(rows, device=self.device) % max(1, patches - 1)
-        return (torch.arange(patches, device=self.device) < length_B[:, None]) & (patches > 1)
 
     def picture(self, path: Path) -> None:
         """Samples of the averaged model: a row a class, eight seeds."""
@@ -210,10 +260,10 @@ class NestingTask:
             "images_seen": record["steps"] * self.config.batch,
             "config": {**asdict(self.config), "nesting": self.config.nesting.name},
         }
-        self.ema.module.save_pretrained(folder / self.config.nesting.name, record=described)
+        self.ema.module.save_pretrained(folder / self.config.weights_name, record=described)
 
 
-def _fingerprint(tokenizer: Tokenizer) -> str:
+def fingerprint(tokenizer: Tokenizer) -> str:
     """Eight hex digits of a tokenizer's weights and scale: latents of another one must not be reused."""
     digest = hashlib.sha256(repr((tokenizer.patch, tokenizer.scale)).encode())
     for value in tokenizer.state_dict().values():

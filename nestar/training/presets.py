@@ -1,4 +1,4 @@
-"""Named recipes: `python -m nestar train tokenizer|nesting --preset NAME`."""
+"""Named recipes: `python -m nestar train tokenizer|nesting --preset NAME`, and the family of nestings."""
 
 from __future__ import annotations
 
@@ -27,12 +27,25 @@ NESTINGS: dict[str, NestingTrainConfig] = {
     "tiny-worlds-k4": NestingTrainConfig(),
     "tiny-worlds-k2": NestingTrainConfig(nesting=Nesting.nested(8, 8, 2)),
     "tiny-worlds-k8": NestingTrainConfig(nesting=Nesting.nested(8, 8, 8)),
+    "tiny-worlds-k4-separate": NestingTrainConfig(coordination=0.0, variant="separate"),
     "tiny-worlds-k4-raster": NestingTrainConfig(nesting=Nesting.nested(8, 8, 4, order="raster")),
     "tiny-worlds-autoregressive": NestingTrainConfig(nesting=Nesting.autoregressive(8, 8)),
     "tiny-worlds-cells": NestingTrainConfig(nesting=Nesting.cells(8, 8, 4)),
     "tiny-worlds-one-shot": NestingTrainConfig(nesting=Nesting.one_shot(8, 8)),
     "smoke": NestingTrainConfig(nesting=Nesting.nested(4, 4, 4), **_SMOKE),
 }
+# Compared at equal size and equal images, in order of need. Lambda acts between modules: the members of one
+# module (one-shot, autoregressive, cells) have none, whatever their config says.
+FAMILY: tuple[str, ...] = (
+    "tiny-worlds-k4",
+    "tiny-worlds-one-shot",
+    "tiny-worlds-autoregressive",
+    "tiny-worlds-k2",
+    "tiny-worlds-k8",
+    "tiny-worlds-k4-separate",
+    "tiny-worlds-k4-raster",
+    "tiny-worlds-cells",
+)
 FEATURES: dict[str, FeaturesConfig] = {
     "tiny-worlds": FeaturesConfig(),
 }
