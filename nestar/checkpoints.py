@@ -5,6 +5,7 @@ A checkpoint folder holds
     config.json            format version, classes, image size, names of the nestings
     tokenizer/             diffusers' AutoencoderKL, and tokenizer.json (fold, scale)
     <nesting>/             config.json and module_<m>.safetensors, one folder a nesting
+    <nesting>.<variant>/   the same nesting, trained in another way (k4-lattice.separate)
 
 Only JSON and safetensors files are ever read.
 """
@@ -30,6 +31,7 @@ from nestar.model import (
     read_config,
     read_json,
 )
+from nestar.nesting import Nesting
 from nestar.tokenizer import Tokenizer
 
 EMBEDDED = Path(__file__).resolve().parent.parent / "assets"
@@ -85,13 +87,19 @@ def open_checkpoint(source: str | Path | None = None, revision: str | None = Non
         raise WeightsError(f"{folder / 'config.json'} lacks a valid {error}.") from None
 
 
+def weights_name(nesting: Nesting, variant: str = "") -> str:
+    """Folder of a nesting's weights; a variant tells apart several trainings of one nesting."""
+    return f"{nesting.name}.{variant}" if variant else nesting.name
+
+
 def assemble(
     folder: Path, *, classes: Sequence[str], tokenizer: Path | None = None, nestings: Sequence[Path] = ()
 ) -> Checkpoint:
     """Copy trained parts into a checkpoint folder and write its config.
 
     Parts that stand there already and are not named stay, so that nestings can be added one by one. Each part
-    is loaded once, so that a folder that cannot be served is never written.
+    is loaded once, so that a folder that cannot be served is never written. A nesting's folder gets the
+    nesting's name, or keeps its own where that is a variant's (`<nesting>.<variant>`).
 
     Raises:
         WeightsError: a part does not load, or the tokenizer and a nesting do not fit together.
@@ -108,7 +116,9 @@ def assemble(
                 f"{part} has {config.channels} channels and {config.classes} classes; "
                 f"the checkpoint has {channels} and {len(classes)}."
             )
-        parts[config.nesting.name] = part
+        own_name = part.resolve().name
+        is_variant = own_name.startswith(weights_name(config.nesting) + ".")
+        parts[own_name if is_variant else weights_name(config.nesting)] = part
         size = stride * config.nesting.height
     if not nestings and names:
         size = int(read_json(folder / "config.json")["size"])

@@ -6,6 +6,7 @@ import argparse
 import json
 import math
 import sys
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from nestar.pipeline import NestARPipeline
 
 RUNS = Path("runs")
+FAMILY_IMAGES = 1_000_000
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -35,7 +37,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m nestar", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     _add_sample(commands.add_parser("sample", help="make one picture"))
-    _add_train(commands.add_parser("train", help="train the tokenizer, a nesting or the feature network"))
+    _add_train(commands.add_parser("train", help="train a part, or the family of nestings"))
     _add_assemble(commands.add_parser("assemble", help="put trained parts together into a checkpoint folder"))
     _add_evaluate(commands.add_parser("evaluate", help="measure a nesting's samples against Tiny Worlds"))
     return parser
@@ -126,20 +128,33 @@ def _sample(arguments: argparse.Namespace) -> int:
 
 
 def _add_train(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("what", choices=("tokenizer", "nesting", "features"))
+    parser.add_argument(
+        "what",
+        choices=("tokenizer", "nesting", "features", "family"),
+        help="family: nestings of one size and equal images, one after another",
+    )
     parser.add_argument("--preset", help="a named recipe (default: tiny-worlds, tiny-worlds-k4)")
     parser.add_argument(
-        "--minutes", type=float, help="wall-clock budget of training; the learning rate follows it"
+        "--minutes",
+        type=float,
+        help="wall-clock budget of training, which the learning rate follows; of a family: when the whole "
+        "queue is interrupted (default: never)",
     )
     parser.add_argument("--steps", type=int, help="budget in optimiser steps instead")
+    parser.add_argument(
+        "--images", type=int, help=f"of a family: images each member sees (default: {FAMILY_IMAGES})"
+    )
+    parser.add_argument(
+        "--members", help="of a family: presets in order of training, parted by commas (default: all)"
+    )
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda (default: auto)")
     parser.add_argument(
         "--folder",
         type=Path,
-        help="the run's folder; an unfinished run there is resumed (default: runs/<preset>)",
+        help="the run's folder; an unfinished run there is resumed (default: in runs/)",
     )
     parser.add_argument(
-        "--tokenizer", type=Path, help="for a nesting: tokenizer folder (default: the embedded one)"
+        "--tokenizer", type=Path, help="for nestings: tokenizer folder (default: the embedded one)"
     )
     parser.add_argument(
         "--cache", type=Path, default=RUNS / "cache", help="where pools of images and latents lie"
@@ -155,6 +170,9 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
 
 
 def _train(arguments: argparse.Namespace) -> int:
+    if arguments.what == "family":
+        return _train_family(arguments)
+    _refuse_flags(arguments, "images", "members")
     from nestar.checkpoints import resolve_device
     from nestar.training import presets
     from nestar.training.loop import Budget, train
@@ -173,8 +191,7 @@ def _train(arguments: argparse.Namespace) -> int:
         raise SettingsError(f"{flag} does not apply to {arguments.what}.")
     if arguments.what == "features" and arguments.init:
         raise SettingsError("--init does not apply to features.")
-    if given.get("batch", 1) < 1:
-        raise SettingsError(f"--batch must be at least 1, got {arguments.batch}.")
+    _check_batch(arguments)
     if not 0 <= given.get("coordination", 0) < math.inf:
         given_value = arguments.coordination
         raise SettingsError(f"--coordination must be a finite number of at least 0, got {given_value}.")
@@ -189,9 +206,79 @@ def _train(arguments: argparse.Namespace) -> int:
     device = resolve_device(arguments.device)
     folder = arguments.folder or RUNS / f"{arguments.what}-{name}"
     task = _task(arguments, config, device)
-    record = train(task, budget, folder, record={"preset": name, "device": device.type})
+    record = {"preset": name, "device": device.type}
+    if arguments.init and arguments.what == "nesting":
+        record["init"] = _training_of(arguments.init)
+    record = train(task, budget, folder, record=record)
     print(json.dumps(record))
     return 0
+
+
+def _train_family(arguments: argparse.Namespace) -> int:
+    """Train the family's members in turn; prints a list of one JSON object a member."""
+    began = time.monotonic()
+    _refuse_flags(arguments, "preset", "steps", "init", "coordination", "seed")
+    _check_batch(arguments)
+    from nestar.checkpoints import EMBEDDED, load_tokenizer, resolve_device
+    from nestar.training import presets
+    from nestar.training.family import assemble_command, train_family
+    from nestar.training.loop import Budget
+
+    names = presets.FAMILY
+    if arguments.members is not None:
+        names = [name.strip() for name in arguments.members.split(",")]
+    for name in names:
+        if name not in presets.FAMILY:
+            allowed = ", ".join(presets.FAMILY)
+            raise SettingsError(f"Unknown member {name!r} of the family: allowed are {allowed}.")
+    members = {name: presets.NESTINGS[name] for name in names}
+    if arguments.batch is not None:
+        members = {name: replace(config, batch=arguments.batch) for name, config in members.items()}
+    deadline = None
+    if arguments.minutes is not None:
+        try:
+            deadline = began + 60 * Budget(minutes=arguments.minutes).minutes
+        except ValueError as error:
+            raise SettingsError(str(error)) from None
+    device = resolve_device(arguments.device)
+    folder = arguments.folder or RUNS / "family"
+    tokenizer_folder = arguments.tokenizer or EMBEDDED / "tokenizer"
+    report = train_family(
+        members,
+        load_tokenizer(tokenizer_folder).to(device),
+        folder,
+        images=FAMILY_IMAGES if arguments.images is None else arguments.images,
+        device=device,
+        cache=arguments.cache,
+        deadline=deadline,
+        compile_modules=arguments.compile,
+    )
+    print(json.dumps(report))
+    command = assemble_command(report, folder / "checkpoint", tokenizer_folder)
+    if command:
+        print(command, file=sys.stderr)
+    return 0
+
+
+def _refuse_flags(arguments: argparse.Namespace, *names: str) -> None:
+    """Refuse flags that were given and do not apply to what is trained."""
+    for name in names:
+        if getattr(arguments, name) is not None:
+            raise SettingsError(f"--{name} does not apply to {arguments.what}.")
+
+
+def _check_batch(arguments: argparse.Namespace) -> None:
+    if arguments.batch is not None and arguments.batch < 1:
+        raise SettingsError(f"--batch must be at least 1, got {arguments.batch}.")
+
+
+def _training_of(folder: Path) -> dict[str, object]:
+    """How the weights that a run starts from were trained themselves: the whole effort stays on record."""
+    from nestar.model import read_config
+
+    training = read_config(folder / "config.json").get("training", {})
+    kept = ("steps", "images_seen", "train_seconds", "init")
+    return {key: training[key] for key in kept if key in training}
 
 
 def _task(arguments: argparse.Namespace, config: object, device: object) -> object:

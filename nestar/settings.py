@@ -94,7 +94,8 @@ def check_settings(
 
 
 def find_nesting(nestings: Mapping[str, Nesting], k: int, order: str) -> str:
-    """Name of the nesting with weights that has this k and order; a nested one before a baseline.
+    """Name of the nesting with weights that has this k and order; a nested one before a baseline, then one
+    that goes by its nesting's own name before a variant of it (`k4-lattice.separate`).
 
     Raises:
         SettingsError: there is none.
@@ -102,12 +103,12 @@ def find_nesting(nestings: Mapping[str, Nesting], k: int, order: str) -> str:
     matches = [name for name, nesting in nestings.items() if (nesting.k, nesting.order) == (k, order)]
     if not matches:
         raise SettingsError(f"k = {_show(k)} with order {order} has no weights; {_available(nestings)}.")
-    return min(matches, key=lambda name: nestings[name].kind != "nested")
+    return min(matches, key=lambda name: (nestings[name].kind != "nested", name != nestings[name].name))
 
 
 def _available(nestings: Mapping[str, Nesting]) -> str:
-    pairs = ", ".join(f"k = {nesting.k} ({nesting.order})" for nesting in nestings.values())
-    return f"there are weights for {pairs or 'no nesting'}"
+    pairs = dict.fromkeys(f"k = {nesting.k} ({nesting.order})" for nesting in nestings.values())
+    return f"there are weights for {', '.join(pairs) or 'no nesting'}"
 
 
 def check_choice(name: str, value: object, choices: tuple[str, ...]) -> str:

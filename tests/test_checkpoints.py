@@ -17,6 +17,7 @@ from nestar import checkpoints
 from nestar.checkpoints import assemble, load_tokenizer, open_checkpoint, resolve_device
 from nestar.model import FORMAT_VERSION, NestAR, WeightsError
 from nestar.pipeline import NestARPipeline
+from nestar.settings import SettingsError, find_nesting
 from tests.hub import COMMIT, Loader, StandInHub
 from tests.small import (
     CHANNELS,
@@ -347,6 +348,34 @@ def test_assemble_puts_trained_parts_together(tmp_path: Path) -> None:
     same = open_checkpoint(parts).nesting(K2.name).state_dict()
     assert all(torch.equal(value, same[name]) for name, value in both.nesting(K2.name).state_dict().items())
     assert both.tokenizer().channels == CHANNELS
+
+
+def test_assemble_keeps_the_names_of_variants(tmp_path: Path) -> None:
+    """Two trainings of one nesting stand side by side; k and order pick the one without variant."""
+    parts = save_checkpoint(tmp_path / "parts")
+    variant = f"{K4.name}.separate"
+    other = small_model(K4)
+    with torch.no_grad():
+        for parameter in other.parameters():
+            parameter.zero_()
+    other.save_pretrained(tmp_path / variant)
+    (parts / K2.name).rename(parts / "second.run")  # no variant of its nesting
+    made = assemble(
+        tmp_path / "made",
+        classes=CLASSES,
+        tokenizer=parts / "tokenizer",
+        nestings=[tmp_path / variant, parts / K4.name, parts / "second.run"],
+    )
+    assert made.nestings == (variant, K4.name, K2.name)
+    assert assemble(made.folder, classes=CLASSES).nestings == made.nestings
+    pipe = NestARPipeline.from_pretrained(made.folder, device="cpu")
+    assert pipe.nestings == {variant: K4, K4.name: K4, K2.name: K2}
+    assert all(not value.any() for value in pipe.models[variant].state_dict().values())
+    assert any(value.any() for value in pipe.models[K4.name].state_dict().values())
+    assert find_nesting(pipe.nestings, 4, "lattice") == K4.name
+    assert find_nesting({variant: K4, K2.name: K2}, 4, "lattice") == variant
+    with pytest.raises(SettingsError, match=r"weights for k = 4 \(lattice\), k = 2 \(lattice\)\.$"):
+        pipe.settings(class_name="fish", k=8)
 
 
 def test_assemble_refuses_parts_that_do_not_fit(tmp_path: Path) -> None:

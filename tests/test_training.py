@@ -26,12 +26,13 @@ from nestar.cli import main
 from nestar.data import tiny_worlds
 from nestar.data.pools import ImagePool
 from nestar.model import NestAR, WeightsError
+from nestar.nesting import Nesting
 from nestar.pipeline import NestARPipeline
 from nestar.training import presets
-from nestar.training.loop import Budget, Cadence, train
-from nestar.training.nesting import NestingTask
+from nestar.training.loop import Budget, Cadence, progress, train
+from nestar.training.nesting import LatentPools, NestingTask
 from nestar.training.tokenizer import TokenizerTask
-from tests.small import K2, save_config, small_tokenizer
+from tests.small import K2, K4, save_config, small_tokenizer
 
 CPU = torch.device("cpu")
 ROOT = Path(__file__).parent.parent
@@ -173,6 +174,16 @@ def test_signals_are_handed_back_after_training(cache: Path, tmp_path: Path) -> 
     assert (record["steps"], record["finished"]) == (1, False)
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
     assert not list(tmp_path.glob("k4*"))
+
+
+def test_a_deadline_that_has_passed_leaves_a_state_to_go_on_from(cache: Path, tmp_path: Path) -> None:
+    passed = time.monotonic()
+    record = train(nesting_task(cache), Budget(steps=1), tmp_path, cadence=QUIET, deadline=passed)
+    assert (record["steps"], record["finished"]) == (0, False)
+    assert progress(tmp_path) == (0, 0.0)
+    record = train(nesting_task(cache), Budget(steps=1), tmp_path, cadence=QUIET, deadline=passed + 1000)
+    assert (record["steps"], record["finished"]) == (1, True)
+    assert progress(tmp_path)[0] == 1
 
 
 def test_side_jobs_happen_on_the_way(cache: Path, tmp_path: Path) -> None:
@@ -343,6 +354,22 @@ def test_cached_latents_belong_to_their_tokenizer(tmp_path: Path) -> None:
     other = NestingTask(presets.NESTINGS["smoke"], tokenizer, CPU, tmp_path)
     assert len(list(tmp_path.iterdir())) == 2 * len(files)
     assert not torch.equal(other.latents, first.latents)
+
+
+def test_tasks_may_share_pools_and_read_them_in_their_own_order(cache: Path) -> None:
+    smoke = presets.NESTINGS["smoke"]
+    pools = LatentPools.load(smoke, small_tokenizer(), cache)
+    for nesting in (K4, Nesting.one_shot(4, 4)):
+        config = replace(smoke, nesting=nesting)
+        shared = NestingTask(config, small_tokenizer(), CPU, cache, pools=pools)
+        alone = nesting_task(cache, nesting=nesting)
+        assert torch.equal(shared.latents, alone.latents)
+        assert torch.equal(shared.held_latents, alone.held_latents)
+        assert_equal_states(shared.state_tensors(), alone.state_tensors())
+        for token, (row, column) in enumerate(nesting.positions):
+            assert torch.equal(shared.latents[:, token], pools.latents_NChw[:, :, row, column])
+    with pytest.raises(ValueError, match=r"The pools hold \(64, 16\) latents, expected \(32, 16\)\."):
+        NestingTask(replace(smoke, pool=32), small_tokenizer(), CPU, cache, pools=pools)
 
 
 def test_a_run_may_start_from_other_weights(cache: Path) -> None:
