@@ -8,11 +8,12 @@ import math
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nestar.settings import SCHEDULES, SOLVERS, SettingsError, find_nesting
+from nestar.nesting import ORDERS
+from nestar.settings import SCHEDULES, SOLVERS, SampleSettings, SettingsError, find_nesting
 
 if TYPE_CHECKING:
     from nestar.pipeline import NestARPipeline
@@ -52,19 +53,23 @@ def _add_source(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_settings(parser: argparse.ArgumentParser) -> None:
-    """Ranges are checked in `settings.check_settings`, so values arrive as typed."""
-    parser.add_argument("--k", type=_number, default=4, help="nesting factor (default: 4)")
-    parser.add_argument("--order", default="lattice", help="lattice or raster (default: lattice)")
-    parser.add_argument("--steps", type=_number, default=25, help="solver steps a patch (default: 25)")
-    parser.add_argument("--solver", default="euler", help=f"{', '.join(SOLVERS)} (default: euler)")
-    parser.add_argument("--temperature", type=_number, default=1.0, help="factor on the noise (default: 1)")
-    parser.add_argument("--cfg", type=_number, default=2.0, help="guidance, 1 = off (default: 2)")
-    parser.add_argument(
-        "--schedule",
-        default="constant",
-        help=f"guidance schedule: {', '.join(SCHEDULES)} (default: constant)",
-    )
-    parser.add_argument("--seed", type=_number, default=0)
+    """Defaults and ranges stand in `settings`; values arrive as typed and are checked there."""
+    helps = {
+        "k": "nesting factor",
+        "order": ", ".join(ORDERS),
+        "steps": "solver steps a patch",
+        "solver": ", ".join(SOLVERS),
+        "temperature": "factor on the noise",
+        "cfg": "guidance, 1 = off",
+        "schedule": f"guidance schedule: {', '.join(SCHEDULES)}",
+        "seed": "seed of the noise",
+    }
+    defaults = {field.name: field.default for field in fields(SampleSettings)}
+    for name, text in helps.items():
+        kind = str if isinstance(defaults[name], str) else _number
+        parser.add_argument(
+            f"--{name}", type=kind, default=defaults[name], help=f"{text} (default: {defaults[name]})"
+        )
 
 
 def _number(text: str) -> int | float | str:

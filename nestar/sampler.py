@@ -13,7 +13,7 @@ from torch import Tensor
 from nestar.flow import grid_noise, guidance_scale, guide, solver_step
 from nestar.model import NestAR
 from nestar.nesting import Patch
-from nestar.settings import SOLVER_CALLS
+from nestar.settings import SOLVER_CALLS, SampleSettings
 from nestar.transformer import KVCache, ScaledModule
 
 
@@ -74,11 +74,11 @@ class SolverSettings:
         cfg: guidance strength; 1 leaves the unconditional rows out.
     """
 
-    steps: int = 25
-    solver: str = "euler"
-    temperature: float = 1.0
-    cfg: float = 2.0
-    schedule: str = "constant"
+    steps: int = SampleSettings.steps
+    solver: str = SampleSettings.solver
+    temperature: float = SampleSettings.temperature
+    cfg: float = SampleSettings.cfg
+    schedule: str = SampleSettings.schedule
 
     @property
     def guided(self) -> bool:
