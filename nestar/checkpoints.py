@@ -98,30 +98,31 @@ def assemble(
     """Copy trained parts into a checkpoint folder and write its config.
 
     Parts that stand there already and are not named stay, so that nestings can be added one by one. Each part
-    is loaded once, so that a folder that cannot be served is never written. A nesting's folder gets the
+    is loaded first, so that a folder that cannot be served is never written. A nesting's folder gets the
     nesting's name, or keeps its own where that is a variant's (`<nesting>.<variant>`).
 
     Raises:
         WeightsError: a part does not load, or the tokenizer and a nesting do not fit together.
     """
     tokenizer = tokenizer or folder / "tokenizer"
-    channels = load_tokenizer(tokenizer).channels
+    loaded = load_tokenizer(tokenizer)
     names = read_json(folder / "config.json").get("nestings", []) if (folder / "config.json").exists() else []
     parts = {name: folder / name for name in names}
-    size = stride = load_tokenizer(tokenizer).stride
-    for part in nestings:
+    parts |= {_name_of(part): part for part in nestings}
+    size = loaded.stride
+    for part in parts.values():
         config = NestAR.from_pretrained(part).config
-        if config.channels != channels or config.classes != len(classes):
+        if config.channels != loaded.channels or config.classes != len(classes):
             raise WeightsError(
                 f"{part} has {config.channels} channels and {config.classes} classes; "
-                f"the checkpoint has {channels} and {len(classes)}."
+                f"the checkpoint has {loaded.channels} and {len(classes)}."
             )
-        own_name = part.resolve().name
-        is_variant = own_name.startswith(weights_name(config.nesting) + ".")
-        parts[own_name if is_variant else weights_name(config.nesting)] = part
-        size = stride * config.nesting.height
-    if not nestings and names:
-        size = int(read_json(folder / "config.json")["size"])
+        made_for = read_config(part / "config.json").get("training", {}).get("tokenizer")
+        if made_for not in (None, loaded.fingerprint):
+            raise WeightsError(
+                f"{part} was trained on tokens of tokenizer {made_for}; {tokenizer} is {loaded.fingerprint}."
+            )
+        size = loaded.stride * config.nesting.height
     for name, part in {"tokenizer": tokenizer, **parts}.items():
         if part.resolve() != (folder / name).resolve():
             shutil.copytree(part, folder / name, dirs_exist_ok=True)
@@ -133,6 +134,12 @@ def assemble(
     }
     (folder / "config.json").write_text(json.dumps(stored, indent=1) + "\n")
     return open_checkpoint(folder)
+
+
+def _name_of(part: Path) -> str:
+    """A nesting's folder goes by its nesting's name, or by its own where that is a variant's."""
+    plain, own = weights_name(NestAR.from_pretrained(part).config.nesting), part.resolve().name
+    return own if own.startswith(plain + ".") else plain
 
 
 def default_source() -> str | None:

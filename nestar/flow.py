@@ -122,7 +122,7 @@ def _noised(
 ) -> tuple[Tensor, Tensor]:
     """Points on the path from noise to patches of these sizes, each at its own time, and their velocities."""
     noise_BNC = torch.randn(x_BNC.shape, generator=generator, device=x_BNC.device)
-    t_BN1 = t_BP[:, patch_of_token(tuple(sizes)).to(x_BNC.device), None]
+    t_BN1 = t_BP[:, patch_of_token(tuple(sizes), x_BNC.device), None]
     return interpolate(x_BNC, noise_BNC, t_BN1), x_BNC - noise_BNC
 
 

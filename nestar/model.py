@@ -5,6 +5,7 @@ A nesting's folder holds `config.json` and one `module_<m>.safetensors` per scal
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -142,6 +143,14 @@ def read_config(file: Path) -> dict[str, Any]:
 def first_line(error: Exception) -> str:
     """One line about any error, for use inside a sentence."""
     return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+
+
+def fingerprint_of(module: nn.Module, described: object = "") -> str:
+    """Eight hex digits of a network's weights and of what else decides its answers."""
+    digest = hashlib.sha256(repr(described).encode())
+    for value in module.state_dict().values():
+        digest.update(value.detach().float().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:8]
 
 
 def load_weights(module: nn.Module, file: Path) -> None:

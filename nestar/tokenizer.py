@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from diffusers import AutoencoderKL
 from torch import Tensor, nn
 
+from nestar.model import fingerprint_of
 from nestar.nesting import Nesting
 
 
@@ -53,6 +54,11 @@ class Tokenizer(nn.Module):
         self.autoencoder = autoencoder
         self.patch = patch
         self.scale = scale
+
+    @property
+    def fingerprint(self) -> str:
+        """Eight hex digits of weights, fold and scale: latents of another tokenizer do not fit."""
+        return fingerprint_of(self, (self.patch, self.scale))
 
     @property
     def channels(self) -> int:

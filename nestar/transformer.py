@@ -208,17 +208,14 @@ class ScaledModule(nn.Module):
             context: all patches but the last, as conditions.
         """
         if context is None:
-            index_N, group_N, mask_NN = _causal_layout(tuple(sizes))
+            index_N, group_N, mask_NN = _causal_layout(tuple(sizes), y_BNC.device)
             modulation = self.condition(t_BP, class_ids_B)
         else:
-            index_N, group_N, mask_NN = _context_layout(tuple(sizes), t_BP.shape[1])
+            index_N, group_N, mask_NN = _context_layout(tuple(sizes), t_BP.shape[1], y_BNC.device)
             modulation = self.condition(torch.cat([context.t_BP, t_BP], 1), class_ids_B)
             y_BNC = torch.cat([context.x_BNC, y_BNC], 1)
-        index_N, group_N = index_N.to(y_BNC.device), group_N.to(y_BNC.device)
         if len(set(sizes)) > 1:  # a short last patch: every token becomes a group of its own
             modulation = modulation.at(group_N)
-        if mask_NN is not None:
-            mask_NN = mask_NN.to(y_BNC.device)
         v_BNC = self._run(y_BNC, index_N, modulation, mask_NN, None)
         return v_BNC if context is None else v_BNC[:, context.x_BNC.shape[1] :]
 
@@ -270,22 +267,32 @@ def rms_norm(x: Tensor) -> Tensor:
     return x / (norm * x.shape[-1] ** -0.5 + RMS_EPSILON)
 
 
-@lru_cache(maxsize=256)
-def patch_of_token(sizes: tuple[int, ...]) -> Tensor:
-    """The number (from 0) of the patch that each token belongs to, (N,)."""
-    return torch.tensor([number for number, size in enumerate(sizes) for _ in range(size)])
+# Layouts are made on the CPU and kept on the device that asks, so that no pass waits for a copy; outside of
+# inference mode, whoever asks first: its tensors could not be saved for a later backward pass.
+_CPU = torch.device("cpu")
 
 
 @lru_cache(maxsize=256)
-def _causal_layout(sizes: tuple[int, ...]) -> tuple[Tensor, Tensor, Tensor | None]:
+@torch.inference_mode(False)
+def patch_of_token(sizes: tuple[int, ...], device: torch.device = _CPU) -> Tensor:
+    """The number (from 0) of the patch that each token belongs to, (N,), on `device`."""
+    return torch.tensor([number for number, size in enumerate(sizes) for _ in range(size)]).to(device)
+
+
+@lru_cache(maxsize=256)
+@torch.inference_mode(False)
+def _causal_layout(sizes: tuple[int, ...], device: torch.device) -> tuple[Tensor, Tensor, Tensor | None]:
     """Place in the sequence (N,), group (N,) and attention mask (N, N) of patches in one stream."""
     patch_N = patch_of_token(sizes)
-    mask_NN = patch_N[:, None] >= patch_N[None, :] if len(sizes) > 1 else None
-    return torch.arange(len(patch_N)), patch_N, mask_NN
+    mask_NN = (patch_N[:, None] >= patch_N[None, :]).to(device) if len(sizes) > 1 else None
+    return torch.arange(len(patch_N)).to(device), patch_N.to(device), mask_NN
 
 
 @lru_cache(maxsize=256)
-def _context_layout(sizes: tuple[int, ...], noised: int) -> tuple[Tensor, Tensor, Tensor | None]:
+@torch.inference_mode(False)
+def _context_layout(
+    sizes: tuple[int, ...], noised: int, device: torch.device
+) -> tuple[Tensor, Tensor, Tensor | None]:
     """The same for all patches but the last as context, followed by the last `noised` patches."""
     patch_N = patch_of_token(sizes)
     last, first = len(sizes) - 1, len(sizes) - noised
@@ -298,7 +305,7 @@ def _context_layout(sizes: tuple[int, ...], noised: int) -> tuple[Tensor, Tensor
     sees_context_NN = (key_1N < query_N1) | ((key_1N == query_N1) & is_context_N[:, None])
     sees_itself_NN = (key_1N == query_N1) & ~is_context_N[:, None]
     mask_NN = torch.where(is_context_N[None, :], sees_context_NN, sees_itself_NN)
-    return index_N, group_N, None if mask_NN.all() else mask_NN
+    return index_N.to(device), group_N.to(device), None if mask_NN.all() else mask_NN.to(device)
 
 
 def axial_rope(positions: Sequence[tuple[int, int]], head_dim: int) -> tuple[Tensor, Tensor]:

@@ -387,3 +387,21 @@ def test_assemble_refuses_parts_that_do_not_fit(tmp_path: Path) -> None:
     assert not (tmp_path / "made").exists()
     with pytest.raises(WeightsError, match=r"tokenizer\.json is missing"):
         assemble(tmp_path / "made", classes=CLASSES, nestings=[parts / K4.name])
+
+
+def test_a_nesting_stays_with_the_tokenizer_it_was_trained_on(tmp_path: Path) -> None:
+    """Another tokenizer of the same shape would decode its tokens to garbage, without any error."""
+    parts = save_checkpoint(tmp_path / "parts")
+    own = load_tokenizer(parts / "tokenizer").fingerprint
+    small_model(K4).save_pretrained(parts / K4.name, record={"tokenizer": own})
+    made = assemble(
+        tmp_path / "made", classes=CLASSES, tokenizer=parts / "tokenizer", nestings=[parts / K4.name]
+    )
+    other = small_tokenizer()
+    with torch.no_grad():
+        next(other.parameters()).add_(1)
+    save_tokenizer(other, tmp_path / "other")
+    message = f"trained on tokens of tokenizer {own}; .*other is "
+    with pytest.raises(WeightsError, match=message):
+        assemble(made.folder, classes=CLASSES, tokenizer=tmp_path / "other")
+    assert made.tokenizer().fingerprint == own, "nothing was copied"

@@ -262,7 +262,27 @@ def test_a_run_of_another_command_is_refused(queue: Queue, whole: tuple[Path, li
     (folder / "flow/run.json").unlink()
     with pytest.raises(SettingsError) as caught:
         queue(folder)
-    assert str(caught.value) == f"{folder / 'flow'} holds a run of another command: it has no run.json."
+    said = "holds a run that does not say what it was made with: no run.json."
+    assert str(caught.value) == f"{folder / 'flow'} {said}"
+
+
+def test_an_unfinished_run_stays_on_the_kind_of_device_it_began_on(
+    queue: Queue, whole: tuple[Path, list], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A finished one does not mind where the queue goes on, nor does its sibling."""
+    folder = Path(shutil.copytree(whole[0], tmp_path / "copy"))
+    for file in folder.glob("*/run.json"):
+        run = json.loads(file.read_text())
+        assert run["device"] == "cpu"
+        file.write_text(json.dumps({**run, "device": "cuda"}))
+    monkeypatch.setattr(family, "NestingTask", no_training)
+    assert [row["steps"] for row in queue(folder)] == 3 * [STEPS]
+    shutil.rmtree(folder / "flow/one-shot")
+    with pytest.raises(
+        SettingsError, match=r"flow holds a run with device cuda; now asked for: device cpu\.$"
+    ):
+        queue(folder)
+    assert queue(folder, members={"alone": MEMBERS["alone"]})[0]["finished"]
 
 
 def test_a_field_younger_than_the_run_stands_at_its_default(

@@ -1,10 +1,13 @@
 """Tiny Worlds: deterministic, independent of the batch, varied, and not given away by colour."""
 
+import hashlib
+
 import pytest
 import torch
 from torch import Tensor
 
-from nestar.data.tiny_worlds import CLASSES, FACTORS, MAX_FACTORS, draw, draw_indices, uniform
+from nestar.data.tiny_worlds import CLASSES, DRAWING, FACTORS, MAX_FACTORS, draw, draw_indices, uniform
+from nestar.images import to_bytes
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -65,6 +68,13 @@ def test_a_picture_does_not_depend_on_its_batch(size):
         alone = draw(ids[i : i + 1], seeds[i : i + 1], size=size)
         assert torch.equal(alone.images[0], together.images[i]), CLASSES[int(ids[i])]
         assert torch.equal(alone.factors[0].nan_to_num(-1), together.factors[i].nan_to_num(-1))
+
+
+def test_drawing_has_a_number_of_its_own():
+    """Cached pools are filed under DRAWING: whoever changes a picture raises it and pins the new digest."""
+    pictures = to_bytes(draw(*draw_indices(0, 24, seed=7), size=64).images)
+    digest = hashlib.sha256(pictures.numpy().tobytes()).hexdigest()[:16]
+    assert (DRAWING, digest) == (1, "989cf4a8c4c73143")
 
 
 def test_one_seed_changes_one_picture():

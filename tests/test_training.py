@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -20,22 +22,39 @@ import torch
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file
+from torch import nn
+from torch.optim.swa_utils import AveragedModel
 
+from nestar import cli, transformer
 from nestar.checkpoints import load_tokenizer
 from nestar.cli import main
-from nestar.data import tiny_worlds
-from nestar.data.pools import ImagePool
+from nestar.data import pools, tiny_worlds
+from nestar.data.pools import HELD_OUT_SEED, TRAIN_SEED, ImagePool, latent_pool
+from nestar.evaluation.features import FeatureNetworkConfig
+from nestar.images import from_bytes
 from nestar.model import NestAR, WeightsError
 from nestar.nesting import Nesting
 from nestar.pipeline import NestARPipeline
-from nestar.training import presets
+from nestar.tokenizer import Tokenizer
+from nestar.training import loop, presets
+from nestar.training.features import FeaturesConfig, FeaturesTask
 from nestar.training.loop import Budget, Cadence, progress, train
-from nestar.training.nesting import LatentPools, NestingTask
+from nestar.training.nesting import NOT_MUON, LatentPools, NestingTask
+from nestar.training.optim import MuonAdamW, ema_of
 from nestar.training.tokenizer import TokenizerTask
-from tests.small import K2, K4, save_config, small_tokenizer
+from tests.small import K2, K4, save_config, save_tokenizer, small_tokenizer
+from tests.test_cli import refusal
 
 CPU = torch.device("cpu")
 ROOT = Path(__file__).parent.parent
+FEATURES = FeaturesConfig(
+    network=FeatureNetworkConfig(
+        size=64, channels=(8, 16, 16), blocks=(0, 1, 1), place_channels=8, hidden=32, features=24
+    ),
+    batch=8,
+    pool=64,
+    held_out=24,
+)
 # No side jobs: what these tests compare must not depend on the clock.
 QUIET = Cadence(checkpoint=1e9, validate=1e9, picture=1e9)
 
@@ -58,8 +77,12 @@ def nesting_task(cache: Path, **changes: Any) -> NestingTask:
     return NestingTask(replace(presets.NESTINGS["smoke"], **changes), small_tokenizer(), CPU, cache)
 
 
-def tokenizer_task(cache: Path) -> TokenizerTask:
-    return TokenizerTask(presets.TOKENIZERS["smoke"], CPU, cache)
+def tokenizer_task(cache: Path, **changes: Any) -> TokenizerTask:
+    return TokenizerTask(replace(presets.TOKENIZERS["smoke"], **changes), CPU, cache)
+
+
+def features_task(cache: Path) -> FeaturesTask:
+    return FeaturesTask(FEATURES, CPU, cache)
 
 
 def logged(folder: Path) -> list[dict[str, Any]]:
@@ -186,7 +209,64 @@ def test_a_deadline_that_has_passed_leaves_a_state_to_go_on_from(cache: Path, tm
     assert progress(tmp_path)[0] == 1
 
 
-def test_side_jobs_happen_on_the_way(cache: Path, tmp_path: Path) -> None:
+class Clockwork:
+    """A task for the loop alone: a step takes a second of its clock, a contact sheet `sheet` seconds."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, sheet: float = 0.0, device: str = "cpu"):
+        self.now, self.sheet, self.device = 1000.0, sheet, device
+        self.sheets: list[str] = []
+        monkeypatch.setattr(loop, "time", SimpleNamespace(monotonic=lambda: self.now))
+
+    def train_step(self, step: int, lr_factor: float) -> dict[str, torch.Tensor]:
+        self.now += 1
+        return {"loss": torch.tensor(float(step), device=self.device)}
+
+    def validate(self) -> dict[str, float]:
+        return {}
+
+    def picture(self, path: Path) -> None:
+        self.now += self.sheet
+        self.sheets.append(path.stem)
+
+    def state_tensors(self) -> dict[str, torch.Tensor]:
+        return {}
+
+    def export(self, folder: Path, record: dict[str, Any]) -> None:
+        pass
+
+
+def test_contact_sheets_take_no_more_than_their_share(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ten seconds each, so 200 seconds lie between two; the last one is always made."""
+    slow = Clockwork(monkeypatch, sheet=10.0)
+    train(slow, Budget(steps=450), tmp_path / "slow", cadence=replace(QUIET, picture=-1))
+    assert slow.sheets == ["0000001", "0000202", "0000403", "final"]
+    late = Clockwork(monkeypatch)
+    deadline = late.now + 2
+    train(late, Budget(steps=9), tmp_path / "late", cadence=replace(QUIET, picture=-1), deadline=deadline)
+    assert late.sheets == ["0000001"]  # the deadline passed during step 2
+
+
+@pytest.mark.parametrize(("device", "readings"), [("cpu", 45 + 1), ("meta", 2 + 1)])
+def test_losses_are_read_seldom_where_reading_waits(
+    device: str, readings: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """meta stands for a GPU: any other reading of a tensor there is an error."""
+    read: list[float] = []
+    monkeypatch.setattr(loop, "_read", lambda losses: read.append(0) or {})
+    task = Clockwork(monkeypatch, device=device)
+    assert train(task, Budget(steps=45), tmp_path, cadence=QUIET)["steps"] == 45
+    assert len(read) == readings
+
+
+def test_logged_losses_are_smoothed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    record = train(Clockwork(monkeypatch), Budget(steps=3), tmp_path, cadence=QUIET)
+    assert record["loss"] == pytest.approx(0.98 * (0.98 * 0 + 0.02 * 1) + 0.02 * 2, abs=1e-5)
+
+
+def test_side_jobs_happen_on_the_way(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loop, "PICTURE_SHARE", 1e9)  # as if they took no time
     every_step = Cadence(checkpoint=-1, validate=-1, picture=-1)
     train(nesting_task(cache), Budget(steps=2), tmp_path, cadence=every_step)
     entries = logged(tmp_path)
@@ -342,6 +422,169 @@ def test_an_image_pool_is_taken_up_where_it_stood(tmp_path: Path) -> None:
     assert (resumed.images[4:] == whole.images[4:]).all()
 
 
+def test_a_pool_gives_its_images_in_the_order_asked_for(tmp_path: Path) -> None:
+    pool = ImagePool(tmp_path, 12, 16)
+    index = torch.tensor([7, 2, 11, 2, 0])
+    assert torch.equal(pool.batch(index), from_bytes(torch.from_numpy(pool.images[index.numpy()])))
+
+
+def test_encoding_goes_on_after_the_last_whole_shard(
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokenizer, encode = small_tokenizer(), Tokenizer.encode
+    monkeypatch.setattr(pools, "CPU_BATCH", 4)
+    whole = latent_pool(tmp_path / "whole.safetensors", tokenizer, 20, 64, shard=8)
+    numbers = iter(range(100))
+
+    def stops(itself: Tokenizer, images: torch.Tensor) -> torch.Tensor:
+        if next(numbers) == 3:  # in the second shard of 8, 8 and 4
+            raise InterruptedError
+        return encode(itself, images)
+
+    monkeypatch.setattr(Tokenizer, "encode", stops)
+    file = tmp_path / "parts.safetensors"
+    with pytest.raises(InterruptedError):
+        latent_pool(file, tokenizer, 20, 64, shard=8)
+    assert not file.exists()
+    resumed = latent_pool(file, tokenizer, 20, 64, shard=8)
+    assert next(numbers) == 4 + 3  # the first shard was not encoded again
+    assert all(torch.equal(one, other) for one, other in zip(resumed, whole, strict=True))
+    assert resumed[0].dtype == torch.float16 and len(resumed[0]) == 20
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["parts.safetensors", "whole.safetensors"]
+
+
+def test_without_a_pool_every_seed_draws_from_the_training_stream(
+    cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[torch.Tensor] = []
+    draw = tiny_worlds.draw
+
+    def recorded(ids: torch.Tensor, seeds: torch.Tensor, *rest: Any) -> tiny_worlds.Scene:
+        drawn.append(seeds)
+        return draw(ids, seeds, *rest)
+
+    for seed in (0, 1, 2, 999, -1):
+        task = tokenizer_task(cache, pool=0, seed=seed, batch=2)
+        with monkeypatch.context() as patch:
+            patch.setattr(tiny_worlds, "draw", recorded)
+            task.train_step(0, 0.0)
+    streams = torch.cat(drawn) >> tiny_worlds.STREAM_BITS
+    assert set(streams.tolist()) == {TRAIN_SEED} != {HELD_OUT_SEED}
+    assert len(torch.cat(drawn[:4]).unique()) == 8  # seeds share no picture
+
+
+def test_layouts_that_validation_asked_for_first_serve_training(cache: Path) -> None:
+    for layout in (transformer.patch_of_token, transformer._causal_layout, transformer._context_layout):
+        layout.cache_clear()
+    task = nesting_task(cache)
+    assert task.validate()["held_1"] > 0
+    with torch.inference_mode():
+        transformer._causal_layout((1, 1, 1, 1), CPU)
+        transformer._causal_layout((4,), CPU)
+    assert task.train_step(0, 1.0)["m1"] > 0
+
+
+def optimizers_of(task: Any) -> list[tuple[nn.Module, MuonAdamW]]:
+    """Each optimiser with the network it trains."""
+    if isinstance(task, NestingTask):
+        return list(zip(task.model.scaled_modules, task.optimizers, strict=True))
+    network = task.network if isinstance(task, FeaturesTask) else task.tokenizer.autoencoder
+    return [(network, task.optimizer)]
+
+
+@pytest.mark.parametrize("make", [nesting_task, tokenizer_task, features_task])
+def test_muon_trains_weights_of_layers_only(make: Any, cache: Path) -> None:
+    for network, optimizer in optimizers_of(make(cache)):
+        layers = [name for name, part in network.named_modules() if isinstance(part, nn.Linear | nn.Conv2d)]
+        muon, adamw = set(optimizer.names["muon"]), set(optimizer.names["adamw"])
+        assert muon and muon <= {f"{name}.weight" for name in layers}
+        assert muon | adamw == {name for name, _ in network.named_parameters()} and not muon & adamw
+
+
+def test_optimiser_state_belongs_to_its_parameter(cache: Path) -> None:
+    """By name: a network that lists its parameters in another order takes the same state."""
+    task = nesting_task(cache)
+    steps(task, 2)
+    module, state = task.model.scaled_modules[0], task.optimizers[0].state_tensors()
+    assert {"muon.blocks.0.qkv.weight.momentum_buffer", "adamw.blocks.0.qk_scale.exp_avg"} <= state.keys()
+    named = list(module.named_parameters())[::-1]
+    config = task.config.optimizer
+    other = MuonAdamW(named, config, exclude=NOT_MUON)
+    other.load_state_tensors(state)
+    assert_equal_states(other.state_tensors(), state)
+    with pytest.raises(WeightsError, match=r"'adamw\.[\w.]+', which has no place"):
+        MuonAdamW(named, config).load_state_tensors(state)
+
+
+def test_the_average_is_torchs_own(cache: Path) -> None:
+    """Bit for bit what `AveragedModel` makes of the same decay, without its way over the device."""
+    torch.manual_seed(0)
+    model = nn.Linear(5, 7)
+
+    def update(averaged: list[torch.Tensor], current: list[torch.Tensor], count: torch.Tensor) -> None:
+        torch._foreach_lerp_(averaged, current, 1 - min(0.5, (1 + float(count)) / (10 + float(count))))
+
+    ours, theirs = ema_of(model, 0.5), AveragedModel(model, multi_avg_fn=update)
+    for _ in range(12):
+        fill(model, 1)
+        ours.update_parameters(model)
+        theirs.update_parameters(model)
+        assert_equal_states(ours.state_dict(), theirs.state_dict())
+
+
+def test_another_recipe_is_refused_in_a_folder_with_a_state(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(NestingTask, "picture", lambda task, path: None)  # takes longer than all the rest
+    other = small_tokenizer()
+    fill(other, 3)
+    for name, tokenizer in (("tokenizer", small_tokenizer()), ("other", other)):
+        save_tokenizer(tokenizer, tmp_path / name)
+    folder = tmp_path / "run"
+    common = ["--preset", "smoke", "--device", "cpu", "--cache", str(tmp_path / "cache")]
+    command = ["train", "nesting", *common, "--folder", str(folder), "--tokenizer"]
+    first = [*command, str(tmp_path / "tokenizer"), "--steps", "1"]
+    assert main(first) == 0
+    run = json.loads((folder / "run.json").read_text())
+    assert run["config"] == json.loads(json.dumps(asdict(presets.NESTINGS["smoke"])))
+    assert (run["device"], run["init"]) == ("cpu", None)
+    state = (folder / "state.safetensors").read_bytes()
+    capsys.readouterr()
+    exported = str(folder / "k4-lattice")
+    for changes, made, now in (
+        (["--coordination", "0"], "coordination 0.1", "coordination 0.0"),
+        (["--batch", "4", "--seed", "2"], "batch 8, seed 0", "batch 4, seed 2"),
+        (["--init", exported], "init None", r"init [0-9a-f]{8}"),
+        (["--tokenizer", str(tmp_path / "other")], r"tokenizer [0-9a-f]{8}", r"tokenizer [0-9a-f]{8}"),
+    ):
+        said = refusal(capsys, *first, "--steps", "2", *changes)
+        assert re.fullmatch(rf"{folder} holds a run with {made}; now asked for: {now}\.", said)
+    assert (folder / "state.safetensors").read_bytes() == state
+    assert main([*first, "--steps", "2"]) == 0  # the same, with more of a budget
+    assert json.loads(capsys.readouterr().out)["steps"] == 2
+    (folder / "run.json").unlink()
+    said = "holds a run that does not say what it was made with: no run.json."
+    assert refusal(capsys, *first) == f"{folder} {said}"
+
+
+def test_a_state_of_another_shape_is_one_sentence(cache: Path, tmp_path: Path) -> None:
+    train(nesting_task(cache), Budget(steps=1), tmp_path, cadence=QUIET)
+    for changes in ({"dim": 16}, {"nesting": K2}, {"nesting": Nesting.one_shot(4, 4)}):
+        with pytest.raises(WeightsError, match=r"state of another shape or format: see '[\w.]+'\.$"):
+            train(nesting_task(cache, **changes), Budget(steps=1), tmp_path, cadence=QUIET)
+
+
+def test_modules_are_compiled_on_cuda_unless_told_otherwise() -> None:
+    for device, flags, compiled in (
+        ("cuda", [], True),
+        ("cuda", ["--no-compile"], False),
+        ("cpu", [], False),
+        ("cpu", ["--compile"], True),
+    ):
+        arguments = cli._parser().parse_args(["train", "nesting", *flags])
+        assert cli._compiles(arguments, torch.device(device)) == compiled
+
+
 def test_cached_latents_belong_to_their_tokenizer(tmp_path: Path) -> None:
     first = nesting_task(tmp_path)
     files = sorted(tmp_path.iterdir())
@@ -358,18 +601,18 @@ def test_cached_latents_belong_to_their_tokenizer(tmp_path: Path) -> None:
 
 def test_tasks_may_share_pools_and_read_them_in_their_own_order(cache: Path) -> None:
     smoke = presets.NESTINGS["smoke"]
-    pools = LatentPools.load(smoke, small_tokenizer(), cache)
+    loaded = LatentPools.load(smoke, small_tokenizer(), cache)
     for nesting in (K4, Nesting.one_shot(4, 4)):
         config = replace(smoke, nesting=nesting)
-        shared = NestingTask(config, small_tokenizer(), CPU, cache, pools=pools)
+        shared = NestingTask(config, small_tokenizer(), CPU, cache, pools=loaded)
         alone = nesting_task(cache, nesting=nesting)
         assert torch.equal(shared.latents, alone.latents)
         assert torch.equal(shared.held_latents, alone.held_latents)
         assert_equal_states(shared.state_tensors(), alone.state_tensors())
         for token, (row, column) in enumerate(nesting.positions):
-            assert torch.equal(shared.latents[:, token], pools.latents_NChw[:, :, row, column])
+            assert torch.equal(shared.latents[:, token], loaded.latents_NChw[:, :, row, column])
     with pytest.raises(ValueError, match=r"The pools hold \(64, 16\) latents, expected \(32, 16\)\."):
-        NestingTask(replace(smoke, pool=32), small_tokenizer(), CPU, cache, pools=pools)
+        NestingTask(replace(smoke, pool=32), small_tokenizer(), CPU, cache, pools=loaded)
 
 
 def test_a_run_may_start_from_other_weights(cache: Path) -> None:

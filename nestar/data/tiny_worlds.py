@@ -17,6 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+DRAWING = 1  # raise it with every change to what is drawn: pools of pictures and latents are filed under it
 EDGE_PIXELS = 1.5  # width of an anti-aliased edge
 CPU_CHUNK = 4  # pictures painted at once: a chunk's planes stay in the cache
 DEVICE_CHUNK = 512

@@ -1,15 +1,14 @@
 """The family: nestings of one width and size that see equal images, trained one after another.
 
 A member lives in `folder/<member>/`: a run of `training.loop`, and `run.json`, what was asked for. A queue
-stopped at any moment goes on where it stood: members whose export loads are skipped, the interrupted one is
-resumed, and the weights are those of a queue that was never stopped.
+stopped at any moment goes on where it stood: members whose export loads are skipped, and the interrupted one
+is resumed, on the kind of device it began on. On a CPU the weights are then, bit for bit, those of a queue
+that was never stopped. A GPU adds in no fixed order: there they are those of one more run of the same recipe.
 """
 
 from __future__ import annotations
 
 import gc
-import json
-import os
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -19,13 +18,13 @@ from typing import Any
 
 import torch
 
-from nestar.model import NestAR, NestARConfig, WeightsError, read_config, read_json
+from nestar.model import NestAR, NestARConfig, WeightsError, read_config
 from nestar.settings import SettingsError
 from nestar.tokenizer import Tokenizer
 from nestar.training.loop import STATE_FILE, Budget, Cadence, Stop, has_passed, progress, train
-from nestar.training.nesting import LatentPools, NestingTask, NestingTrainConfig, fingerprint
+from nestar.training.nesting import LatentPools, NestingTask, NestingTrainConfig
+from nestar.training.runs import RUN_FILE, asked_for, check_run, flat, write_run
 
-RUN_FILE = "run.json"
 OWN_FIELDS = ("nesting", "coordination", "variant")
 """What members of a family may differ in; all else is shared."""
 
@@ -39,6 +38,7 @@ class _Run:
     folder: Path
     images: int
     made_by: str  # the tokenizer's fingerprint
+    device: torch.device
 
     @property
     def budget(self) -> Budget:
@@ -51,13 +51,8 @@ class _Run:
     @cached_property
     def asked(self) -> dict[str, Any]:
         """What `run.json` holds."""
-        asked = {
-            "images": self.images,
-            "tokenizer": self.made_by,
-            "budget": asdict(self.budget),
-            "config": asdict(self.config),
-        }
-        return json.loads(json.dumps(asked))  # as it is read back: lists for tuples
+        more = {"images": self.images, "tokenizer": self.made_by, "budget": asdict(self.budget)}
+        return asked_for(self.config, self.device, **more)
 
     def record(self) -> dict[str, Any] | None:
         """How the member was trained, if it is finished: its export says so, and all of it loads."""
@@ -100,13 +95,14 @@ def train_family(
 
     Raises:
         SettingsError: members that are no family, fewer images than a batch, or a run in `folder` that was
-            made with another recipe or image count. Nothing has been trained or written then.
+            made with another recipe or image count, or begun on another kind of device and not finished.
+            Nothing has been trained or written then.
     """
     _check_family(members, images)
-    made_by = fingerprint(tokenizer)
-    runs = [_Run(name, config, folder / name, images, made_by) for name, config in members.items()]
-    _check_runs(runs, folder)
+    made_by = tokenizer.fingerprint
+    runs = [_Run(name, config, folder / name, images, made_by, device) for name, config in members.items()]
     records = {run.member: run.record() for run in runs}
+    _check_runs(runs, records, folder)
     waiting = [run for run in runs if records[run.member] is None]
     if waiting and not has_passed(deadline):
         pools = LatentPools.load(waiting[0].config, tokenizer, cache)
@@ -114,7 +110,7 @@ def train_family(
             for run in waiting:
                 if stop.asked or has_passed(deadline):
                     break
-                _write(run)
+                write_run(run.folder, run.asked)
                 task = NestingTask(
                     run.config, tokenizer, device, cache, compile_modules=compile_modules, pools=pools
                 )
@@ -150,7 +146,7 @@ def _check_family(members: Mapping[str, NestingTrainConfig], images: int) -> Non
     for name, config in members.items():
         if images < config.batch:
             raise SettingsError(f"images must be at least a batch of {config.batch}, got {images}.")
-        own = _flat({key: value for key, value in asdict(config).items() if key not in OWN_FIELDS})
+        own = flat({key: value for key, value in asdict(config).items() if key not in OWN_FIELDS})
         shared = shared or own
         for key in own:
             if own[key] != shared[key]:
@@ -161,54 +157,16 @@ def _check_family(members: Mapping[str, NestingTrainConfig], images: int) -> Non
                 )
 
 
-def _check_runs(runs: Sequence[_Run], folder: Path) -> None:
+def _check_runs(runs: Sequence[_Run], records: Mapping[str, Mapping[str, Any] | None], folder: Path) -> None:
     """Refuse `folder` if a run in it, of one of these members or of another, is not what is asked for."""
+    follows = "budget.steps"  # from images and batch
     for run in runs:
-        if (run.folder / RUN_FILE).exists():
-            _refuse_other(run.folder, run.asked, own=True)
-        elif (run.folder / STATE_FILE).exists() or run.weights.exists():
-            raise SettingsError(f"{run.folder} holds a run of another command: it has no {RUN_FILE}.")
+        if any((run.folder / file).exists() for file in (RUN_FILE, STATE_FILE, run.config.weights_name)):
+            finished = records[run.member] is not None
+            check_run(run.folder, run.asked, NestingTrainConfig, (follows, *["device"] * finished))
     for file in sorted(folder.glob(f"*/{RUN_FILE}")) if runs else ():
         if file.parent not in [run.folder for run in runs]:
-            _refuse_other(file.parent, runs[0].asked, own=False)
-
-
-def _refuse_other(folder: Path, asked: Mapping[str, Any], *, own: bool) -> None:
-    """Compare what `folder` was made with and what is asked for, with OWN_FIELDS if `own`, and name both.
-
-    Fields that recipes gained since the run began stand at their default in it.
-    """
-    defaults = {"config": json.loads(json.dumps(asdict(NestingTrainConfig())))}
-    made, wanted = _flat(defaults) | _flat(read_json(folder / RUN_FILE)), _flat(asked)
-    different = [
-        key
-        for key in sorted(made.keys() | wanted.keys())
-        if made.get(key) != wanted.get(key)
-        and (own or key.removeprefix("config.").split(".")[0] not in OWN_FIELDS)
-        and key != "budget.steps"  # follows from images and batch
-    ]
-    if different:
-        made_with, asked_for = (
-            ", ".join(f"{key.removeprefix('config.')} {values.get(key)}" for key in different)
-            for values in (made, wanted)
-        )
-        raise SettingsError(f"{folder} holds a run with {made_with}; now asked for: {asked_for}.")
-
-
-def _flat(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested mappings as one, keys joined by dots."""
-    flat: dict[str, Any] = {}
-    for key, value in nested.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
-    return flat
-
-
-def _write(run: _Run) -> None:
-    """Put down what is asked for, whole or not at all."""
-    run.folder.mkdir(parents=True, exist_ok=True)
-    partial = run.folder / f"{RUN_FILE}.partial"
-    partial.write_text(json.dumps(run.asked, indent=1) + "\n")
-    os.replace(partial, run.folder / RUN_FILE)
+            check_run(file.parent, runs[0].asked, NestingTrainConfig, (follows, "device", *OWN_FIELDS))
 
 
 def _let_go(device: torch.device, compiled: bool) -> None:

@@ -53,26 +53,27 @@ class FeaturesTask:
         self.optimizer = MuonAdamW(
             self.network.named_parameters(), config.optimizer, exclude=("stem", "class_head", "factor_head")
         )
-        self.pool = ImagePool(cache, config.pool, config.network.size)
-        self.class_ids, seeds = tiny_worlds.draw_indices(0, config.pool, TRAIN_SEED)
-        self.factors = known_factors(self.class_ids, seeds)
+        self.pool = ImagePool(cache, config.pool, config.network.size, device=device)
+        class_ids, seeds = tiny_worlds.draw_indices(0, config.pool, TRAIN_SEED)
+        self.class_ids, self.factors = class_ids.to(device), known_factors(class_ids, seeds).to(device)
         self.held_ids, held_seeds = tiny_worlds.draw_indices(0, config.held_out, HELD_OUT_SEED)
         scene = tiny_worlds.draw(self.held_ids, held_seeds, config.network.size)
         self.held_images, self.held_factors = to_bytes(scene.images), scene.factors
 
-    def train_step(self, step: int, lr_factor: float) -> dict[str, float]:
-        generator = step_generator(self.config.seed, step, torch.device("cpu"))
-        index = torch.randint(len(self.pool), (self.config.batch,), generator=generator)
-        index = index.sort().values  # the order in which the pool gives its pictures
-        images = augment(self.pool.batch(index).to(self.device), self.config, generator)
-        class_ids, factors = self.class_ids[index].to(self.device), self.factors[index].to(self.device)
+    def train_step(self, step: int, lr_factor: float) -> dict[str, Tensor]:
+        """One optimiser step; returns its losses. Data and randomness are drawn on the device."""
+        generator = step_generator(self.config.seed, step, self.device)
+        size = (self.config.batch,)
+        index = torch.randint(len(self.pool), size, generator=generator, device=self.device)
+        images = augment(self.pool.batch(index), self.config, generator)
+        class_ids, factors = self.class_ids[index], self.factors[index]
         with torch.autocast(self.device.type, torch.bfloat16):
             reading = self.network(images)
         losses = self.network.loss(reading, class_ids, factors)
         sum(losses.values()).backward()
         self.optimizer.step(lr_factor)
         self.ema.update_parameters(self.network)
-        return {name: value.item() for name, value in losses.items()}
+        return {name: value.detach() for name, value in losses.items()}
 
     def validate(self) -> dict[str, float]:
         """Class accuracy, worst and mean R2, worst and mean accuracy on held-out pictures."""
@@ -137,17 +138,17 @@ def augment(images_B3HW: Tensor, config: FeaturesConfig, generator: torch.Genera
     """Noise on some rows, blur on others, a slightly different brightness on all; changes `images_B3HW`.
 
     Args:
-        generator: on the CPU; what is drawn does not depend on the images' device.
+        generator: on the images' device.
     """
     device, rows = images_B3HW.device, len(images_B3HW)
-    shuffled = torch.randperm(rows, generator=generator)
+    shuffled = torch.randperm(rows, generator=generator, device=device)
     count = round(config.changed_share * rows)
     noisy, blurred = shuffled[:count], shuffled[count : 2 * count]
 
     def strengths(number: int) -> Tensor:
-        return torch.rand(number, 1, 1, 1, generator=generator).to(device)
+        return torch.rand(number, 1, 1, 1, generator=generator, device=device)
 
-    noise = torch.randn(count, *images_B3HW.shape[1:], generator=generator).to(device)
+    noise = torch.randn(count, *images_B3HW.shape[1:], generator=generator, device=device)
     images_B3HW[noisy] += config.noise * strengths(count) * noise
     sharp = images_B3HW[blurred]
     soft = F.avg_pool2d(sharp, 3, stride=1, padding=1, count_include_pad=False)

@@ -2,7 +2,9 @@
 
 A run lives in one folder: `state.safetensors` (everything needed to go on, replaced atomically),
 `log.jsonl` (losses, held-out losses), `samples/*.png`, and, at the end, what the task exports.
-Randomness is a function of (seed, step), so a resumed run goes on as if it had not been stopped.
+Randomness is a function of (seed, step), so a resumed run goes on as if it had not been stopped: bit for bit
+on a CPU, up to the order of additions on a GPU. Other kinds of devices draw other numbers; `runs.check_run`
+keeps a run on the kind it began on.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,19 +23,23 @@ from typing import Any, Protocol
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from nestar.model import WeightsError
 
 STATE_FILE = "state.safetensors"
+READ_EVERY = 20
+"""Steps between two readings of the losses on a device that has to be waited for."""
+PICTURE_SHARE = 0.05
+"""Largest share of the time that contact sheets may take."""
 
 
 class Task(Protocol):
-    """What the loop trains."""
+    """What the loop trains. Losses of a step are scalars on its device: reading one would wait for it."""
 
-    def train_step(self, step: int, lr_factor: float) -> dict[str, float]: ...
+    def train_step(self, step: int, lr_factor: float) -> dict[str, Tensor]: ...
     def validate(self) -> dict[str, float]: ...
     def picture(self, path: Path) -> None: ...
     def state_tensors(self) -> dict[str, Tensor]: ...
@@ -70,7 +77,7 @@ class Budget:
 
 @dataclass(frozen=True)
 class Cadence:
-    """Seconds between the loop's side jobs."""
+    """Seconds between the loop's side jobs; contact sheets that take long come less often than that."""
 
     checkpoint: float = 120.0
     validate: float = 120.0
@@ -122,7 +129,8 @@ def train(
     state_file = folder / STATE_FILE
     step, trained = _resume(task, folder)
     last = {"checkpoint": time.monotonic(), "validate": 0.0, "picture": time.monotonic()}
-    losses: dict[str, float] = {}
+    picture_seconds = 0.0
+    losses: dict[str, Tensor] = {}
     bar = tqdm(
         total=100,
         initial=int(100 * budget.share(step, trained)),
@@ -134,11 +142,14 @@ def train(
         while budget.share(step, trained) < 1 and not request.asked and not has_passed(deadline):
             began = time.monotonic()
             fresh = task.train_step(step, budget.lr_factor(step, trained))
-            losses = {k: v if k not in losses else 0.98 * losses[k] + 0.02 * v for k, v in fresh.items()}
+            losses = {name: losses.get(name, value).lerp(value, 0.02) for name, value in fresh.items()}
             step += 1
+            # Inside the time that counts: who waits for the losses waits for the steps.
+            if step % READ_EVERY == 0 or all(value.device.type == "cpu" for value in losses.values()):
+                read = {name: f"{value:.4f}" for name, value in _read(losses).items()}
+                bar.set_postfix(step=step, **read, refresh=False)
             trained += time.monotonic() - began
             bar.n = int(100 * budget.share(step, trained))
-            bar.set_postfix(step=step, **{k: f"{v:.4f}" for k, v in losses.items()}, refresh=False)
             bar.update(0)
             now = time.monotonic()
             if now - last["validate"] > cadence.validate:
@@ -147,14 +158,17 @@ def train(
                     {
                         "step": step,
                         "seconds": round(trained, 1),
-                        **_rounded(losses),
+                        **_rounded(_read(losses)),
                         **_rounded(task.validate()),
                     },
                 )
                 last["validate"] = time.monotonic()
-            if now - last["picture"] > cadence.picture:
+            due = max(cadence.picture, picture_seconds / PICTURE_SHARE)
+            if now - last["picture"] > due and not has_passed(deadline):
+                began = time.monotonic()
                 task.picture(folder / "samples" / f"{step:07d}.png")
                 last["picture"] = time.monotonic()
+                picture_seconds = last["picture"] - began
             if now - last["checkpoint"] > cadence.checkpoint:
                 _save(task, state_file, step, trained)
                 last["checkpoint"] = time.monotonic()
@@ -166,7 +180,7 @@ def train(
         "steps": step,
         "train_seconds": round(trained, 1),
         "finished": finished,
-        **_rounded(losses),
+        **_rounded(_read(losses)),
     }
     if finished:
         closing |= _rounded(task.validate())
@@ -191,9 +205,19 @@ def progress(folder: Path) -> tuple[int, float]:
 
 
 def _resume(task: Task, folder: Path) -> tuple[int, float]:
-    if (folder / STATE_FILE).exists():
-        with safe_open(folder / STATE_FILE, framework="pt") as stored:
-            task.load_state_tensors({name: stored.get_tensor(name) for name in stored.keys()})  # noqa: SIM118
+    """Load the state in `folder`, if there is one; returns its steps and seconds.
+
+    Raises:
+        WeightsError: it is of another shape or format than the task's; a tensor that does not fit is named.
+    """
+    state_file = folder / STATE_FILE
+    if state_file.exists():
+        stored, fresh = load_file(state_file), task.state_tensors()
+        for name in sorted(stored.keys() | fresh.keys()):
+            fits = name in stored and name in fresh and stored[name].shape == fresh[name].shape
+            if not fits and not name.startswith("optimizer"):  # which begins empty and looks for itself
+                raise WeightsError(f"{state_file} is a state of another shape or format: see {name!r}.")
+        task.load_state_tensors(stored)
     return progress(folder)
 
 
@@ -212,7 +236,13 @@ def _log(folder: Path, entry: dict[str, Any]) -> None:
         log.write(json.dumps(entry) + "\n")
 
 
-def _rounded(values: dict[str, float]) -> dict[str, float]:
+def _read(losses: Mapping[str, Tensor]) -> dict[str, float]:
+    """All losses in one reading, which waits for the device once."""
+    values = torch.stack([value.float() for value in losses.values()]).tolist() if losses else []
+    return dict(zip(losses, values, strict=True))
+
+
+def _rounded(values: Mapping[str, float]) -> dict[str, float]:
     return {name: round(float(value), 5) for name, value in values.items()}
 
 
@@ -244,5 +274,5 @@ def start_from(model: nn.Module, other: nn.Module) -> None:
 
 
 def step_generator(seed: int, step: int, device: torch.device) -> torch.Generator:
-    """A generator whose draws are a function of (seed, step)."""
+    """A generator whose draws are a function of (seed, step) and the kind of device."""
     return torch.Generator(device).manual_seed((seed * 1_000_003 + step) % 2**63)

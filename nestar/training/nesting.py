@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field
@@ -15,7 +14,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from nestar.checkpoints import weights_name
 from nestar.data import tiny_worlds
-from nestar.data.pools import HELD_OUT_SEED, TRAIN_SEED, ImagePool, latent_pool
+from nestar.data.pools import HELD_OUT_SEED, TRAIN_SEED, ImagePool, latent_pool, latents_file
 from nestar.flow import check_coordination_tokens, flow_matching_loss, shared_patch_losses
 from nestar.model import NestAR, NestARConfig
 from nestar.nesting import Nesting
@@ -25,8 +24,8 @@ from nestar.training.loop import prefixed, start_from, step_generator, unprefixe
 from nestar.training.optim import MuonAdamW, OptimizerConfig, ema_of
 from nestar.training.tokenizer import save_grid
 
-NOT_MUON = ("embed", "position", "time", "label", "modulation", "final_modulation", "head")
-"""Parts that AdamW trains: first and last layers, embeddings and adaLN."""
+NOT_MUON = ("embed", "position", "time", "label", "modulation", "final_modulation", "head", "qk_scale")
+"""Parts that AdamW trains: first and last layers, embeddings, adaLN, and gains."""
 
 
 @dataclass(frozen=True)
@@ -102,10 +101,10 @@ class LatentPools:
     @classmethod
     def load(cls, config: NestingTrainConfig, tokenizer: Tokenizer, cache: Path) -> LatentPools:
         """From files in `cache`, or drawn and encoded, and kept there."""
-        made_by = fingerprint(tokenizer)
+        made_by = tokenizer.fingerprint
 
         def pool(count: int, seed: int) -> tuple[Tensor, Tensor]:
-            file = cache / f"latents_{config.size}_{seed}_{count}_{made_by}.safetensors"
+            file = latents_file(cache, count, config.size, seed, made_by)
             images = ImagePool.drawn(cache, count, config.size, seed)
             return latent_pool(file, tokenizer, count, config.size, seed=seed, images=images)
 
@@ -155,15 +154,17 @@ class NestingTask:
         order = list(self.config.nesting.flat)
         return latents_NChw.flatten(2).transpose(1, 2)[:, order].contiguous().to(self.device)
 
-    def train_step(self, step: int, lr_factor: float) -> dict[str, float]:
-        """One optimiser step of every module. Gradients are clipped per module, and each module draws its
-        noise by (seed, step, module): with lambda = 0 the modules train exactly as if alone."""
+    def train_step(self, step: int, lr_factor: float) -> dict[str, Tensor]:
+        """One optimiser step of every module; returns its losses, on the device. Gradients are clipped per
+        module, and each module draws its noise by (seed, step, module): with lambda = 0 the modules train
+        exactly as if alone."""
         rows = step_generator(self.config.seed, step, torch.device("cpu"))
         index = torch.randint(len(self.latents), (self.config.batch,), generator=rows)
         dropped = torch.rand(self.config.batch, generator=rows) < self.config.label_drop
+        index, dropped = (drawn.to(self.device, non_blocking=True) for drawn in (index, dropped))
         x_BNC = self.latents[index].float()
-        class_ids_B = self.class_ids[index].masked_fill(dropped.to(self.device), self.classes)
-        losses: dict[str, float] = {}
+        class_ids_B = self.class_ids[index].masked_fill(dropped, self.classes)
+        losses: dict[str, Tensor] = {}
         modules, scales = self.model.scaled_modules, self.config.nesting.scales
         with torch.autocast(self.device.type, torch.bfloat16), quick_attention(self.device):
             for module, scale in zip(modules, scales, strict=True):
@@ -182,7 +183,7 @@ class NestingTask:
         for optimizer in self.optimizers:
             optimizer.step(lr_factor)
         self.ema.update_parameters(self.model)
-        return {name: value.item() for name, value in losses.items()}
+        return losses
 
     def _shared_patch(self, step: int, m: int, x_BNC: Tensor, class_ids_B: Tensor) -> dict[str, Tensor]:
         """Gradients from the tokens that modules m and m + 1 share, on a part of the batch."""
@@ -258,17 +259,10 @@ class NestingTask:
         described = {
             **record,
             "images_seen": record["steps"] * self.config.batch,
+            "tokenizer": self.tokenizer.fingerprint,
             "config": {**asdict(self.config), "nesting": self.config.nesting.name},
         }
         self.ema.module.save_pretrained(folder / self.config.weights_name, record=described)
-
-
-def fingerprint(tokenizer: Tokenizer) -> str:
-    """Eight hex digits of a tokenizer's weights and scale: latents of another one must not be reused."""
-    digest = hashlib.sha256(repr((tokenizer.patch, tokenizer.scale)).encode())
-    for value in tokenizer.state_dict().values():
-        digest.update(value.detach().float().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()[:8]
 
 
 def quick_attention(device: torch.device) -> AbstractContextManager[None]:

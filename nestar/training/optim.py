@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
+
+from nestar.model import WeightsError
 
 
 @dataclass(frozen=True)
@@ -27,7 +29,7 @@ class MuonAdamW:
 
     Muon takes weights of two and more dimensions, convolution kernels as (out, in*h*w) views of the same
     storage, except those that have one of `exclude` as a part of their name (first and last layers,
-    embeddings, modulation).
+    embeddings, modulation, gains).
     """
 
     def __init__(
@@ -35,62 +37,69 @@ class MuonAdamW:
     ):
         self.config = config
         self._matrices: list[tuple[nn.Parameter, nn.Parameter]] = []
-        rest: list[nn.Parameter] = []
         self._all: list[nn.Parameter] = []
+        rest: list[nn.Parameter] = []
+        names: dict[str, list[str]] = {"adamw": [], "muon": []}
         for name, parameter in named:
             self._all.append(parameter)
             if config.muon_lr is None or parameter.ndim < 2 or _is_part(name, exclude):
+                names["adamw"].append(name)
                 rest.append(parameter)
             else:
+                names["muon"].append(name)
                 self._matrices.append((parameter, nn.Parameter(parameter.data.view(parameter.shape[0], -1))))
-        self._optimizers: list[torch.optim.Optimizer] = []
+        self.names = {kind: tuple(own) for kind, own in names.items()}  # of what each optimiser trains
+        self._optimizers: dict[str, torch.optim.Optimizer] = {}
         if rest:
-            self._optimizers.append(
-                torch.optim.AdamW(rest, lr=config.lr, betas=config.betas, weight_decay=config.weight_decay)
+            self._optimizers["adamw"] = torch.optim.AdamW(
+                rest, lr=config.lr, betas=config.betas, weight_decay=config.weight_decay
             )
         if self._matrices:
-            self._optimizers.append(
-                torch.optim.Muon(
-                    [view for _, view in self._matrices],
-                    lr=config.muon_lr,
-                    weight_decay=config.weight_decay,
-                    adjust_lr_fn="match_rms_adamw",
-                )
+            self._optimizers["muon"] = torch.optim.Muon(
+                [view for _, view in self._matrices],
+                lr=config.muon_lr,
+                weight_decay=config.weight_decay,
+                adjust_lr_fn="match_rms_adamw",
             )
-        self._base = [group["lr"] for o in self._optimizers for group in o.param_groups]
+        self._base = [group["lr"] for o in self._optimizers.values() for group in o.param_groups]
 
-    def step(self, lr_factor: float) -> float:
-        """Clip, step with every rate scaled by `lr_factor`, clear gradients; returns the gradient norm."""
-        norm = nn.utils.clip_grad_norm_(self._all, self.config.clip)
+    def step(self, lr_factor: float) -> None:
+        """Clip, step with every rate scaled by `lr_factor`, clear gradients."""
+        nn.utils.clip_grad_norm_(self._all, self.config.clip)
         for parameter, view in self._matrices:
             view.grad = None if parameter.grad is None else parameter.grad.reshape(view.shape)
-        groups = [group for o in self._optimizers for group in o.param_groups]
+        groups = [group for o in self._optimizers.values() for group in o.param_groups]
         for group, base in zip(groups, self._base, strict=True):
             group["lr"] = base * lr_factor
-        for optimizer in self._optimizers:
+        for optimizer in self._optimizers.values():
             optimizer.step()
         for parameter in self._all:
             parameter.grad = None
-        return float(norm)
 
     def state_tensors(self) -> dict[str, Tensor]:
-        """Every state tensor under a flat name, fit for safetensors."""
+        """Every state tensor under `<optimiser>.<parameter>.<key>`, fit for safetensors."""
         return {
-            f"{number}.{index}.{key}": value
-            for number, optimizer in enumerate(self._optimizers)
+            f"{kind}.{self.names[kind][index]}.{key}": value
+            for kind, optimizer in self._optimizers.items()
             for index, entry in optimizer.state_dict()["state"].items()
             for key, value in entry.items()
         }
 
-    def load_state_tensors(self, tensors: dict[str, Tensor]) -> None:
-        """Restore what `state_tensors` gave."""
-        for number, optimizer in enumerate(self._optimizers):
-            state: dict[int, dict[str, Tensor]] = {}
-            for name, value in tensors.items():
-                owner, index, key = name.split(".", 2)
-                if int(owner) == number:
-                    state.setdefault(int(index), {})[key] = value
-            optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
+    def load_state_tensors(self, tensors: Mapping[str, Tensor]) -> None:
+        """Restore what `state_tensors` gave.
+
+        Raises:
+            WeightsError: the state of a parameter that is trained otherwise here, or not at all; it is named.
+        """
+        index = {f"{kind}.{name}": i for kind, own in self.names.items() for i, name in enumerate(own)}
+        states: dict[str, dict[int, dict[str, Tensor]]] = {kind: {} for kind in self._optimizers}
+        for filed, value in tensors.items():
+            name, _, key = filed.rpartition(".")
+            if name not in index:
+                raise WeightsError(f"The optimiser's state holds {filed!r}, which has no place here.")
+            states[name.split(".")[0]].setdefault(index[name], {})[key] = value
+        for kind, optimizer in self._optimizers.items():
+            optimizer.load_state_dict({**optimizer.state_dict(), "state": states[kind]})
 
 
 def _is_part(name: str, parts: Sequence[str]) -> bool:
@@ -98,15 +107,26 @@ def _is_part(name: str, parts: Sequence[str]) -> bool:
     return any(f".{part}." in f".{name}." for part in parts)
 
 
-def ema_of(model: nn.Module, decay: float) -> AveragedModel:
-    """A moving average of `model` with decay min(decay, (1 + s) / (10 + s)) after s updates."""
-    return AveragedModel(model, multi_avg_fn=_warmed_up(decay), use_buffers=False)
+class MovingAverage(AveragedModel):
+    """A moving average of a model with decay min(decay, (1 + s) / (10 + s)) after s updates.
 
+    `n_averaged` stays on the CPU, and the update reads it there: torch's own carries it to the parameters'
+    device at each step, and whoever reads it there waits for the device. Buffers are constants in all
+    networks here; they are copied once.
+    """
 
-def _warmed_up(decay: float) -> Callable[..., None]:
+    def __init__(self, model: nn.Module, decay: float):
+        super().__init__(model)
+        self.decay = decay
+
     @torch.no_grad()
-    def update(averaged: Sequence[Tensor], current: Sequence[Tensor], count: Tensor) -> None:
-        steps = float(count)
-        torch._foreach_lerp_(list(averaged), list(current), 1 - min(decay, (1 + steps) / (10 + steps)))
+    def update_parameters(self, model: nn.Module) -> None:
+        steps = int(self.n_averaged)
+        decay = min(self.decay, (1 + steps) / (10 + steps)) if steps else 0.0
+        torch._foreach_lerp_(list(self.module.parameters()), list(model.parameters()), 1 - decay)
+        self.n_averaged += 1
 
-    return update
+
+def ema_of(model: nn.Module, decay: float) -> MovingAverage:
+    """A moving average that begins at `model`, in the model's place on the device."""
+    return MovingAverage(model, decay)

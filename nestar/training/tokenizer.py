@@ -13,12 +13,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from nestar.data import tiny_worlds
-from nestar.data.pools import HELD_OUT_SEED, ImagePool
+from nestar.data.pools import CPU, HELD_OUT_SEED, TRAIN_SEED, ImagePool
 from nestar.images import to_bytes
 from nestar.nesting import Nesting
 from nestar.tokenizer import Tokenizer, build_autoencoder, low_pass, nearest_known
 from nestar.training.loop import prefixed, start_from, step_generator, unprefixed
 from nestar.training.optim import MuonAdamW, OptimizerConfig, ema_of
+
+IMAGES_A_SEED, SEEDS = 2**30, 1000
+"""Without a pool each seed has pictures of its own in the training stream, which holds 2**40."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +66,7 @@ class TokenizerTask:
         )
         side = config.size // self.tokenizer.stride
         self.fills = [Nesting.nested(side, side, k=4, order=order) for order in ("lattice", "raster")]
-        self.pool = ImagePool(cache, config.pool, config.size) if config.pool else None
+        self.pool = ImagePool(cache, config.pool, config.size, device=device) if config.pool else None
         held = tiny_worlds.draw_indices(0, config.held_out, HELD_OUT_SEED)
         self.held_out = torch.cat(
             [
@@ -73,24 +76,28 @@ class TokenizerTask:
         )
 
     def _images(self, step: int, generator: torch.Generator) -> Tensor:
+        batch, device = self.config.batch, self.device
         if self.pool is None:
-            ids, seeds = tiny_worlds.draw_indices(
-                step * self.config.batch, self.config.batch, self.config.seed
-            )
-            return tiny_worlds.draw(ids, seeds, self.config.size, self.device).images
-        images = self.pool.batch(torch.randint(len(self.pool), (self.config.batch,), generator=generator))
-        flipped = torch.rand(len(images), generator=generator) < 0.5
-        return torch.where(flipped[:, None, None, None], images.flip(3), images).to(self.device)
+            first = self.config.seed % SEEDS * IMAGES_A_SEED + step * batch
+            ids, seeds = tiny_worlds.draw_indices(first, batch, TRAIN_SEED)
+            return tiny_worlds.draw(ids, seeds, self.config.size, device).images
+        index = torch.randint(len(self.pool), (batch,), generator=generator, device=device)
+        images = self.pool.batch(index)
+        flipped = torch.rand(batch, generator=generator, device=device) < 0.5
+        return torch.where(flipped[:, None, None, None], images.flip(3), images)
 
-    def train_step(self, step: int, lr_factor: float) -> dict[str, float]:
-        generator = step_generator(self.config.seed, step, torch.device("cpu"))
+    def train_step(self, step: int, lr_factor: float) -> dict[str, Tensor]:
+        """One optimiser step; returns its losses, on the device, where all but a step's fill is drawn."""
+        host = step_generator(self.config.seed, step, CPU)
+        on_cpu = self.device.type == "cpu"
+        generator = host if on_cpu else step_generator(self.config.seed, step, self.device)
         images = self._images(step, generator)
         with torch.autocast(self.device.type, torch.bfloat16):
             mean, logvar = self.tokenizer.moments(images)
             mean, logvar = mean.float(), logvar.float()
-            noise = torch.randn(mean.shape, generator=generator).to(self.device)
+            noise = torch.randn(mean.shape, generator=generator, device=self.device)
             sampled = mean + (0.5 * logvar).exp() * noise
-            latents, target = self._with_fills(sampled, images, step, generator)
+            latents, target = self._with_fills(sampled, images, step, host)
             rebuilt = self.tokenizer.decode_raw(latents).float()
         error = rebuilt - target
         filled = round(self.config.fill_share * len(images))
@@ -100,7 +107,7 @@ class TokenizerTask:
         self.optimizer.step(lr_factor)
         self.ema.update_parameters(self.tokenizer)
         whole = error[filled:].detach().square().mean()
-        return {"l1": l1.item(), "kl": kl.item(), "train_psnr": _psnr(whole).item()}
+        return {"l1": l1.detach(), "kl": kl.detach(), "train_psnr": _psnr(whole)}
 
     def _with_fills(
         self, latents_BChw: Tensor, images: Tensor, step: int, generator: torch.Generator
@@ -109,6 +116,9 @@ class TokenizerTask:
 
         Known places keep the picture's own detail where they are contiguous (raster); everything else is
         the picture at the resolution that the known tokens amount to. These rows do not train the encoder.
+
+        Args:
+            generator: on the CPU: how much is known decides shapes.
         """
         rows = round(self.config.fill_share * len(images))
         if rows == 0:
@@ -117,9 +127,9 @@ class TokenizerTask:
         known = int(torch.randint(1, nesting.n, (), generator=generator))
         if step % 4 < 2:  # every other time a power of k: what stands when a module closes
             known = nesting.scales[step // 4 % (len(nesting.scales) - 1)].tokens
-        fill = nearest_known(nesting, known).to(latents_BChw.device)
-        order = torch.tensor(nesting.flat, device=latents_BChw.device)
-        filled = latents_BChw[:rows].detach().flatten(2)[:, :, order[fill]].view_as(latents_BChw[:rows])
+        places = torch.tensor(nesting.flat)[nearest_known(nesting, known)]
+        places = places.to(latents_BChw.device, non_blocking=True)
+        filled = latents_BChw[:rows].detach().flatten(2)[:, :, places].view_as(latents_BChw[:rows])
         target = preview_target(images[:rows], nesting, known)
         return torch.cat([filled, latents_BChw[rows:]]), torch.cat([target, images[rows:]])
 
@@ -183,9 +193,9 @@ def preview_target(images_B3HW: Tensor, nesting: Nesting, known: int) -> Tensor:
     soft = low_pass(images_B3HW, max(8, round(size * math.sqrt(known / nesting.n))))
     if nesting.order == "lattice":
         return soft
-    mask = torch.zeros(nesting.n, device=images_B3HW.device)
+    mask = torch.zeros(nesting.n)
     mask[list(nesting.flat[:known])] = 1
-    mask = mask.view(1, 1, nesting.height, nesting.width)
+    mask = mask.view(1, 1, nesting.height, nesting.width).to(images_B3HW.device, non_blocking=True)
     mask = F.interpolate(mask, size=images_B3HW.shape[-2:], mode="nearest")
     return mask * images_B3HW + (1 - mask) * low_pass(images_B3HW, 16)
 

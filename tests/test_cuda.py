@@ -1,0 +1,155 @@
+"""What a GPU does otherwise: where data lies, what is waited for, and that pictures are the CPU's."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from nestar.data import tiny_worlds
+from nestar.data.pools import ImagePool, latent_pool
+from nestar.nesting import Nesting
+from nestar.sampler import PatchDone, SolverSettings, sample
+from nestar.training import presets
+from nestar.training.features import FeaturesTask
+from nestar.training.loop import Budget, Cadence, train
+from nestar.training.nesting import NestingTask
+from nestar.training.tokenizer import TokenizerTask
+from tests.small import CLASSES, K2, K4, small_model, small_tokenizer
+from tests.test_training import FEATURES
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+CUDA = torch.device("cuda")
+EVERY_STEP = Cadence(checkpoint=-1, validate=-1, picture=1e9)
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("cache")
+
+
+def nesting_task(cache: Path, **changes: Any) -> NestingTask:
+    return NestingTask(presets.NESTINGS["smoke"], small_tokenizer().to(CUDA), CUDA, cache, **changes)
+
+
+def tokenizer_task(cache: Path) -> TokenizerTask:
+    return TokenizerTask(presets.TOKENIZERS["smoke"], CUDA, cache)
+
+
+def fresh_tokenizer_task(cache: Path) -> TokenizerTask:
+    return TokenizerTask(replace(presets.TOKENIZERS["smoke"], pool=0), CUDA, cache)
+
+
+def features_task(cache: Path) -> FeaturesTask:
+    return FeaturesTask(FEATURES, CUDA, cache)
+
+
+@pytest.mark.parametrize("make", [nesting_task, tokenizer_task, fresh_tokenizer_task, features_task])
+def test_a_run_trains_validates_saves_and_resumes(
+    make: Callable[[Path], Any], cache: Path, tmp_path: Path
+) -> None:
+    whole = make(cache)
+    record = train(whole, Budget(steps=2), tmp_path, cadence=EVERY_STEP)
+    assert (record["steps"], record["finished"]) == (2, True)
+    assert all(value.isfinite().all() for value in whole.state_tensors().values())
+    resumed = make(cache)
+    assert train(resumed, Budget(steps=2), tmp_path, cadence=EVERY_STEP)["steps"] == 2  # loads, no more
+    one, other = whole.state_tensors(), resumed.state_tensors()
+    assert one.keys() == other.keys()
+    assert [name for name in one if not torch.equal(one[name], other[name])] == []
+    assert {value.device.type for name, value in other.items() if name.startswith("model.")} == {"cuda"}
+    assert train(resumed, Budget(steps=3), tmp_path, cadence=EVERY_STEP)["steps"] == 3
+    assert any(not torch.equal(one[name], value) for name, value in resumed.state_tensors().items())
+
+
+def test_a_nesting_learns(cache: Path) -> None:
+    task = nesting_task(cache)
+    before = task.validate()
+    for step in range(30):
+        task.train_step(step, 1.0)
+    after = task.validate()
+    assert all(after[name] < 0.95 * before[name] for name in before)
+
+
+def test_a_step_of_a_nesting_waits_for_nothing(cache: Path) -> None:
+    """Every reading of a value on the device, and every copy that waits for it, is an error here."""
+    task = nesting_task(cache)
+    for step in range(2):  # makes the layouts and the optimisers' state
+        task.train_step(step, 1.0)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        losses = task.train_step(2, 1.0)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert {value.device.type for value in losses.values()} == {"cuda"}
+    assert all(value.isfinite() for value in losses.values())
+
+
+@pytest.mark.skipif(shutil.which("cc") is None, reason="torch.compile needs a C compiler")
+def test_compiled_modules_lose_as_much_as_eager_ones(cache: Path) -> None:
+    try:
+        compiled, eager = (nesting_task(cache, compile_modules=flag) for flag in (True, False))
+        for step in range(2):
+            losses = compiled.train_step(step, 1.0), eager.train_step(step, 1.0)
+            for name in losses[1]:
+                assert losses[0][name].item() == pytest.approx(losses[1][name].item(), rel=0.05, abs=1e-3)
+    finally:
+        torch._dynamo.reset()
+
+
+def assert_same_pictures(one: Tensor, other: Tensor) -> None:
+    """Alike but for a few pixels: an edge or a rounding may fall to the other side. In [-1, 1]."""
+    difference = (one - other).abs()
+    assert difference.mean() < 1e-3
+    assert (difference > 0.02).float().mean() < 1e-3
+
+
+@pytest.mark.parametrize("size", [64, 128])
+def test_pictures_and_factors_are_those_of_the_cpu(size: int) -> None:
+    ids, seeds = tiny_worlds.draw_indices(0, 48, seed=3)
+    there, here = tiny_worlds.draw(ids, seeds, size, CUDA), tiny_worlds.draw(ids, seeds, size)
+    assert there.images.device.type == there.factors.device.type == "cuda"
+    assert torch.equal(there.factors.cpu().nan_to_num(-1), here.factors.nan_to_num(-1))
+    assert_same_pictures(there.images.cpu(), here.images)
+
+
+def test_an_image_pool_lies_on_the_device(tmp_path: Path) -> None:
+    pool = ImagePool(tmp_path / "there", 24, 64, device=CUDA, batch=10)
+    assert pool.images.device.type == "cuda" and pool.images.dtype == torch.uint8 and len(pool) == 24
+    assert not (tmp_path / "there").exists()
+    index = torch.tensor([7, 2, 23, 2, 0])
+    images = pool.batch(index.to(CUDA))
+    assert images.device.type == "cuda" and images.dtype == torch.float32
+    assert_same_pictures(images.cpu(), ImagePool(tmp_path / "here", 24, 64).batch(index))
+
+
+def test_latents_are_those_of_the_cpu(tmp_path: Path) -> None:
+    """Both encode in bfloat16, so they agree to a few of its steps."""
+    tokenizer = small_tokenizer()
+    here, ids = latent_pool(tmp_path / "here.safetensors", tokenizer, 20, 64, shard=8)
+    there, same_ids = latent_pool(tmp_path / "there.safetensors", tokenizer.to(CUDA), 20, 64, shard=8)
+    assert there.device.type == same_ids.device.type == "cpu" and torch.equal(ids, same_ids)
+    assert there.shape == here.shape and there.dtype == here.dtype == torch.float16
+    difference = (there.float() - here.float()).abs()
+    assert difference.mean() < 0.02 * here.float().std() and difference.max() < 0.2 * here.float().std()
+
+
+@pytest.mark.parametrize("nesting", [K4, K2, Nesting.one_shot(4, 4)], ids=lambda nesting: nesting.name)
+def test_samples_are_those_of_the_cpu(nesting: Nesting) -> None:
+    model, ids, seeds = small_model(nesting), torch.arange(len(CLASSES)), [3, 1, 4]
+    settings = SolverSettings(steps=5, cfg=2.0)
+
+    def tokens() -> Tensor:
+        events = list(sample(model, ids, seeds, settings))
+        last = [event for event in events if isinstance(event, PatchDone)][-1]
+        return last.sequence_BNC.cpu()
+
+    here = tokens()
+    model.to(CUDA)
+    torch.testing.assert_close(tokens(), here, atol=1e-3, rtol=1e-3)
