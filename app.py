@@ -1,4 +1,4 @@
-"""The page: `python app.py` loads the weights, builds the tabs and serves them."""
+"""The page: `python app.py` loads the weights, builds the page and serves it."""
 
 import argparse
 import logging
@@ -22,7 +22,7 @@ QUEUE_LENGTH = 32
 
 
 def build_page(pipeline: NestARPipeline, notice: str = "") -> gr.Blocks:
-    """The whole page on one pipeline; `notice` is a sentence for the visitor, shown above the tabs."""
+    """The whole page on one pipeline; `notice` is a sentence for the visitor, shown above the chooser."""
     with gr.Blocks(title="NestAR: watch a picture grow", delete_cache=(3600, 3600)) as demo:
         header = asset("header.html").replace("<!-- weights -->", escape(pipeline.origin))
         gr.HTML(header.replace("<!-- device -->", escape(str(pipeline.device))), apply_default_css=False)
@@ -35,6 +35,8 @@ def build_page(pipeline: NestARPipeline, notice: str = "") -> gr.Blocks:
 def open_page(source: str | None, revision: str | None, device: str) -> gr.Blocks:
     """The page on the weights of `source`, or on the embedded ones and with a sentence that says why.
 
+    Building the page samples once, so weights that load but cannot be sampled are found out here as well.
+
     Raises:
         WeightsError: the embedded weights cannot be used either, or there is no such device.
     """
@@ -45,6 +47,12 @@ def open_page(source: str | None, revision: str | None, device: str) -> gr.Block
         except WeightsError as error:
             log.warning("%s", error)
             notice = f"{error} The page runs on the embedded weights instead."
+        except Exception:  # a stranger's files may fail in any way; the server must come up all the same
+            log.exception("The weights of %s fail.", source)
+            notice = (
+                f"The weights of {source} do not work here; the server's log says why. "
+                "The page runs on the embedded weights instead."
+            )
     return build_page(NestARPipeline.from_pretrained(device=device), notice)
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from nestar.checkpoints import Checkpoint, open_checkpoint, resolve_device
 from nestar.images import to_pil
-from nestar.model import NestAR
+from nestar.model import NestAR, WeightsError
 from nestar.nesting import Nesting
 from nestar.sampler import PatchDone, SolverSettings, sample
 from nestar.settings import MAX_SEED, SampleSettings, SettingsError, check_settings, find_nesting
@@ -81,10 +81,12 @@ class Result:
         return self.frames[-1].seconds
 
     def summary(self) -> dict[str, Any]:
-        """Settings and figures as plain JSON values; `stages` holds each module's end."""
+        """Settings and figures as plain JSON values; `stages` holds each module's end, `nesting` is there if
+        weights were named."""
         s = self.settings
         return {
             "class": s.class_name,
+            **({"nesting": s.nesting} if s.nesting else {}),
             "k": s.k,
             "order": s.order,
             "steps": s.steps,
@@ -143,9 +145,16 @@ class NestARPipeline:
         """
         checkpoint: Checkpoint = open_checkpoint(source, revision)
         models = {name: checkpoint.nesting(name) for name in checkpoint.nestings}
+        tokenizer = checkpoint.tokenizer()
+        for name, model in models.items():
+            if model.config.channels != tokenizer.channels:
+                raise WeightsError(
+                    f"{checkpoint.folder / name / 'config.json'} is for tokens of {model.config.channels} "
+                    f"channels; the tokenizer in {checkpoint.folder / 'tokenizer'} has {tokenizer.channels}."
+                )
         return cls(
             models,
-            checkpoint.tokenizer(),
+            tokenizer,
             classes=checkpoint.classes,
             origin=checkpoint.origin,
             device=resolve_device(device),
@@ -155,9 +164,9 @@ class NestARPipeline:
         """Check settings by name; SettingsError says in one sentence what is wrong and what is allowed."""
         return check_settings(classes=self.classes, nestings=self.nestings, **values)
 
-    def plan(self, k: int = 4, order: str = "lattice") -> Nesting:
-        """The nesting with weights that has this k and order."""
-        return self.nestings[find_nesting(self.nestings, k, order)]
+    def plan(self, k: int = 4, order: str = "lattice", nesting: str | None = None) -> Nesting:
+        """The nesting with weights that has this k and order, or the one that `nesting` names."""
+        return self.nestings[find_nesting(self.nestings, k, order, nesting)]
 
     def stream(
         self, class_name: str, *, cancel: threading.Event | None = None, **values: object
@@ -166,7 +175,8 @@ class NestARPipeline:
 
         Args:
             values: any field of `SampleSettings` by name: k, steps, temperature, cfg, seed, count, order,
-                solver, schedule. Sample b of a batch has seed `seed + b`.
+                solver, schedule, and nesting, which names weights (`k4-lattice.separate`) in place of k and
+                order. Sample b of a batch has seed `seed + b`.
             cancel: once set, the stream ends within one solver step on a CPU, one patch on a GPU.
 
         Raises:
@@ -183,7 +193,7 @@ class NestARPipeline:
         return Result(settings, frames)
 
     def _frames(self, settings: SampleSettings, cancel: threading.Event | None) -> Iterator[Frame]:
-        model = self.models[find_nesting(self.nestings, settings.k, settings.order)]
+        model = self.models[find_nesting(self.nestings, settings.k, settings.order, settings.nesting)]
         nesting = model.config.nesting
         ids = torch.full((settings.count,), self.classes.index(settings.class_name))
         seeds = [(settings.seed + b) % (MAX_SEED + 1) for b in range(settings.count)]

@@ -41,6 +41,8 @@ class SampleSettings:
         seed: of the noise, 0 ... MAX_SEED.
         count: pictures made at once.
         solver, schedule: one of SOLVERS, one of SCHEDULES (how guidance runs over the patches).
+        nesting: the weights by name (`k4-lattice.separate`), or None: those that k and order pick. A name
+            sets k and order, whatever was given for them.
     """
 
     class_name: str
@@ -53,6 +55,7 @@ class SampleSettings:
     order: str = "lattice"
     solver: str = "euler"
     schedule: str = "constant"
+    nesting: str | None = None
 
 
 def check_settings(
@@ -74,11 +77,16 @@ def check_settings(
     if "class_name" not in values:
         raise SettingsError("class_name is missing.")
     given = {field.name: field.default for field in fields(SampleSettings)} | values
-    order = check_choice("order", given["order"], ORDERS)
-    k = _whole(given["k"])
-    if k is None:
-        raise SettingsError(f"k must be a whole number, got {_show(given['k'])}; {_available(nestings)}.")
-    find_nesting(nestings, k, order)
+    name = given["nesting"]
+    if name is None:
+        order = check_choice("order", given["order"], ORDERS)
+        k = _whole(given["k"])
+        if k is None:
+            raise SettingsError(f"k must be a whole number, got {_show(given['k'])}; {_available(nestings)}.")
+        find_nesting(nestings, k, order)
+    else:
+        name = check_choice("nesting", name, tuple(nestings))
+        k, order = nestings[name].k, nestings[name].order
     return SampleSettings(
         class_name=check_choice("class", given["class_name"], tuple(classes)),
         k=k,
@@ -90,16 +98,20 @@ def check_settings(
         order=order,
         solver=check_choice("solver", given["solver"], SOLVERS),
         schedule=check_choice("schedule", given["schedule"], SCHEDULES),
+        nesting=name,
     )
 
 
-def find_nesting(nestings: Mapping[str, Nesting], k: int, order: str) -> str:
+def find_nesting(nestings: Mapping[str, Nesting], k: int, order: str, name: str | None = None) -> str:
     """Name of the nesting with weights that has this k and order; a nested one before a baseline, then one
-    that goes by its nesting's own name before a variant of it (`k4-lattice.separate`).
+    that goes by its nesting's own name before a variant of it (`k4-lattice.separate`). With `name`, the one
+    of that name, whatever k and order.
 
     Raises:
         SettingsError: there is none.
     """
+    if name is not None:
+        return check_choice("nesting", name, tuple(nestings))
     matches = [name for name, nesting in nestings.items() if (nesting.k, nesting.order) == (k, order)]
     if not matches:
         raise SettingsError(f"k = {_show(k)} with order {order} has no weights; {_available(nestings)}.")

@@ -3,12 +3,16 @@
 import base64
 import importlib.machinery
 import io
+import itertools
+import json
 import pickle
+import re
 import shutil
 import sys
 import threading
 import time
 import types
+from collections.abc import Iterator, Sequence
 
 import gradio as gr
 import pytest
@@ -19,11 +23,14 @@ from playwright.sync_api import expect
 
 import app
 from nestar.checkpoints import EMBEDDED
+from nestar.model import WeightsError
 from nestar.nesting import Nesting
 from nestar.settings import SampleSettings
 from nestar.ui import frames as frames_module
-from nestar.ui import generate as generate_tab
+from nestar.ui import generate as generate_module
+from nestar.ui.assets import launch_options
 from nestar.ui.runs import streamer
+from tests.small import K4, save_checkpoint, save_tokenizer, small_tokenizer
 
 PHONE = {"viewport": {"width": 390, "height": 844}, "has_touch": True, "is_mobile": True}
 # Slow enough to be caught running on any machine.
@@ -99,11 +106,11 @@ def test_the_page_is_reached_by_keyboard_and_its_pictures_have_alternatives(visi
 def test_k_without_weights_is_marked_and_says_why(visit, pipeline):
     page = visit().page
     trained = {nesting.k for nesting in pipeline.nestings.values() if nesting.order == "lattice"}
-    missing = [k for k in generate_tab.K_POSITIONS if k not in trained]
+    missing = [k for k in generate_module.K_POSITIONS if k not in trained]
     marked = page.locator(".ticks .missing").all_inner_texts()
     assert marked == [str(k) for k in missing]
     for k in missing[:1]:
-        page.locator("#dial-k").fill(str(generate_tab.K_POSITIONS.index(k)))
+        page.locator("#dial-k").fill(str(generate_module.K_POSITIONS.index(k)))
         expect(page.locator("#hint-k")).to_contain_text(f"No weights for k = {k}")
 
 
@@ -202,6 +209,156 @@ def test_closing_the_tab_stops_the_run(visit, ended):
     assert ended == [True]
 
 
+class Hold:
+    """Makes runs stop after some patches and wait there, at no cost, for Stop or the end of the test."""
+
+    def __init__(self, pipeline, monkeypatch):
+        self.begun = threading.Semaphore(0)
+        self.released = threading.Event()
+        self._stream, self._monkeypatch, self._kind = type(pipeline).stream, monkeypatch, type(pipeline)
+
+    def after(self, patches: int, error: Exception | None = None) -> None:
+        """From now on runs make `patches` patches and wait, or fail with `error`."""
+
+        def held(pipeline, *arguments, cancel=None, **options):
+            self.begun.release()
+            yield from itertools.islice(self._stream(pipeline, *arguments, cancel=cancel, **options), patches)
+            if error:
+                raise error
+            while not (cancel.is_set() or self.released.wait(0.02)):
+                pass
+
+        self._monkeypatch.setattr(self._kind, "stream", held)
+
+
+@pytest.fixture
+def hold(pipeline, monkeypatch) -> Iterator[Hold]:
+    holding = Hold(pipeline, monkeypatch)
+    yield holding
+    holding.released.set()
+
+
+def expect_idle(page) -> None:
+    """Nothing on the page says that a run is under way."""
+    expect(page.locator(".stage")).to_have_attribute("data-state", re.compile("stopped|finished"))
+    expect(page.locator("#studio")).not_to_have_class(re.compile(r"\bbusy\b"))
+    expect(page.locator(".stage")).not_to_have_class(re.compile(r"\bplaying\b"))
+    expect(page.locator(".token.running")).to_have_count(0)
+
+
+def test_stopped_before_the_first_patch_the_page_does_not_say_that_it_works(visit, hold):
+    visited = visit()
+    page = visited.page
+    hold.after(0)
+    visited.generate()
+    expect(page.locator(".hero .title")).to_have_text("Module 1 is at work")
+    expect(page.locator(".token.running")).to_have_count(1)
+    page.locator("#stop").click()
+    expect(page.locator(".message")).to_have_text("Stopped before the first patch.")
+    expect(page.locator(".hero .title")).to_have_text("Stopped")
+    expect(page.locator(".hero .note")).to_contain_text("No patch was made")
+    expect_idle(page)
+
+
+# Presses "As it comes" once the run has finished and its playback has not, and forgets the frames until then.
+SWITCH_WHEN_ALL_FRAMES_ARE_THERE = """() => {
+  const stage = document.querySelector(".stage");
+  new MutationObserver((_, observer) => {
+    if (stage.dataset.state !== "finished" || !stage.classList.contains("playing")) return;
+    observer.disconnect();
+    stage.querySelector(".as-it-comes").click();
+    setTimeout(() => (window.seen = []));
+  }).observe(stage, {attributes: true});
+}"""
+
+
+def test_as_it_comes_leaves_no_frame_to_wait_for_and_replays_keep_the_pace(visit, pipeline, monkeypatch):
+    frames = list(pipeline.stream(pipeline.classes[0], steps=1))
+    monkeypatch.setattr(type(pipeline), "stream", lambda *_, **__: iter(frames))
+    visited = visit()
+    page = visited.page
+
+    def seen() -> list[str]:
+        """First words of the pictures' descriptions, each picture once."""
+        descriptions = [frame["alt"] for frame in page.evaluate("window.seen")]
+        return [description.split()[0] for description, _ in itertools.groupby(descriptions)]
+
+    page.evaluate(RECORD_FRAMES)
+    page.evaluate(SWITCH_WHEN_ALL_FRAMES_ARE_THERE)
+    visited.generate()
+    visited.wait_until_rested()
+    assert seen() == ["Finished"]
+    status = page.locator('.stage [role="status"]')
+    expect(status).to_have_text(f"Finished after {len(frames)} frames.")
+    page.evaluate("window.seen = []")
+    page.locator(".play").click()
+    expect(status).to_have_text("")
+    visited.wait_until_rested()
+    assert seen() == ["Preview"] * (len(frames) - 1) + ["Finished"]
+    expect(status).to_have_text(f"Finished after {len(frames)} frames.")
+
+
+def test_a_run_that_fails_half_way_keeps_what_stands(visit, hold):
+    visited = visit()
+    page = visited.page
+    hold.after(2, RuntimeError("on purpose"))
+    visited.generate()
+    expect(page.locator(".message")).to_contain_text("The run failed inside the model", timeout=20_000)
+    expect_idle(page)
+
+
+def test_a_lost_connection_is_said_and_ends_the_run(visit, hold):
+    visited = visit()
+    page = visited.page
+    hold.after(2)
+    visited.generate()
+    expect(page.locator('[data-name="evaluations"] b')).to_have_text("2", timeout=20_000)
+    page.context.set_offline(True)
+    message = page.locator(".message")
+    expect(message).to_contain_text("The connection was lost.", timeout=20_000)
+    expect_idle(page)
+    expect(page.locator(".token.known")).not_to_have_count(0)
+    # Another attempt fails before its first frame, and not for too many visitors.
+    visited.generate()
+    expect(message).to_contain_text("Waiting for the sampler")
+    expect(message).to_have_text("The connection was lost.", timeout=20_000)
+    expect_idle(page)
+    visited.complaints.clear()  # the browser's own about the network
+
+
+def test_a_full_queue_is_said_and_nothing_waits(browser, pipeline, hold, monkeypatch):
+    monkeypatch.setattr(app, "QUEUE_LENGTH", 1)
+    demo = app.build_page(pipeline)
+    _, url, _ = demo.launch(prevent_thread_lock=True, quiet=True, **launch_options())
+    context = browser.new_context()
+    try:
+        hold.after(0)
+        crowd = Client(url, verbose=False)
+        crowd.submit(api_name="/generate")
+        assert hold.begun.acquire(timeout=20)
+        crowd.submit(api_name="/generate")
+        deadline = time.monotonic() + 20
+        while not len(demo._queue) and time.monotonic() < deadline:
+            time.sleep(0.02)
+        page = context.new_page()
+        page.goto(url)
+        page.locator(".film .ready").first.wait_for(timeout=20_000)
+        page.locator("#generate").click()
+        expect(page.locator(".message")).to_contain_text("Too many visitors", timeout=10_000)
+        expect_idle(page)
+    finally:
+        hold.released.set()
+        context.close()
+        demo.close(verbose=False)
+
+
+def test_a_run_keeps_its_name_to_itself_over_restarts_of_the_server():
+    names = {generate_module.refusal("No.")["run"] for _ in range(3)}
+    assert len(names) == 3
+    # Random, and no count that begins again with the server.
+    assert all(re.fullmatch("[0-9a-f]{32}", name) for name in names)
+
+
 def test_the_scrubber_and_the_film_replay_every_frame(visit, nesting):
     page = visit().page
     scrubber = page.locator(".scrubber")
@@ -238,7 +395,105 @@ def test_a_refused_setting_is_one_sentence_and_the_picture_stays(visit, label, v
     assert page.locator(".picture img.over").get_attribute("src") == before
 
 
+@pytest.mark.parametrize("control", [".scrubber", ".film button", ".play"])
+def test_a_sentence_goes_when_the_visitor_turns_to_the_frames(visit, control):
+    visited = visit()
+    page = visited.page
+    page.get_by_label("Seed", exact=True).fill("a lot")
+    visited.generate()
+    expect(page.locator(".message")).to_be_visible()
+    if control == ".scrubber":
+        page.locator(control).fill("1")
+    else:
+        page.locator(control).first.click()
+    expect(page.locator(".message")).to_be_hidden()
+
+
 # ---- how it looks --------------------------------------------------------------------------------
+
+
+def tabbed_through(page) -> list[dict]:
+    """What Tab reaches, in order, with its lower edge and the upper one of the bar of buttons."""
+    reached = []
+    for _ in range(40):
+        page.keyboard.press("Tab")
+        reached.append(
+            page.evaluate(
+                """() => {
+                  const [e, bar] = [document.activeElement, document.querySelector("#actions")];
+                  return {
+                    name: e.id || e.className,
+                    studio: Boolean(e.closest("#studio")) && !bar.contains(e),
+                    bottom: e.getBoundingClientRect().bottom,
+                    bar: bar.getBoundingClientRect().top,
+                  };
+                }"""
+            )
+        )
+    return reached
+
+
+def test_on_a_phone_tab_follows_the_eye_and_the_bar_covers_nothing(visit):
+    reached = tabbed_through(visit(**PHONE).page)
+    names = [each["name"] for each in reached]
+    assert names.index("generate") < names.index("play") < names.index("dial-k") < names.index("dice")
+    covered = [each["name"] for each in reached if each["studio"] and each["bottom"] > each["bar"]]
+    assert covered == []
+
+
+def test_on_a_desktop_tab_follows_one_column_then_the_other(visit):
+    page = visit().page
+    if not page.evaluate("CSS.supports('reading-flow', 'grid-columns')"):
+        pytest.skip("this Chromium does not know reading-flow")
+    names = [each["name"] for each in tabbed_through(page)]
+    assert names.index("generate") < names.index("dial-k") < names.index("dice") < names.index("play")
+
+
+def test_a_step_of_k_is_not_announced_by_its_output_as_well(visit):
+    expect(visit().page.locator(".dial output")).to_have_attribute("aria-live", "off")
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_controls_have_the_contrast_that_AA_asks_for(visit, scheme):
+    page = visit(color_scheme=scheme).page
+    edges = page.evaluate(EDGES)
+    weak = [edge for edge in edges if min(contrast(edge["edge"], edge[side]) for side in SIDES) < 3]
+    assert weak == []
+    # The track of a range input has no element of its own: look at its pixels, at the end without the handle.
+    track = Image.open(io.BytesIO(page.locator("#dial-k").screenshot())).convert("RGB")
+    right, middle = track.width - 12, track.height // 2
+    assert contrast(track.getpixel((right, middle)), track.getpixel((right, 1))) >= 3
+
+
+SIDES = ("inside", "outside")
+# The edge of each kind of control as [r, g, b], and what is on its two sides.
+EDGES = """() => {
+  const numbers = (colour) => colour.match(/[0-9.]+/g).map(Number);
+  const behind = (e) => {
+    for (; e; e = e.parentElement) {
+      const colour = numbers(getComputedStyle(e).backgroundColor);
+      if (colour.length === 3) return colour;
+    }
+    return [255, 255, 255];
+  };
+  return ["#dial-seed", ".dial input[type=number]", ".dice", ".play", "#stop"].map((name) => {
+    const e = document.querySelector(name);
+    const edge = numbers(getComputedStyle(e).borderTopColor);
+    return {name, edge, inside: behind(e), outside: behind(e.parentElement)};
+  });
+}"""
+
+
+def contrast(one: Sequence[float], other: Sequence[float]) -> float:
+    """WCAG's contrast of two colours of 0 ... 255."""
+
+    def luminance(colour: Sequence[float]) -> float:
+        shares = [c / 255 for c in colour]
+        red, green, blue = (v / 12.92 if v <= 0.04045 else ((v + 0.055) / 1.055) ** 2.4 for v in shares)
+        return 0.2126 * red + 0.7152 * green + 0.0722 * blue
+
+    dark, light = sorted((luminance(one), luminance(other)))
+    return (light + 0.05) / (dark + 0.05)
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
@@ -359,10 +614,53 @@ def test_weights_that_cannot_be_loaded_give_the_embedded_ones_and_a_sentence(tmp
         at_fault = next(folder.glob(f"{pipeline.plan(4).name}/*.safetensors"))
         content = at_fault.read_bytes()
         at_fault.write_bytes(content[:1000] if damage == "truncated" else pickle.dumps({"weights": 1}))
-    demo = app.open_page(str(folder), None, "cpu")
-    values = [block.value for block in demo.blocks.values() if isinstance(block, gr.HTML)]
-    notice = next(value for value in values if isinstance(value, str) and 'class="notice"' in value)
+    notice = notice_of(app.open_page(str(folder), None, "cpu"))
     assert at_fault.name in notice and "embedded weights" in notice
+
+
+def notice_of(demo: gr.Blocks) -> str:
+    values = [block.value for block in demo.blocks.values() if isinstance(block, gr.HTML)]
+    return next(value for value in values if isinstance(value, str) and 'class="notice"' in value)
+
+
+@pytest.mark.parametrize("misfit", ["channels", "no nesting", "only one-shot", "unforeseen"])
+def test_weights_that_load_but_do_not_fit_give_the_embedded_ones_too(tmp_path, monkeypatch, misfit):
+    folder = save_checkpoint(tmp_path / "weights", [Nesting.one_shot(4, 4)] if "only" in misfit else [K4])
+    said = "no nesting with k &gt; 1"
+    if misfit == "channels":
+        save_tokenizer(small_tokenizer(channels=8), folder / "tokenizer")
+        said = "is for tokens of 4 channels"
+    elif misfit == "no nesting":
+        config = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps(config | {"nestings": []}))
+    elif misfit == "unforeseen":
+        said = "do not work here"
+        build = generate_module.build
+
+        def fragile(pipeline, demo):
+            if pipeline.origin == str(folder):
+                raise ZeroDivisionError
+            build(pipeline, demo)
+
+        monkeypatch.setattr(generate_module, "build", fragile)
+    notice = notice_of(app.open_page(str(folder), None, "cpu"))
+    assert str(folder) in notice and said in notice and "embedded weights instead" in notice
+
+
+def test_the_embedded_weights_have_none_to_fall_back_on(monkeypatch):
+    def fail(pipeline, demo):
+        raise WeightsError("Nothing here.")
+
+    monkeypatch.setattr(generate_module, "build", fail)
+    with pytest.raises(WeightsError, match="Nothing here"):
+        app.open_page(None, None, "cpu")
+
+
+def test_an_order_is_shown_in_which_something_grows():
+    for grows in (Nesting.cells(4, 4, 4), Nesting.nested(4, 4, 2, "raster"), K4):
+        both = types.SimpleNamespace(nestings={"one-shot": Nesting.one_shot(4, 4), "grows": grows})
+        assert generate_module.shown_order(both) == grows.order
+        assert [each.k for each, has_weights in generate_module.k_plans(both) if has_weights] == [grows.k]
 
 
 def test_a_sound_folder_is_named_as_the_origin(tmp_path):
@@ -375,7 +673,7 @@ def test_a_sound_folder_is_named_as_the_origin(tmp_path):
 
 
 def test_class_names_from_foreign_weights_bring_no_code():
-    cards = generate_tab.class_cards(("<b>`${alert(1)}` {{this}}",))
+    cards = generate_module.class_cards(("<b>`${alert(1)}` {{this}}",))
     for active in ("<b>", "${", "{{", "`"):
         assert active not in cards
 

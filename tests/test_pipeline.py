@@ -13,10 +13,11 @@ import pytest
 import torch
 
 from nestar.images import to_pil
+from nestar.model import WeightsError
 from nestar.nesting import Nesting
 from nestar.pipeline import Frame, NestARPipeline
 from nestar.settings import MAX_SEED, SOLVER_CALLS, SettingsError
-from tests.small import CLASSES, K2, K4, SIZE, save_checkpoint
+from tests.small import CLASSES, K2, K4, SIZE, save_checkpoint, save_tokenizer, small_model, small_tokenizer
 
 # One image instead of three takes other matrix kernels; their rounding may move a pixel by a grey level.
 GREY_LEVEL = 1.0
@@ -299,3 +300,45 @@ def test_weights_from_a_folder_are_named(tmp_path: Path) -> None:
     loaded = NestARPipeline.from_pretrained(tmp_path, device="cpu")
     assert loaded.origin == str(tmp_path)
     assert list(loaded.nestings) == [K4.name]
+
+
+def test_a_tokenizer_of_other_channels_is_refused_and_both_are_named(tmp_path: Path) -> None:
+    save_checkpoint(tmp_path, [K4])
+    save_tokenizer(small_tokenizer(channels=8), tmp_path / "tokenizer")
+    with pytest.raises(WeightsError) as caught:
+        NestARPipeline.from_pretrained(tmp_path, device="cpu")
+    assert str(caught.value) == (
+        f"{tmp_path / K4.name / 'config.json'} is for tokens of 4 channels; "
+        f"the tokenizer in {tmp_path / 'tokenizer'} has 8."
+    )
+
+
+def test_a_variant_is_reached_by_its_name(pipe: NestARPipeline) -> None:
+    variant = f"{K4.name}.separate"
+    other = small_model(K4)
+    with torch.no_grad():
+        for parameter in other.parameters():
+            parameter.mul_(0.5)
+    both = NestARPipeline(
+        {variant: other, **pipe.models},
+        pipe.tokenizer,
+        classes=pipe.classes,
+        origin="here",
+        device=pipe.device,
+    )
+    asked = {"class_name": "fish", "steps": 2, "seed": 3}
+    named = both(**asked, nesting=variant, k=2)
+    assert named.image.tobytes() != both(**asked).image.tobytes() == pipe(**asked).image.tobytes()
+    last = list(both.stream(**asked, nesting=variant))[-1]
+    assert last.image.tobytes() == named.image.tobytes()
+    summary = named.summary()
+    assert (summary["nesting"], summary["k"], summary["order"]) == (variant, 4, "lattice")
+    assert "nesting" not in both(**asked).summary()
+    assert both.plan(2, nesting=variant) == K4
+    refused = f"nesting must be one of {variant}, {K4.name}, {K2.name}; got 'k8-lattice'."
+    for ask in (both.stream, both, both.settings):
+        with pytest.raises(SettingsError) as caught:
+            ask(**asked, nesting="k8-lattice")
+        assert str(caught.value) == refused
+    with pytest.raises(SettingsError, match=r"^nesting must be one of "):
+        both.plan(nesting="k8-lattice")

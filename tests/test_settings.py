@@ -193,6 +193,27 @@ def test_k_without_weights_is_refused_and_those_with_weights_are_listed(values, 
     assert refusal(**values) == message
 
 
+def test_named_weights_set_k_and_order():
+    variant = {"k4-lattice.separate": NESTINGS["k4-lattice"], **NESTINGS}
+    given = {"classes": CLASSES, "nestings": variant, "class_name": "fish"}
+    checked = check_settings(**given, nesting=" K4-Lattice.Separate", k=8, order="raster")
+    assert (checked.nesting, checked.k, checked.order) == ("k4-lattice.separate", 4, "lattice")
+    assert check(nesting="one-shot") == SampleSettings("fish", k=1, order="raster", nesting="one-shot")
+    assert check(nesting=None) == SampleSettings("fish")
+    assert find_nesting(variant, 4, "lattice") == "k4-lattice"
+    assert find_nesting(variant, 4, "lattice", "k4-lattice.separate") == "k4-lattice.separate"
+
+
+@pytest.mark.parametrize("name", ["k4-lattice.separate", "", 4, True, [], "k4"])
+def test_an_unknown_name_of_weights_is_refused_and_the_names_are_listed(name):
+    assert refusal(nesting=name).startswith(
+        "nesting must be one of k2-lattice, k4-lattice, k8-lattice, k4-raster, ar-raster, cells16-blocks, "
+        "one-shot; got "
+    )
+    with pytest.raises(SettingsError, match=r"^nesting must be one of k2-lattice, "):
+        find_nesting(NESTINGS, 4, "lattice", name)
+
+
 def test_no_weights_at_all():
     with pytest.raises(SettingsError, match=r"no weights; there are weights for no nesting\.$"):
         check_settings(classes=CLASSES, nestings={}, class_name="fish")

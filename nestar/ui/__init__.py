@@ -1,1 +1,1 @@
-"""The page's tabs: one Python file a tab, with the templates, styles and scripts it shows beside it."""
+"""The page: its layout and events, its runs of the pipeline, its templates, styles and scripts."""

@@ -1,8 +1,8 @@
-"""The Generate tab: choose a class, watch the modules build its picture, replay every patch."""
+"""The page's content: choose a class, watch the modules build its picture, replay every patch."""
 
-import itertools
 import logging
 import threading
+import uuid
 from collections.abc import Iterator
 from typing import Any
 
@@ -31,8 +31,6 @@ THUMBNAIL_SIDE = 96
 # Any Tiny World does for a class's small picture; these are the same on every start.
 THUMBNAIL_SEED = 7
 
-run_numbers = itertools.count(1)
-
 
 def thumbnail(class_name: str) -> str:
     """A small Tiny World of that class as a data URI, or "" for a class that Tiny Worlds has not."""
@@ -49,7 +47,8 @@ def class_cards(classes: tuple[str, ...]) -> str:
     for name in classes:
         source = thumbnail(name)
         # The name stands beside it, so the picture is decoration to a screen reader.
-        picture = f'<img src="{source}" alt="" width="96" height="96">' if source else '<i class="blank"></i>'
+        sides = f'width="{THUMBNAIL_SIDE}" height="{THUMBNAIL_SIDE}"'
+        picture = f'<img src="{source}" alt="" {sides}>' if source else '<i class="blank"></i>'
         cards.append(
             f'<label class="card"><input type="radio" name="nestar-class" value="{template_text(name)}">'
             f"{picture}<span>{template_text(name)}</span></label>"
@@ -58,15 +57,23 @@ def class_cards(classes: tuple[str, ...]) -> str:
 
 
 def shown_order(pipeline: NestARPipeline) -> str:
-    """The token order of the tab's runs: the default one, or another if the checkpoint has only that."""
-    orders = [nesting.order for nesting in pipeline.nestings.values()]
+    """The token order of the page's runs: the default one, or another if the checkpoint has only that.
+
+    Raises:
+        WeightsError: the checkpoint has nothing that makes more than one patch.
+    """
+    orders = [nesting.order for nesting in pipeline.nestings.values() if nesting.k > 1]
+    if not orders:
+        raise WeightsError(
+            f"{pipeline.origin} has no nesting with k > 1, so the page could show nothing growing."
+        )
     return DEFAULTS.order if DEFAULTS.order in orders else orders[0]
 
 
 def k_plans(pipeline: NestARPipeline) -> list[tuple[Nesting, bool]]:
     """The nestings that the k slider offers, and whether this checkpoint has weights for each."""
-    some = next(iter(pipeline.nestings.values()))
     order = shown_order(pipeline)
+    some = next(iter(pipeline.nestings.values()))
     trained = {
         nesting.k for nesting in pipeline.nestings.values() if nesting.order == order and nesting.k > 1
     }
@@ -82,13 +89,18 @@ def first_settings(pipeline: NestARPipeline) -> SampleSettings:
     return pipeline.settings(class_name=class_name, k=k, order=shown_order(pipeline))
 
 
+def run_id() -> str:
+    """A name for a run. Numbers would start again with the server, while a page left open keeps its last."""
+    return uuid.uuid4().hex
+
+
 def refusal(message: str) -> dict[str, Any]:
     """A stage value that shows one sentence and leaves the picture before it standing."""
-    return {"run": next(run_numbers), "state": "refused", "message": message, "frames": []}
+    return {"run": run_id(), "state": "refused", "message": message, "frames": []}
 
 
 def build(pipeline: NestARPipeline, demo: gr.Blocks) -> None:
-    """Lay out the tab inside `demo`, compute the run shown on load, and bind the events and `/generate`."""
+    """Lay out the page inside `demo`, compute the run shown on load, and bind the events and `/generate`."""
     runs = Runs()
     stream = streamer(pipeline)
     first = first_settings(pipeline)
@@ -96,10 +108,10 @@ def build(pipeline: NestARPipeline, demo: gr.Blocks) -> None:
     def run_to_json(settings: SampleSettings, cancel: threading.Event) -> Iterator[dict[str, Any]]:
         """The stage's value after every patch: all frames so far, so that merged updates lose nothing."""
         value = {
-            "run": next(run_numbers),
+            "run": run_id(),
             "state": "running",
             "settings": vars(settings),
-            "nesting": nesting_to_json(pipeline.plan(settings.k, settings.order), settings),
+            "nesting": nesting_to_json(pipeline.plan(settings.k, settings.order, settings.nesting), settings),
             "device": str(pipeline.device),
         }
         frames: list[dict[str, Any]] = []
@@ -113,34 +125,34 @@ def build(pipeline: NestARPipeline, demo: gr.Blocks) -> None:
 
     *_, first_run = run_to_json(first, threading.Event())
 
+    # In the order in which a phone shows them: that of Tab and of screen readers. page.css places them.
     with gr.Row(elem_id="studio", equal_height=False):
-        with gr.Column(elem_id="controls"):
-            classes = gr.HTML(
-                first.class_name,
-                html_template=class_cards(pipeline.classes),
-                js_on_load=asset("classes.js"),
-                apply_default_css=False,
-                elem_id="classes",
-            )
-            with gr.Row(elem_id="actions"):
-                generate_button = gr.Button("Generate", variant="primary", elem_id="generate", min_width=80)
-                stop_button = gr.Button("Stop", elem_id="stop", min_width=60)
-            dials = gr.HTML(
-                {name: getattr(first, name) for name in ("k", "steps", "temperature", "cfg", "seed")},
-                html_template=asset("dials.html"),
-                js_on_load=asset("dials.js"),
-                apply_default_css=False,
-                elem_id="dials",
-                plans=plans_to_json(k_plans(pipeline)),
-                sliders=SLIDERS,
-                ranges=RANGES,
-            )
+        classes = gr.HTML(
+            first.class_name,
+            html_template=class_cards(pipeline.classes),
+            js_on_load=asset("classes.js"),
+            apply_default_css=False,
+            elem_id="classes",
+        )
+        with gr.Row(elem_id="actions"):
+            generate_button = gr.Button("Generate", variant="primary", elem_id="generate", min_width=80)
+            stop_button = gr.Button("Stop", elem_id="stop", min_width=60)
         stage = gr.HTML(
             first_run,
             html_template=asset("stage.html"),
             js_on_load=asset("token_map.js") + asset("stage.js"),
             apply_default_css=False,
             elem_id="stage",
+        )
+        dials = gr.HTML(
+            {name: getattr(first, name) for name in ("k", "steps", "temperature", "cfg", "seed")},
+            html_template=asset("dials.html"),
+            js_on_load=asset("dials.js"),
+            apply_default_css=False,
+            elem_id="dials",
+            plans=plans_to_json(k_plans(pipeline)),
+            sliders=SLIDERS,
+            ranges=RANGES,
         )
 
     def on_generate(class_name: str, values: dict[str, Any], request: gr.Request) -> Iterator[dict[str, Any]]:
@@ -181,7 +193,8 @@ def build(pipeline: NestARPipeline, demo: gr.Blocks) -> None:
     running = generate_button.click(
         on_generate, [classes, dials], stage, show_progress="hidden", api_visibility="private", **SAMPLER
     )
-    # A call that the full queue turned away has no value to show: tell the stage by an event of the document.
+    # A call that the full queue turned away, or that broke, has no value to show: tell the stage by an event
+    # of the document.
     running.failure(None, js="() => { document.dispatchEvent(new Event('nestar:failed')); }")
     # on_stop reaches the solver at once; cancels= also takes a call that still waits out of the queue.
     stop_button.click(on_stop, queue=False, show_progress="hidden", api_visibility="private", cancels=running)

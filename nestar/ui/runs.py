@@ -1,4 +1,4 @@
-"""How the tabs run the pipeline: one call at a time, each with a cancel flag for its visitor's Stop."""
+"""How the page runs the pipeline: one call at a time, each with a cancel flag for its visitor's Stop."""
 
 import importlib.util
 import threading

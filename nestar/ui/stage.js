@@ -3,6 +3,8 @@
 const MODULE_MS = 350; // the least time a module takes on screen
 const FRAME_MS = 90; // the least time a frame takes
 const PATIENCE_MS = 600; // a longer wait for the server's answer is explained
+const ASK_MS = 3000; // how often the server is asked whether it is there, while a run is on its way
+const ANSWER_MS = 15000; // a server that takes longer than this to say so is not
 
 const find = (selector) => element.querySelector(selector);
 const stage = find(".stage");
@@ -18,6 +20,7 @@ let timer = null;
 let reached = -1; // the furthest frame the visitor has seen of this run
 let waiting = false; // Generate was pressed and the server has not answered yet
 let ignoring = false; // Stop was pressed while waiting: the answer, if one still comes, is not wanted
+let asking = false; // the server has been asked whether it is there and has not answered yet
 
 function plural(count, word) {
   return `${count} ${word}${count === 1 ? "" : "s"}`;
@@ -179,11 +182,14 @@ function pace(frame) {
   return Math.max(FRAME_MS, MODULE_MS / inModule);
 }
 
+function busy() {
+  return waiting || run?.state === "running";
+}
+
 function setState(state) {
   stage.dataset.state = state;
   stage.classList.toggle("playing", playing);
-  const busy = waiting || run?.state === "running";
-  document.getElementById("studio")?.classList.toggle("busy", Boolean(busy));
+  document.getElementById("studio")?.classList.toggle("busy", busy());
   const play = find(".play");
   play.setAttribute("aria-label", playing ? "Pause" : "Replay");
   play.title = playing ? "Pause" : "Replay";
@@ -198,7 +204,10 @@ function rest() {
   playing = false;
   stopTimer();
   setState(run.state);
-  if (run.frames.length) show(shown < 0 ? run.frames.length - 1 : shown);
+  show(shown < 0 ? run.frames.length - 1 : shown);
+  if (run.frames.length) return;
+  find(".title").textContent = "Stopped";
+  find(".note").textContent = "No patch was made; the picture is the one before.";
 }
 
 function tick() {
@@ -206,7 +215,8 @@ function tick() {
   if (!playing) return;
   const last = run.frames.length - 1;
   if (shown < last) {
-    show(asItComes.checked && run.state === "running" ? last : shown + 1);
+    // Frames seen before are a replay and keep the pace.
+    show(asItComes.checked && shown === reached ? last : shown + 1);
     timer = setTimeout(tick, pace(run.frames[shown]));
   } else if (run.state !== "running") {
     rest();
@@ -217,6 +227,7 @@ function tick() {
 function play(from) {
   playing = true;
   stopTimer();
+  element.querySelector('[role="status"]').textContent = ""; // the same words again would not be announced
   if (from !== undefined) show(from);
   setState(run.state);
   timer = setTimeout(tick, from === undefined ? 0 : pace(run.frames[from]));
@@ -252,6 +263,29 @@ function stopped() {
   rest();
 }
 
+function breakOff(sentence) {
+  // No more will come of the call: keep what stands and say why.
+  const begun = run?.state === "running";
+  waiting = false;
+  if (begun) run = { ...run, state: "stopped" };
+  say(sentence, true);
+  if (begun) rest();
+  else setState(run ? run.state : "empty");
+}
+
+async function queueLength() {
+  // How many runs wait, or undefined if the answer does not say. Throws if there is no server to answer.
+  const { root = "", api_prefix = "" } = window.gradio_config ?? {};
+  // Of root only the path: behind a proxy the server may not know by which name and protocol it is reached.
+  const path = new URL(root, location.href).pathname.replace(/\/$/, "");
+  const answer = await fetch(`${path}${api_prefix}/queue/status`, {
+    cache: "no-store",
+    signal: AbortSignal.timeout(ANSWER_MS),
+  });
+  if (answer.status >= 500) throw new Error(`status ${answer.status}`); // a proxy without its server
+  return (await answer.json().catch(() => null))?.queue_size;
+}
+
 function bringIntoView() {
   // On a phone Generate can be pressed far below the picture.
   const { top, bottom } = find(".picture").getBoundingClientRect();
@@ -264,28 +298,27 @@ function update() {
   const value = props.value;
   if (!value || !value.run) return;
   if (value.state === "refused") {
-    waiting = false;
-    say(value.message, true);
-    setState(run ? run.state : "empty");
+    if (!ignoring) breakOff(value.message);
     return;
   }
-  const fresh = !run || value.run !== run.run;
+  const onLoad = !run;
+  const fresh = onLoad || value.run !== run.run;
   if (fresh && ignoring) return;
   // Frames that were under way when Stop was pressed come late.
   if (!fresh && run.state === "stopped") return;
   run = value;
   if (fresh) {
-    const first = shown < 0 && run.state === "finished";
     waiting = false;
     say("", false);
     lay();
     shown = reached = -1;
-    if (first) {
+    if (onLoad && run.state === "finished") {
       show(run.frames.length - 1);
       setState(run.state);
       return;
     }
     bringIntoView();
+    playing = true; // before anything is shown, so that the first patch's tokens are marked as running
     show(-1);
     find(".title").textContent = "Module 1 is at work";
     find(".note").textContent = `${run.settings.class_name}, seed ${run.settings.seed}`;
@@ -303,8 +336,14 @@ function update() {
 
 // ---- the visitor's hands ------------------------------------------------------------------------
 
+function hush() {
+  // A sentence stands over the picture: it goes when the visitor turns to the frames.
+  if (!waiting) say("", false);
+}
+
 scrubber.addEventListener("input", () => {
   if (!run?.frames.length) return;
+  hush();
   playing = false;
   stopTimer();
   show(Math.min(Number(scrubber.value), run.frames.length) - 1);
@@ -312,6 +351,7 @@ scrubber.addEventListener("input", () => {
 });
 find(".play").addEventListener("click", () => {
   if (!run?.frames.length) return;
+  hush();
   if (playing) {
     playing = false;
     stopTimer();
@@ -322,6 +362,7 @@ find(".play").addEventListener("click", () => {
 find(".film").addEventListener("click", (event) => {
   const button = event.target.closest("button");
   if (!button || button.disabled) return;
+  hush();
   playing = false;
   stopTimer();
   show(Number(button.dataset.frame));
@@ -336,18 +377,40 @@ document.addEventListener("click", (event) => {
     setState("waiting");
     setTimeout(() => waiting && say("Waiting for the sampler: runs take their turn, one at a time.", false), PATIENCE_MS);
   }
-  if (event.target.closest?.("#stop") && run && (waiting || run.state === "running")) stopped();
+  if (event.target.closest?.("#stop") && run && busy()) stopped();
+});
+document.addEventListener("input", (event) => {
+  if (event.target.closest?.("#classes, #dials")) hush();
 });
 
-document.addEventListener("input", (event) => {
-  if (event.target.closest?.("#classes, #dials") && !waiting) say("", false);
+// ---- calls that end without a word --------------------------------------------------------------
+
+document.addEventListener("nestar:failed", async () => {
+  if (!busy()) return;
+  const begun = !waiting;
+  let sentence = "The connection was lost.";
+  try {
+    const length = await queueLength();
+    if (begun) sentence = "The run broke off on the server. Try again in a moment.";
+    else if (length) sentence = "Too many visitors are waiting for the sampler. Try again in a moment.";
+    else sentence = "The server did not take the run. Try again in a moment.";
+  } catch {
+    // The sentence says it.
+  }
+  if (busy()) breakOff(sentence);
 });
-document.addEventListener("nestar:failed", () => {
-  if (!waiting) return;
-  waiting = false;
-  say("Too many visitors are waiting for the sampler. Try again in a moment.", true);
-  setState(run.state);
-});
+// Of a lost connection Gradio tells no script, and of one that only fell silent nobody: ask the server.
+setInterval(async () => {
+  if (asking || !busy()) return;
+  asking = true;
+  const before = run;
+  try {
+    await queueLength();
+  } catch {
+    if (busy() && run === before) breakOff("The connection was lost.");
+  }
+  asking = false;
+}, ASK_MS);
 
 watch("value", update);
 update();
