@@ -7,16 +7,21 @@ import json
 import math
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from nestar.nesting import ORDERS
 from nestar.settings import SCHEDULES, SOLVERS, SampleSettings, SettingsError, find_nesting
 
 if TYPE_CHECKING:
+    import torch
+
+    from nestar.model import NestAR
     from nestar.pipeline import NestARPipeline
+    from nestar.tokenizer import Tokenizer
+    from nestar.training.loop import Task
 
 RUNS = Path("runs")
 FAMILY_IMAGES = 1_000_000
@@ -41,6 +46,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_train(commands.add_parser("train", help="train a part, or the family of nestings"))
     _add_assemble(commands.add_parser("assemble", help="put trained parts together into a checkpoint folder"))
     _add_evaluate(commands.add_parser("evaluate", help="measure a nesting's samples against Tiny Worlds"))
+    _add_experiment(commands.add_parser("experiment", help="one of the paper's questions, with a figure"))
     return parser
 
 
@@ -63,13 +69,14 @@ def _add_settings(parser: argparse.ArgumentParser) -> None:
         "cfg": "guidance, 1 = off",
         "schedule": f"guidance schedule: {', '.join(SCHEDULES)}",
         "seed": "seed of the noise",
+        "nesting": "weights by name, in place of k and order",
     }
     defaults = {field.name: field.default for field in fields(SampleSettings)}
     for name, text in helps.items():
-        kind = str if isinstance(defaults[name], str) else _number
-        parser.add_argument(
-            f"--{name}", type=kind, default=defaults[name], help=f"{text} (default: {defaults[name]})"
-        )
+        default = defaults[name]
+        kind = _number if isinstance(default, int | float) else str
+        note = "" if default is None else f" (default: {default})"
+        parser.add_argument(f"--{name}", type=kind, default=default, help=text + note)
 
 
 def _number(text: str) -> int | float | str:
@@ -84,7 +91,7 @@ def _number(text: str) -> int | float | str:
 
 def _settings(arguments: argparse.Namespace) -> dict[str, object]:
     """The sampling settings given on the command line, unchecked."""
-    names = ("k", "order", "steps", "solver", "temperature", "cfg", "schedule", "seed")
+    names = ("k", "order", "steps", "solver", "temperature", "cfg", "schedule", "seed", "nesting")
     return {name: getattr(arguments, name) for name in names}
 
 
@@ -170,7 +177,12 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch", type=int, help="rows a step, in place of the preset's")
     parser.add_argument("--coordination", type=float, help="lambda, in place of the preset's")
     parser.add_argument("--seed", type=int, help="in place of the preset's")
-    parser.add_argument("--compile", action="store_true", help="compile the modules with torch.compile")
+    parser.add_argument(
+        "--compile",
+        action=argparse.BooleanOptionalAction,
+        help="compile the modules with torch.compile, which needs a C compiler (default: on CUDA, where "
+        "small kernels would wait for their launch)",
+    )
     parser.set_defaults(run=_train)
 
 
@@ -180,7 +192,8 @@ def _train(arguments: argparse.Namespace) -> int:
     _refuse_flags(arguments, "images", "members")
     from nestar.checkpoints import resolve_device
     from nestar.training import presets
-    from nestar.training.loop import Budget, train
+    from nestar.training.loop import STATE_FILE, Budget, train
+    from nestar.training.runs import asked_for, check_run, write_run
 
     registry = {"tokenizer": presets.TOKENIZERS, "nesting": presets.NESTINGS, "features": presets.FEATURES}[
         arguments.what
@@ -191,7 +204,7 @@ def _train(arguments: argparse.Namespace) -> int:
     given = {key: getattr(arguments, key) for key in ("batch", "coordination", "seed")}
     given = {key: value for key, value in given.items() if value is not None}
     config = registry[name]
-    if arguments.what != "nesting" and (arguments.tokenizer or arguments.compile):
+    if arguments.what != "nesting" and (arguments.tokenizer or arguments.compile is not None):
         flag = "--tokenizer" if arguments.tokenizer else "--compile"
         raise SettingsError(f"{flag} does not apply to {arguments.what}.")
     if arguments.what == "features" and arguments.init:
@@ -210,7 +223,12 @@ def _train(arguments: argparse.Namespace) -> int:
         raise SettingsError(str(error)) from None
     device = resolve_device(arguments.device)
     folder = arguments.folder or RUNS / f"{arguments.what}-{name}"
-    task = _task(arguments, config, device)
+    weights = _weights(arguments)
+    asked = asked_for(config, device, **_fingerprints(weights))
+    if (folder / STATE_FILE).exists():
+        check_run(folder, asked, type(config))
+    task = _task(arguments, config, device, weights)
+    write_run(folder, asked)
     record = {"preset": name, "device": device.type}
     if arguments.init and arguments.what == "nesting":
         record["init"] = _training_of(arguments.init)
@@ -256,7 +274,7 @@ def _train_family(arguments: argparse.Namespace) -> int:
         device=device,
         cache=arguments.cache,
         deadline=deadline,
-        compile_modules=arguments.compile,
+        compile_modules=_compiles(arguments, device),
     )
     print(json.dumps(report))
     command = assemble_command(report, folder / "checkpoint", tokenizer_folder)
@@ -286,26 +304,57 @@ def _training_of(folder: Path) -> dict[str, object]:
     return {key: training[key] for key in kept if key in training}
 
 
-def _task(arguments: argparse.Namespace, config: object, device: object) -> object:
-    """The training task of `arguments.what`; imported late, so that sampling loads no training code."""
+def _compiles(arguments: argparse.Namespace, device: torch.device) -> bool:
+    """Whether blocks are compiled: as asked, else where a step is hundreds of small kernels to launch."""
+    return device.type == "cuda" if arguments.compile is None else arguments.compile
+
+
+def _weights(arguments: argparse.Namespace) -> dict[str, Tokenizer | NestAR | None]:
+    """The finished weights that a run works on or starts from, by the flag that names them."""
     from nestar.checkpoints import EMBEDDED, load_tokenizer
     from nestar.model import NestAR
 
+    if arguments.what == "features":
+        return {}
+    if arguments.what == "tokenizer":
+        return {"init": load_tokenizer(arguments.init) if arguments.init else None}
+    return {
+        "tokenizer": load_tokenizer(arguments.tokenizer or EMBEDDED / "tokenizer"),
+        "init": NestAR.from_pretrained(arguments.init) if arguments.init else None,
+    }
+
+
+def _fingerprints(weights: Mapping[str, Tokenizer | NestAR | None]) -> dict[str, str | None]:
+    """What `run.json` says of them: weights that have changed are others, whatever folder they lie in."""
+    from nestar.model import fingerprint_of
+
+    return {
+        name: getattr(part, "fingerprint", None) or fingerprint_of(part) if part else None
+        for name, part in weights.items()
+    }
+
+
+def _task(
+    arguments: argparse.Namespace, config: Any, device: torch.device, weights: Mapping[str, Any]
+) -> Task:
+    """The training task of `arguments.what`; imported late, so that sampling loads no training code."""
     if arguments.what == "tokenizer":
         from nestar.training.tokenizer import TokenizerTask
 
-        init = load_tokenizer(arguments.init) if arguments.init else None
-        return TokenizerTask(config, device, arguments.cache, init=init)
+        return TokenizerTask(config, device, arguments.cache, **weights)
     if arguments.what == "features":
         from nestar.training.features import FeaturesTask
 
         return FeaturesTask(config, device, arguments.cache)
     from nestar.training.nesting import NestingTask
 
-    tokenizer = load_tokenizer(arguments.tokenizer or EMBEDDED / "tokenizer").to(device)
-    init = NestAR.from_pretrained(arguments.init) if arguments.init else None
     return NestingTask(
-        config, tokenizer, device, arguments.cache, compile_modules=arguments.compile, init=init
+        config,
+        weights["tokenizer"].to(device),
+        device,
+        arguments.cache,
+        compile_modules=_compiles(arguments, device),
+        init=weights["init"],
     )
 
 
@@ -338,7 +387,9 @@ def _add_evaluate(parser: argparse.ArgumentParser) -> None:
     _add_settings(parser)
     _add_source(parser)
     parser.add_argument(
-        "--features", type=Path, help="folder of the feature network (default: the embedded one)"
+        "--features",
+        type=Path,
+        help="folder of a feature network, inception, or inception:FILE (default: the embedded one)",
     )
     parser.add_argument("--out", type=Path, help="also write the report here, as JSON")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
@@ -346,15 +397,15 @@ def _add_evaluate(parser: argparse.ArgumentParser) -> None:
 
 
 def _evaluate(arguments: argparse.Namespace) -> int:
-    from nestar.checkpoints import EMBEDDED
-    from nestar.evaluation.features import load_features
+    from nestar.evaluation.inception import features_named
     from nestar.evaluation.report import evaluate
     from nestar.pipeline import NestARPipeline
 
     pipeline = _pipeline(arguments)
     settings = pipeline.settings(class_name=pipeline.classes[0], **_settings(arguments))
-    features = load_features(arguments.features or EMBEDDED / "features").to(pipeline.device)
-    model = pipeline.models[find_nesting(pipeline.nestings, settings.k, settings.order)]
+    features = features_named(arguments.features, pipeline.device)
+    _make_way(arguments.out)
+    model = pipeline.models[find_nesting(pipeline.nestings, settings.k, settings.order, settings.nesting)]
     try:
         report = evaluate(
             model,
@@ -368,7 +419,6 @@ def _evaluate(arguments: argparse.Namespace) -> int:
         raise SettingsError(str(error)) from None
     report = {**report, "weights": pipeline.origin}
     if arguments.out:
-        arguments.out.parent.mkdir(parents=True, exist_ok=True)
         arguments.out.write_text(json.dumps(report, indent=1) + "\n")
     if arguments.json:
         print(json.dumps(report))
@@ -377,3 +427,22 @@ def _evaluate(arguments: argparse.Namespace) -> int:
             if not isinstance(value, dict | list):
                 print(f"{name:24} {value}")
     return 0
+
+
+def _make_way(file: Path | None) -> None:
+    """Refuse a file that cannot be written before minutes of work, not after them."""
+    if file is None:
+        return
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with file.open("a"):
+            pass
+    except OSError as error:
+        raise SettingsError(f"{file} cannot be written ({error.strerror}).") from None
+
+
+def _add_experiment(parser: argparse.ArgumentParser) -> None:
+    from nestar.evaluation.experiments import command
+
+    command.add_arguments(parser)
+    parser.set_defaults(run=command.run)

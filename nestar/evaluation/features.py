@@ -139,6 +139,17 @@ class FeatureNetwork(nn.Module):
         outputs = self.factor_head(features_BD).unflatten(1, (len(CLASSES), MAX_FACTORS, MAX_LEVELS))
         return Reading(features_BD.float(), self.class_head(features_BD).float(), outputs.float())
 
+    @property
+    def size(self) -> int:
+        """Side of the pictures it reads, in pixels."""
+        return self.config.size
+
+    def describe(self, images_B3HW: Tensor, class_ids_B: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """What an evaluation keeps of pictures of these classes: features (B, D), class logits (B, K) and
+        factors (B, F)."""
+        reading = self(images_B3HW)
+        return reading.features, reading.class_logits, self.read_factors(reading, class_ids_B)
+
     def loss(self, reading: Reading, class_ids_B: Tensor, factors_BF: Tensor) -> dict[str, Tensor]:
         """Three losses, each near 1 when nothing is known and 0 when all is.
 

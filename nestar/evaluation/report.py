@@ -11,7 +11,8 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
-from typing import Any
+from functools import cached_property
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -20,7 +21,7 @@ from tqdm import tqdm
 from nestar.data import tiny_worlds
 from nestar.data.pools import HELD_OUT_SEED
 from nestar.evaluation import metrics
-from nestar.evaluation.features import FeatureNetwork
+from nestar.evaluation.previews import coarse_to_fine, preview_psnr
 from nestar.model import NestAR
 from nestar.sampler import SolverSettings
 from nestar.tokenizer import Tokenizer
@@ -30,27 +31,162 @@ BATCH = 64
 NEIGHBOURS = 3
 """k of precision and recall, as in Kynkaanniemi et al."""
 
+PREVIEWED = 256
+"""Samples of an evaluation whose previews are looked at, too."""
+
 SEED_STRIDE = 1_000_000
 """Between the sample seeds of two evaluations, so that they share no picture."""
 
 
+class PictureFeatures(Protocol):
+    """What an evaluation needs of a network: the feature network, or another (`inception`)."""
+
+    @property
+    def size(self) -> int | None:
+        """Side of the pictures it reads, in pixels; None: any."""
+
+    def describe(
+        self, images_B3HW: Tensor, class_ids_B: Tensor
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """Features (B, D) of images in [-1, 1]; class logits (B, K) and factors (B, F) where it has any."""
+
+
 @dataclass(frozen=True)
 class Description:
-    """A set of pictures as the metrics see it, on the CPU; the pictures themselves are not kept."""
+    """A set of pictures as the metrics see it, on the CPU; the pictures themselves are not kept.
+
+    Logits and factors are None where the network that described it knows no classes of Tiny Worlds.
+    """
 
     class_ids_N: Tensor
     features_ND: Tensor
-    logits_NK: Tensor
-    factors_NF: Tensor
+    logits_NK: Tensor | None
+    factors_NF: Tensor | None
     across_N: Tensor  # gradient across token borders
     inside_N: Tensor  # gradient elsewhere
 
 
-@torch.inference_mode()
+class Evaluator:
+    """Compares sets of samples with reference pictures that are drawn and described once.
+
+    Tokenizer, features and the models to be measured stand on one device. Classes take turns.
+
+    Args:
+        samples: pictures in every set.
+        size: side of the pictures in pixels.
+        bar: is moved on by every picture, if given.
+
+    Raises:
+        ValueError: fewer than two samples a class.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        features: PictureFeatures,
+        *,
+        samples: int,
+        size: int,
+        bar: tqdm | None = None,
+    ):
+        least = 2 * len(tiny_worlds.CLASSES)
+        if samples < least:
+            raise ValueError(f"An evaluation takes at least {least} samples (two a class), not {samples}.")
+        self.tokenizer, self.features, self.samples, self.size = tokenizer, features, samples, size
+        self.bar = tqdm(disable=True) if bar is None else bar
+        self.device = next(tokenizer.parameters()).device
+        self._ids, self._seeds = tiny_worlds.draw_indices(0, 2 * samples, HELD_OUT_SEED)
+
+    @cached_property
+    @torch.inference_mode()
+    def real(self) -> Description:
+        """The references that everything is compared with."""
+        return self._described("reference", self._drawn, 0)
+
+    @cached_property
+    @torch.inference_mode()
+    def ceilings(self) -> dict[str, Any]:
+        """Figures of other references (`reference`), of these decoded from their own tokens
+        (`reconstruction`), and `tokenizer_psnr` in dB."""
+        decibels: list[Tensor] = []
+
+        def decoded(part: slice) -> Tensor:
+            images = self._drawn(part)
+            rebuilt = self.tokenizer.decode(self.tokenizer.encode(images))
+            decibels.append(metrics.psnr(rebuilt, images).cpu())
+            return rebuilt
+
+        other = self._described("reference again", self._drawn, self.samples)
+        rebuilt = self._described("reconstruction", decoded, self.samples)
+        return {
+            "tokenizer_psnr": torch.cat(decibels).mean().item(),
+            "reference": compare(self.real, other),
+            "reconstruction": compare(self.real, rebuilt),
+        }
+
+    @torch.inference_mode()
+    def measure(self, model: NestAR, settings: SolverSettings, seed: int) -> dict[str, Any]:
+        """Sample, describe, compare: nesting, samples, seed, settings, the figures of `compare`, and
+        sampling_seconds.
+
+        Raises:
+            ValueError: the model does not fit the tokenizer and the features.
+        """
+        if picture_size(model, self.tokenizer, self.features) != self.size:
+            raise ValueError(
+                f"The model does not make the {self.size}x{self.size} pictures of the references."
+            )
+        real = self.real  # before the clock starts
+        sampled = 0.0
+
+        def made(part: slice) -> Tensor:
+            nonlocal sampled
+            began = time.perf_counter()
+            own = self._sample_seeds(seed, part)
+            images = sample_images(model, self.tokenizer, self._ids[part], own, settings)
+            sampled += time.perf_counter() - began
+            return images
+
+        figures = compare(real, self._described("samples", made, 0))
+        return {
+            "nesting": model.config.nesting.name,
+            "samples": self.samples,
+            "seed": seed,
+            "settings": asdict(settings),
+            **figures,
+            "sampling_seconds": round(sampled, 2),
+        }
+
+    def previews(self, model: NestAR, settings: SolverSettings, seed: int) -> dict[str, Any] | None:
+        """Whether the first PREVIEWED of these samples grow coarse to fine, see `previews.coarse_to_fine`."""
+        count = min(PREVIEWED, self.samples)
+        parts = [slice(start, min(start + BATCH, count)) for start in range(0, count, BATCH)]
+        rows = [
+            preview_psnr(model, self.tokenizer, self._ids[part], self._sample_seeds(seed, part), settings)
+            for part in parts
+        ]
+        return coarse_to_fine(torch.cat(rows))
+
+    @staticmethod
+    def _sample_seeds(seed: int, part: slice) -> list[int]:
+        return [seed * SEED_STRIDE + i for i in range(part.start, part.stop)]
+
+    def _drawn(self, part: slice) -> Tensor:
+        return tiny_worlds.draw(self._ids[part], self._seeds[part], self.size).images.to(self.device)
+
+    def _described(self, name: str, source: Callable[[slice], Tensor], first: int) -> Description:
+        """The pictures that `source` gives for the held-out indices from `first` on."""
+        self.bar.set_description(name)
+        stop = first + self.samples
+        parts = [slice(start, min(start + BATCH, stop)) for start in range(first, stop, BATCH)]
+        batches = _counted(source, parts, self.bar)
+        return describe(batches, self._ids[first:stop], self.features, self.tokenizer.stride, self.device)
+
+
 def evaluate(
     model: NestAR,
     tokenizer: Tokenizer,
-    features: FeatureNetwork,
+    features: PictureFeatures,
     *,
     samples: int = 5000,
     settings: SolverSettings | None = None,
@@ -69,110 +205,87 @@ def evaluate(
     Returns:
         The figures of `compare` for the samples, and under `reference` and `reconstruction` for the two
         ceilings; `precision_of_reference` and `recall_of_reference`: shares of the first ceiling;
-        `tokenizer_psnr` in dB; nesting, samples, seed, settings, seconds and sampling_seconds.
+        `coarse_to_fine`: see `previews.coarse_to_fine`, of the first PREVIEWED samples; `tokenizer_psnr`
+        in dB; nesting, samples, seed, settings, seconds and sampling_seconds.
 
     Raises:
         ValueError: too few samples, or model, tokenizer and features that do not fit together.
     """
-    settings = settings or SolverSettings()
-    size = _check(model, tokenizer, features, samples)
+    size = picture_size(model, tokenizer, features)
     began = time.perf_counter()
-    sampled = 0.0
-    ids, seeds = tiny_worlds.draw_indices(0, 2 * samples, HELD_OUT_SEED)
-    parts = [slice(start, min(start + BATCH, samples)) for start in range(0, samples, BATCH)]
-    decibels: list[Tensor] = []
-
-    def drawn(part: slice) -> Tensor:
-        return tiny_worlds.draw(ids[part], seeds[part], size).images.to(model.device)
-
-    def decoded(part: slice) -> Tensor:
-        images = drawn(part)
-        rebuilt = tokenizer.decode(tokenizer.encode(images))
-        decibels.append(metrics.psnr(rebuilt, images).cpu())
-        return rebuilt
-
-    def made(part: slice) -> Tensor:
-        nonlocal sampled
-        start = time.perf_counter()
-        own = [seed * SEED_STRIDE + i for i in range(part.start, part.stop)]
-        images = sample_images(model, tokenizer, ids[part], own, settings)
-        sampled += time.perf_counter() - start
-        return images
-
     with tqdm(total=4 * samples, unit="image", disable=not progress) as bar:
-
-        def described(name: str, source: Callable[[slice], Tensor], slices: list[slice]) -> Description:
-            bar.set_description(name)
-            own = torch.cat([ids[part] for part in slices])
-            return describe(_counted(source, slices, bar), own, features, tokenizer.stride)
-
-        others = [slice(part.start + samples, part.stop + samples) for part in parts]
-        real = described("reference", drawn, parts)
-        other = described("reference again", drawn, others)
-        rebuilt = described("reconstruction", decoded, others)
-        fake = described("samples", made, parts)
-    report, ceiling = compare(real, fake), compare(real, other)
+        evaluator = Evaluator(tokenizer, features, samples=samples, size=size, bar=bar)
+        ceilings = evaluator.ceilings
+        report = evaluator.measure(model, settings or SolverSettings(), seed)
+        bar.set_description("previews")
+        growth = evaluator.previews(model, settings or SolverSettings(), seed)
     return {
-        "nesting": model.config.nesting.name,
-        "samples": samples,
-        "seed": seed,
-        "settings": asdict(settings),
         **report,
-        "precision_of_reference": _share(report["precision"], ceiling["precision"]),
-        "recall_of_reference": _share(report["recall"], ceiling["recall"]),
-        "tokenizer_psnr": torch.cat(decibels).mean().item(),
-        "reference": ceiling,
-        "reconstruction": compare(real, rebuilt),
-        "sampling_seconds": round(sampled, 2),
+        "coarse_to_fine": growth,
+        **shares_of(ceilings["reference"], report),
+        **ceilings,
         "seconds": round(time.perf_counter() - began, 2),
     }
 
 
+def shares_of(ceiling: dict[str, Any], figures: dict[str, Any]) -> dict[str, float | None]:
+    """`precision_of_reference` and `recall_of_reference`: shares of what references reach themselves."""
+    return {
+        f"{name}_of_reference": figures[name] / ceiling[name] if ceiling[name] else None
+        for name in ("precision", "recall")
+    }
+
+
 def describe(
-    batches: Iterator[Tensor], class_ids_N: Tensor, features: FeatureNetwork, stride: int
+    batches: Iterator[Tensor],
+    class_ids_N: Tensor,
+    features: PictureFeatures,
+    stride: int,
+    device: torch.device,
 ) -> Description:
-    """Read batches of pictures (B, 3, H, W), which hold the classes `class_ids_N` in this order."""
-    device = features.stem.weight.device
-    parts: list[tuple[Tensor, ...]] = []
+    """Read batches of pictures (B, 3, H, W), which hold the classes `class_ids_N` in this order, with
+    features that stand on `device`."""
+    parts: list[tuple[Tensor | None, ...]] = []
     start = 0
     for images in batches:
         ids = class_ids_N[start : start + len(images)].to(device)
         start += len(images)
-        reading = features(images.to(device))
-        read = (
-            reading.features,
-            reading.class_logits,
-            features.read_factors(reading, ids),
-            *metrics.seam_gradients(images, stride),
-        )
-        parts.append(tuple(value.cpu() for value in read))
-    return Description(class_ids_N, *(torch.cat(column) for column in zip(*parts, strict=True)))
+        read = (*features.describe(images.to(device), ids), *metrics.seam_gradients(images, stride))
+        parts.append(tuple(None if value is None else value.cpu() for value in read))
+    columns = (None if column[0] is None else torch.cat(column) for column in zip(*parts, strict=True))
+    return Description(class_ids_N, *columns)
 
 
 def compare(real: Description, fake: Description) -> dict[str, Any]:
-    """Every figure of a set of pictures, those that need it against `real`."""
+    """Every figure of a set of pictures, those that need it against `real`; without class logits and factors
+    those that need them are left out."""
     precision, recall = metrics.precision_recall(real.features_ND, fake.features_ND, NEIGHBOURS)
-    accuracy, by_class = metrics.class_accuracy(fake.logits_NK, fake.class_ids_N)
-    coverage = metrics.factor_coverage(real.factors_NF, real.class_ids_N, fake.factors_NF, fake.class_ids_N)
-    return {
+    figures = {
         "fid": metrics.fid(real.features_ND, fake.features_ND),
-        "inception_score": metrics.inception_style_score(fake.logits_NK),
         "precision": precision,
         "recall": recall,
-        "class_accuracy": accuracy,
-        "class_accuracy_by_class": by_class,
         "seams": metrics.seam_ratio(fake.across_N, fake.inside_N),
         "diversity": metrics.mean_pairwise_distance(fake.features_ND, fake.class_ids_N),
         "vendi": metrics.vendi_score(fake.features_ND),
-        "coverage": coverage,
     }
+    if fake.logits_NK is not None:
+        figures["inception_score"] = metrics.inception_style_score(fake.logits_NK)
+        accuracy, by_class = metrics.class_accuracy(fake.logits_NK, fake.class_ids_N)
+        figures |= {"class_accuracy": accuracy, "class_accuracy_by_class": by_class}
+    if real.factors_NF is not None and fake.factors_NF is not None:
+        figures["coverage"] = metrics.factor_coverage(
+            real.factors_NF, real.class_ids_N, fake.factors_NF, fake.class_ids_N
+        )
+    return figures
 
 
-def _check(model: NestAR, tokenizer: Tokenizer, features: FeatureNetwork, samples: int) -> int:
-    """Side of the pictures in pixels, if everything fits."""
+def picture_size(model: NestAR, tokenizer: Tokenizer, features: PictureFeatures) -> int:
+    """Side of the pictures in pixels, if everything fits.
+
+    Raises:
+        ValueError: the model's classes, its channels or the size of its pictures do not fit.
+    """
     nesting, classes = model.config.nesting, len(tiny_worlds.CLASSES)
-    if samples < 2 * classes:
-        raise ValueError(f"An evaluation takes at least {2 * classes} samples (two a class), not {samples}.")
     if model.config.classes != classes:
         raise ValueError(f"The model knows {model.config.classes} classes, Tiny Worlds has {classes}.")
     if model.config.channels != tokenizer.channels:
@@ -180,7 +293,7 @@ def _check(model: NestAR, tokenizer: Tokenizer, features: FeatureNetwork, sample
             f"The model makes tokens of {model.config.channels} channels, the tokenizer takes "
             f"{tokenizer.channels}."
         )
-    size = features.config.size
+    size = features.size or nesting.height * tokenizer.stride
     if (nesting.height * tokenizer.stride, nesting.width * tokenizer.stride) != (size, size):
         raise ValueError(
             f"A grid of {nesting.height}x{nesting.width} tokens of {tokenizer.stride} pixels "
@@ -193,7 +306,3 @@ def _counted(source: Callable[[slice], Tensor], slices: list[slice], bar: tqdm) 
     for part in slices:
         yield source(part)
         bar.update(part.stop - part.start)
-
-
-def _share(value: float, ceiling: float) -> float | None:
-    return value / ceiling if ceiling else None

@@ -1,0 +1,152 @@
+"""`python -m nestar experiment NAME`: its arguments and its run, which imports all that is heavy."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from nestar.evaluation.experiments import NAMES
+from nestar.settings import SettingsError, check_integer, check_seed
+
+if TYPE_CHECKING:
+    from nestar.evaluation.experiments.study import Experiment
+    from nestar.training.nesting import NestingTrainConfig
+
+RESULTS = Path("benchmarks/results/experiments")
+RUNS = Path("runs")
+MEMBER, PRESET, IMAGES = "k4-lattice", "tiny-worlds-k4", 200_000
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of the command; the caller sets `run`."""
+    parser.add_argument("name", choices=NAMES, metavar="NAME", help=", ".join(NAMES))
+    parser.add_argument(
+        "--repo", help="Hub repository or local folder with weights (default: NESTAR_REPO, else embedded)"
+    )
+    parser.add_argument("--revision", help="branch, tag or commit of the Hub repository")
+    parser.add_argument("--device", default="auto", help="auto, cpu or cuda (default: auto)")
+    parser.add_argument(
+        "--features",
+        type=Path,
+        help="folder of the feature network, or inception (default: the embedded one)",
+    )
+    parser.add_argument(
+        "--samples", type=int, default=1000, help="samples of a grid's or search's rows (default: 1000)"
+    )
+    parser.add_argument("--final-samples", type=int, default=5000, help="of the finalists (default: 5000)")
+    parser.add_argument(
+        "--seed", type=int, default=0, help="of the finalists; searches take the next one (default: 0)"
+    )
+    parser.add_argument("--steps", type=int, default=25, help="solver steps a patch (default: 25)")
+    parser.add_argument(
+        "--nesting", help=f"for sampler and precision: the member to sample (default: {MEMBER})"
+    )
+    parser.add_argument(
+        "--minutes", type=float, help="wall-clock budget of this call; the next one goes on (default: none)"
+    )
+    parser.add_argument("--images", type=int, help=f"images that each training arm sees (default: {IMAGES})")
+    parser.add_argument("--preset", help=f"recipe that training arms are made from (default: {PRESET})")
+    parser.add_argument("--batch", type=int, help="rows a training step, in place of the preset's")
+    parser.add_argument(
+        "--compile",
+        action=argparse.BooleanOptionalAction,
+        help="compile the arms' modules with torch.compile, which needs a C compiler (default: on CUDA)",
+    )
+    parser.add_argument(
+        "--runs", type=Path, default=RUNS / "experiments", help="where arms are trained (runs/experiments)"
+    )
+    parser.add_argument(
+        "--cache", type=Path, default=RUNS / "cache", help="where pools of images and latents lie"
+    )
+    parser.add_argument(
+        "--out", type=Path, default=RESULTS, help=f"folder of NAME.json and NAME.png (default: {RESULTS})"
+    )
+    parser.add_argument("--json", action="store_true", help="print the report as one JSON object")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Conduct the experiment that the arguments name.
+
+    Raises:
+        SettingsError: an argument is out of range, or weights and arguments do not fit together.
+        WeightsError: weights are missing or damaged.
+    """
+    began = time.monotonic()
+    _check(arguments)
+    from nestar.checkpoints import default_source
+    from nestar.evaluation.experiments.study import Options, Study, conduct, tell
+    from nestar.evaluation.inception import features_named
+    from nestar.pipeline import NestARPipeline
+
+    experiment = load(arguments.name)
+    _check_applies(arguments, experiment)
+    base = _recipe(arguments)
+    pipeline = NestARPipeline.from_pretrained(
+        arguments.repo or default_source(), revision=arguments.revision, device=arguments.device
+    )
+    features = features_named(arguments.features, pipeline.device)
+    options = Options(
+        samples=arguments.samples,
+        final_samples=arguments.final_samples,
+        seed=arguments.seed,
+        steps=arguments.steps,
+        nesting=arguments.nesting or MEMBER,
+        images=arguments.images or IMAGES,
+        base=base,
+        folder=arguments.out,
+        runs=arguments.runs,
+        cache=arguments.cache,
+        compile_modules=pipeline.device.type == "cuda" if arguments.compile is None else arguments.compile,
+        deadline=None if arguments.minutes is None else began + 60 * arguments.minutes,
+    )
+    try:
+        report = conduct(experiment, Study(experiment.name, pipeline, features, options))
+    except SettingsError:
+        raise
+    except ValueError as error:  # what the evaluation refuses
+        raise SettingsError(str(error)) from None
+    except OSError as error:
+        raise SettingsError(f"{error.filename} cannot be written ({error.strerror}).") from None
+    tell(report, arguments.out, as_json=arguments.json)
+    return 0
+
+
+def load(name: str) -> Experiment:
+    """The experiment of one of NAMES."""
+    from importlib import import_module
+
+    return import_module(f"nestar.evaluation.experiments.{name}").EXPERIMENT
+
+
+def _check(arguments: argparse.Namespace) -> None:
+    check_seed(arguments.seed)
+    check_integer("steps", arguments.steps)
+    for flag in ("samples", "final_samples", "images", "batch"):
+        value = getattr(arguments, flag)
+        if value is not None and value < 1:
+            raise SettingsError(f"--{flag.replace('_', '-')} must be at least 1, got {value}.")
+    if arguments.minutes is not None and not 0 < arguments.minutes < math.inf:
+        raise SettingsError(f"--minutes must be a finite number above 0, got {arguments.minutes:g}.")
+
+
+def _check_applies(arguments: argparse.Namespace, experiment: Experiment) -> None:
+    """Refuse flags that would do nothing."""
+    flags = {"images": experiment.trains, "preset": experiment.trains, "batch": experiment.trains}
+    flags |= {"compile": experiment.trains, "nesting": experiment.single}
+    for flag, applies in flags.items():
+        if getattr(arguments, flag) is not None and not applies:
+            raise SettingsError(f"--{flag} does not apply to {experiment.name}.")
+
+
+def _recipe(arguments: argparse.Namespace) -> NestingTrainConfig:
+    from nestar.training.presets import NESTINGS
+
+    name = arguments.preset or PRESET
+    if name not in NESTINGS:
+        raise SettingsError(f"Unknown preset {name!r}: allowed are {', '.join(NESTINGS)}.")
+    base = NESTINGS[name]
+    return replace(base, batch=arguments.batch) if arguments.batch else base

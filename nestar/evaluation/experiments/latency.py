@@ -1,0 +1,59 @@
+"""How long pictures take: members in turns within one run, so that what slows the machine slows all alike."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Mapping, Sequence
+
+import torch
+
+from nestar.data import tiny_worlds
+from nestar.model import NestAR
+from nestar.sampler import SolverSettings
+from nestar.tokenizer import Tokenizer
+from nestar.training.nesting import sample_images
+
+RUNS = 5
+BATCH = 64
+
+
+def latencies(
+    members: Mapping[str, tuple[NestAR, SolverSettings]],
+    tokenizer: Tokenizer,
+    *,
+    runs: int = RUNS,
+    batch: int = BATCH,
+) -> dict[str, dict[str, float | int]]:
+    """Seconds and pictures per second of every member, decoding included; medians after one warm-up.
+
+    Returns:
+        By member: `seconds_per_picture` (one at a time), `pictures_per_second` (`batch` at a time), `batch`,
+        `evaluations` (patches one after another) and `function_evaluations` (network passes).
+    """
+    seconds: dict[str, dict[int, list[float]]] = {name: {1: [], batch: []} for name in members}
+    for rows in (1, batch):
+        for run in range(runs + 1):
+            for name, (model, settings) in members.items():
+                taken = _seconds(model, tokenizer, settings, rows, run)
+                if run:
+                    seconds[name][rows].append(taken)
+    result = {}
+    for name, (model, settings) in members.items():
+        nesting = model.config.nesting
+        result[name] = {
+            "seconds_per_picture": round(statistics.median(seconds[name][1]), 5),
+            "pictures_per_second": round(batch / statistics.median(seconds[name][batch]), 3),
+            "batch": batch,
+            "evaluations": nesting.evaluations,
+            "function_evaluations": nesting.function_evaluations(settings.steps, settings.calls_per_step),
+        }
+    return result
+
+
+def _seconds(model: NestAR, tokenizer: Tokenizer, settings: SolverSettings, rows: int, run: int) -> float:
+    ids = torch.arange(rows) % len(tiny_worlds.CLASSES)
+    seeds: Sequence[int] = range(run * rows, (run + 1) * rows)
+    began = time.perf_counter()
+    sample_images(model, tokenizer, ids, seeds, settings)  # ends on the CPU: nothing is still queued
+    return time.perf_counter() - began

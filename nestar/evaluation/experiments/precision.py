@@ -1,0 +1,177 @@
+"""Precision: what moves it, and what closes the gap to drawn pictures that the paper leaves on ImageNet.
+
+One thing at a time around the defaults: guidance, its schedule, temperature, k, and, in arms trained for it,
+how often a module's context is noised.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from nestar import plots
+from nestar.evaluation.experiments.arms import Arm, check, trained
+from nestar.evaluation.experiments.findings import known, lowest, minus, pick
+from nestar.evaluation.experiments.rows import Row
+from nestar.evaluation.experiments.sampler import guidance_axis, temperature_axis
+from nestar.evaluation.experiments.study import Experiment, Study, arms_note, label_of
+from nestar.sampler import SolverSettings
+from nestar.training.nesting import NestingTrainConfig
+
+FAMILY = ("k2-lattice", "k4-lattice", "k8-lattice", "ar-raster", "one-shot")
+NOISED_SHARES = (0.0, 0.2, 0.5, 1.0)
+"""Shares of training rows whose context is noised; the recipe's own is 0.2."""
+
+REACHED = 0.9
+"""Share of the references' precision from which on the gap counts as closed (DESIGN section 7)."""
+
+AXES = {
+    "constant": "guidance, constant schedule",
+    "linear": "guidance, linear schedule",
+    "temperature": "temperature of the noise",
+    "k": "nesting",
+    "noise": "noised context",
+}
+
+
+def measure(study: Study) -> None:
+    options, centre = study.options, study.options.settings
+    study.design |= {
+        "design": "one thing at a time around the defaults; arms of context noise only with each other",
+        "member": options.nesting,
+        "defaults": asdict(centre),
+        "gap_closed_from_share_of_reference": REACHED,
+    }
+    check(study, noise_arms(options.base))
+    models = study.members(dict.fromkeys([options.nesting, *FAMILY]))
+    family = [name for name in FAMILY if name in models]
+    points = sampling_points(centre) if options.nesting in models else []
+    study.expect(len(points) + len(family) + (3 if points else 0))
+    for axis, value, settings in points:
+        study.probe("grid", options.nesting, models[options.nesting], settings, axis=axis, value=value)
+    for name in family:
+        value = label_of(name, models[name].config.nesting)
+        study.probe("grid", name, models[name], centre, axis="k", value=value)
+    if points:
+        study.finals(options.nesting, models[options.nesting], finalists(study))
+    arms = trained(study, noise_arms(options.base))
+    study.expect(len(arms))
+    for (name, done), noised in zip(arms.items(), NOISED_SHARES, strict=True):
+        study.probe("grid", name, done.model, centre, axis="noise", value=noised)
+
+
+def sampling_points(centre: SolverSettings) -> list[tuple[str, float, SolverSettings]]:
+    """Axis, value and settings of everything that needs no other weights."""
+    guided = [(one.schedule, one.cfg, one) for one in guidance_axis(centre)]
+    unguided = replace(centre, cfg=1.0)
+    hot = [("temperature", one.temperature, one) for one in temperature_axis(centre)]
+    return [*guided, ("linear", 1.0, unguided), *hot]
+
+
+def noise_arms(base: NestingTrainConfig) -> list[Arm]:
+    return [
+        Arm(f"noised-{share:g}", f"{share:.0%} noised", replace(base, clean_share=1 - share))
+        for share in NOISED_SHARES
+    ]
+
+
+def finalists(study: Study) -> dict[str, SolverSettings]:
+    """The defaults, the most precise settings, and those nearest to the references in both figures."""
+    grid = [row for row in pick(study.rows, part="grid") if row["axis"] != "k"]
+    reference = study.ceilings(study.options.samples)["reference"]
+    most = max(grid, key=lambda row: row["precision"])
+    even = max(grid, key=lambda row: _balance(row, reference))
+    return {
+        "defaults": study.options.settings,
+        "most precise": SolverSettings(**most["settings"]),
+        "balanced": SolverSettings(**even["settings"]),
+    }
+
+
+def _balance(row: Row, reference: Mapping[str, float]) -> float:
+    """The lesser of both shares of what references reach."""
+    return min(row[name] / reference[name] if reference[name] else 0.0 for name in ("precision", "recall"))
+
+
+def find(rows: list[Row], arms: list[Row]) -> dict[str, Any]:
+    grid, finals = pick(rows, part="grid"), pick(rows, part="final")
+    axes = {axis: pick(grid, axis=axis) for axis in AXES}
+    spans = {
+        name: {
+            axis: max(row[name] for row in own) - min(row[name] for row in own)
+            for axis, own in axes.items()
+            if len(own) > 1
+        }
+        for name in ("precision", "recall")
+    }
+    default = lowest(pick(finals, which="defaults"))
+    precise = lowest(pick(finals, which="most precise")) or default
+    closes = {axis: _closing(own) for axis, own in axes.items()}
+    found = {
+        "precision_span_of_axis": spans["precision"],
+        "recall_span_of_axis": spans["recall"],
+        "precision_moved_most_by": max(spans["precision"], key=spans["precision"].__getitem__, default=None),
+        "gap_closed_with_most_recall_at": {axis: row["value"] for axis, row in closes.items() if row},
+    }
+    if default and default.get("precision_of_reference") is not None:
+        share = default["precision_of_reference"]
+        found |= {
+            "precision_at_defaults": default["precision"],
+            "precision_of_reference_at_defaults": share,
+            "recall_of_reference_at_defaults": default["recall_of_reference"],
+            "gap_in_precision_at_defaults": share < REACHED,
+            "gap_in_recall_at_defaults": default["recall_of_reference"] < REACHED,
+            "most_precise_settings": precise["settings"],
+            "most_precise_minus_defaults": minus(precise, default, ("precision", "recall", "fid")),
+        }
+    return known(found)
+
+
+def _closing(rows: list[Row]) -> Row | None:
+    """Of the rows whose precision is as good as the references', the one of most recall."""
+    enough = [row for row in rows if (row.get("precision_of_reference") or 0) >= REACHED]
+    return max(enough, key=lambda row: row["recall"], default=None)
+
+
+def draw(report: Mapping[str, Any]) -> Figure | None:
+    axes = {axis: pick(report["rows"], part="grid", axis=axis) for axis in AXES}
+    axes = {axis: sorted(rows, key=_place) for axis, rows in axes.items() if rows}
+    if not axes:
+        return None
+    ceiling = report["ceilings"].get(str(report["samples"]), {}).get("reference")
+    panels = plots.new_figure("What moves precision and recall, one thing at a time", len(axes))
+    for number, (panel, (axis, rows)) in enumerate(zip(panels, axes.items(), strict=True)):
+        names = [row["value"] for row in rows] if axis == "k" else []
+        xs = list(range(len(rows))) if names else [row["value"] for row in rows]
+        plots.lines(
+            panel,
+            [plots.Series(name, xs, [row[name] for row in rows]) for name in ("precision", "recall")],
+            x_label="share of training rows noised" if axis == "noise" else "",
+            y_label="share of pictures" if number % 3 == 0 else "",
+            title=AXES[axis] + (arms_note(report) if axis == "noise" else ""),
+            ticks=[name.replace("plain autoregression", "AR").replace(" flow", "") for name in names],
+            named=number % 3 == 2 or number == len(axes) - 1,
+            level=plots.Point("drawn pictures", 0, ceiling["precision"]) if ceiling else None,
+            y_range=(0, 1.05),
+        )
+    return panels[0].figure
+
+
+def _place(row: Row) -> float:
+    """Order along an axis; nestings stay as they are."""
+    return 0.0 if row["axis"] == "k" else row["value"]
+
+
+EXPERIMENT = Experiment(
+    name="precision",
+    question="What moves precision, and what closes its gap to drawn pictures: guidance, schedule, "
+    "temperature, context noise or k?",
+    measure=measure,
+    find=find,
+    draw=draw,
+    trains=True,
+    single=True,
+)

@@ -1,0 +1,210 @@
+"""How pictures are best sampled: steps and solver, guidance and its schedule, temperature.
+
+A star: one axis at a time around the defaults, on few samples; then the best of each axis together, on many.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from nestar import plots
+from nestar.evaluation.experiments.findings import falls, known, lowest, minus, pick
+from nestar.evaluation.experiments.rows import Row
+from nestar.evaluation.experiments.study import Experiment, Study
+from nestar.sampler import SolverSettings
+from nestar.settings import SCHEDULES, SOLVER_CALLS
+
+CALLS = (5, 10, 25, 50)
+"""Velocity calls a patch, which is what a solver costs; second-order solvers take half as many steps."""
+
+CFGS = (1.0, 1.5, 2.0, 3.0, 4.0)
+TEMPERATURES = (0.8, 0.9, 1.0, 1.1, 1.2)
+TOLERANCE = 0.02
+"""FIDs closer than this share count as equal, and the cheaper settings are preferred."""
+
+COSTS = ("precision", "recall", "class_accuracy", "inception_score", "seams", "function_evaluations")
+
+
+def solver_axis(centre: SolverSettings) -> list[SolverSettings]:
+    """Every solver at every number of calls, never more of them than asked for."""
+    return [
+        replace(centre, solver=solver, steps=max(1, calls // SOLVER_CALLS[solver]))
+        for solver in SOLVER_CALLS
+        for calls in CALLS
+    ]
+
+
+def guidance_axis(centre: SolverSettings) -> list[SolverSettings]:
+    """Every strength with every schedule; without guidance there is but one."""
+    return [
+        replace(centre, cfg=cfg, schedule=schedule)
+        for schedule in SCHEDULES
+        for cfg in CFGS
+        if cfg != 1 or schedule == SCHEDULES[0]
+    ]
+
+
+def temperature_axis(centre: SolverSettings) -> list[SolverSettings]:
+    return [replace(centre, temperature=temperature) for temperature in TEMPERATURES]
+
+
+AXES = {"solver": solver_axis, "guidance": guidance_axis, "temperature": temperature_axis}
+FIELDS = {"solver": ("solver", "steps"), "guidance": ("cfg", "schedule"), "temperature": ("temperature",)}
+"""The settings that each axis moves."""
+
+
+def measure(study: Study) -> None:
+    member = study.options.nesting
+    model = study.members([member])[member]
+    centre = study.options.settings
+    axes = {axis: points(centre) for axis, points in AXES.items()}
+    study.design |= {
+        "design": "star: one axis at a time around the defaults, then the best of each axis together",
+        "member": member,
+        "defaults": asdict(centre),
+        "axes": {axis: [_moved(axis, point) for point in points] for axis, points in axes.items()},
+        "equal_fid_within": TOLERANCE,
+    }
+    study.expect(sum(map(len, axes.values())) + 3)
+    for axis, points in axes.items():
+        for settings in points:
+            study.probe("star", member, model, settings, axis=axis, calls=_calls(settings))
+    finalists = {"defaults": centre, "best": combined(study.rows, centre), "quick": quick(study.rows, centre)}
+    study.finals(member, model, finalists)
+
+
+def combined(rows: list[Row], centre: SolverSettings) -> SolverSettings:
+    """The best of each axis together."""
+    return _take(centre, {axis: lowest(pick(rows, part="star", axis=axis)) for axis in AXES})
+
+
+def quick(rows: list[Row], centre: SolverSettings) -> SolverSettings:
+    """The same with the fewest calls whose FID is as good as the best within TOLERANCE."""
+    best = {axis: lowest(pick(rows, part="star", axis=axis)) for axis in AXES}
+    bound = best["solver"]["fid"] * (1 + TOLERANCE)
+    near = [row for row in pick(rows, part="star", axis="solver") if row["fid"] <= bound]
+    return _take(centre, best | {"solver": lowest(near, "calls")})
+
+
+def find(rows: list[Row], arms: list[Row]) -> dict[str, Any]:
+    star, finals = pick(rows, part="star"), pick(rows, part="final")
+    best = {axis: lowest(pick(star, axis=axis)) for axis in AXES}
+    solver = pick(star, axis="solver")
+    euler = sorted((row for row in solver if _is(row, solver="euler")), key=lambda row: row["calls"])
+    found = {
+        "best_of_axis": {
+            axis: {name: row["settings"][name] for name in FIELDS[axis]} for axis, row in best.items() if row
+        },
+        "fid_falls_with_euler_steps": falls([row["fid"] for row in euler]),
+        "second_order_better_than_euler_at_equal_calls": _second_order(solver),
+        "linear_schedule_better_than_constant": _linear(pick(star, axis="guidance")),
+    }
+    default, winner = lowest(pick(finals, which="defaults")), lowest(finals)
+    if default and winner and len(finals) > 1:
+        near = [row for row in finals if row["fid"] <= winner["fid"] * (1 + TOLERANCE)]
+        taken = lowest(near, "function_evaluations")
+        found |= {
+            "best_by_fid": winner["settings"],
+            "fid_of_defaults": default["fid"],
+            "fid_of_best": winner["fid"],
+            "best_minus_defaults": minus(winner, default, COSTS),
+            "recommended_defaults": taken["settings"],
+            "defaults_are_recommended": taken["settings"] == default["settings"],
+        }
+    return known(found)
+
+
+def draw(report: Mapping[str, Any]) -> Figure | None:
+    star = pick(report["rows"], part="star")
+    if not star:
+        return None
+    panels = plots.new_figure("What each sampler setting does to FID, one at a time", 3)
+    solver, guidance = pick(star, axis="solver"), pick(star, axis="guidance")
+    plots.lines(
+        panels[0],
+        [_series(name, [row for row in solver if _is(row, solver=name)], "calls") for name in SOLVER_CALLS],
+        x_label="network calls a patch",
+        y_label="FID (lower is better)",
+        title="solver",
+        log_x=True,
+    )
+    without = [row for row in guidance if _is(row, cfg=1.0)]
+    plots.lines(
+        panels[1],
+        [
+            _series(
+                name, without + [row for row in guidance if _is(row, schedule=name) and row not in without]
+            )
+            for name in SCHEDULES
+        ],
+        x_label="guidance (CFG)",
+        y_label="",
+        title="guidance and its schedule",
+    )
+    plots.lines(
+        panels[2],
+        [_series("", pick(star, axis="temperature"), "temperature")],
+        x_label="temperature",
+        y_label="",
+        title="temperature of the noise",
+        named=False,
+    )
+    return panels[0].figure
+
+
+def _series(label: str, rows: list[Row], x: str = "cfg") -> plots.Series:
+    xs = [row.get(x, row["settings"].get(x)) for row in rows]
+    return plots.Series(label, xs, [row["fid"] for row in rows])
+
+
+def _is(row: Row, **settings: Any) -> bool:
+    return all(row["settings"][name] == value for name, value in settings.items())
+
+
+def _moved(axis: str, settings: SolverSettings) -> dict[str, Any]:
+    return {name: getattr(settings, name) for name in FIELDS[axis]}
+
+
+def _calls(settings: SolverSettings) -> int:
+    return settings.steps * settings.calls_per_step
+
+
+def _take(centre: SolverSettings, best: Mapping[str, Row | None]) -> SolverSettings:
+    """The centre with each axis where its best row has it."""
+    moved = {
+        name: row["settings"][name] for axis, row in best.items() if row is not None for name in FIELDS[axis]
+    }
+    return replace(centre, **moved)
+
+
+def _second_order(solver: list[Row]) -> dict[str, bool]:
+    """By calls a patch: whether midpoint or Heun beats Euler there; only where the calls are the same."""
+    answers = {}
+    for row in solver:
+        others = [one for one in pick(solver, calls=row["calls"]) if not _is(one, solver="euler")]
+        if _is(row, solver="euler") and others:
+            answers[str(row["calls"])] = lowest(others)["fid"] < row["fid"]
+    return answers
+
+
+def _linear(guidance: list[Row]) -> bool | None:
+    """Whether the best strength of the linear schedule beats the best of the constant one."""
+    best = [
+        lowest(row for row in guidance if _is(row, schedule=name) and not _is(row, cfg=1.0))
+        for name in ("linear", "constant")
+    ]
+    return best[0]["fid"] < best[1]["fid"] if all(best) else None
+
+
+EXPERIMENT = Experiment(
+    name="sampler",
+    question="Which steps, solver, guidance, schedule and temperature sample best, and what do they cost?",
+    measure=measure,
+    find=find,
+    draw=draw,
+    single=True,
+)

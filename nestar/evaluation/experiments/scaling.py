@@ -1,0 +1,119 @@
+"""Quality against latency over the nesting factor, with the two ends of the scale as baselines."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from nestar import plots
+from nestar.evaluation.experiments.findings import by_member, known, lowest, pick, rises
+from nestar.evaluation.experiments.latency import BATCH
+from nestar.evaluation.experiments.rows import Row
+from nestar.evaluation.experiments.study import Experiment, Study, label_of
+
+NESTED = ("k2-lattice", "k4-lattice", "k8-lattice")
+TOKEN_BY_TOKEN, ONE_SHOT = "ar-raster", "one-shot"
+MEMBERS = (*NESTED, TOKEN_BY_TOKEN, ONE_SHOT)
+"""k = 2, 4, 8; k = n, which is plain autoregression; and no autoregression at all."""
+
+MORE_STEPS = 2
+"""One-shot flow has a single patch, so it is also shown with this many times the steps."""
+
+
+def measure(study: Study) -> None:
+    models = study.members(MEMBERS)
+    best = study.compare_at_best(models)
+    contenders = {name: (model, best[name]) for name, model in models.items()}
+    labels = {name: label_of(name, model.config.nesting) for name, model in models.items()}
+    if TOKEN_BY_TOKEN in models:
+        labels[TOKEN_BY_TOKEN] += f" (k = {models[TOKEN_BY_TOKEN].config.nesting.n})"
+    if ONE_SHOT in models:
+        more = replace(best[ONE_SHOT], steps=MORE_STEPS * best[ONE_SHOT].steps)
+        name = f"{ONE_SHOT}, {more.steps} steps"
+        study.expect(1)
+        study.final(name, models[ONE_SHOT], more)
+        contenders[name] = (models[ONE_SHOT], more)
+        labels[name] = f"{labels[ONE_SHOT]}, {more.steps} steps"
+    study.design["latency"] = (
+        f"medians, pictures made one at a time and {BATCH} at a time, decoded, members in turns in one run, "
+        "at each one's own best settings: without guidance (cfg 1) a network pass has half the rows"
+    )
+    study.design["labels"] = labels
+    study.time(contenders)
+
+
+def find(rows: list[Row], arms: list[Row]) -> dict[str, Any]:
+    finals, timed = pick(rows, part="final"), pick(rows, part="latency")
+    fid, single = by_member(finals, "fid"), by_member(timed, "seconds_per_picture")
+    many = by_member(timed, "pictures_per_second")
+    nested = [name for name in NESTED if name in fid]
+    best = lowest(row for row in finals if row["member"] in nested)
+    baselines = {name: value for name, value in fid.items() if name not in nested}
+    found = {
+        "fid": fid,
+        "best_fid": _first(fid),
+        "best_nested": best["member"] if best else None,
+        "fid_of_best_nested_minus": {
+            name: best["fid"] - value for name, value in baselines.items() if best is not None
+        },
+        "best_nested_no_worse_than_baselines": (
+            all(best["fid"] <= value for value in baselines.values()) if best and baselines else None
+        ),
+        "fid_rises_with_k": rises([fid[name] for name in nested]),
+        "seconds_rise_with_k": rises([single[name] for name in nested if name in single]),
+        "fastest_one_at_a_time": _first(single),
+        "fastest_at_a_batch": _first({name: 1 / rate for name, rate in many.items()}),
+    }
+    for other, words in ((TOKEN_BY_TOKEN, "autoregression"), (ONE_SHOT, "one_shot")):
+        if other in single:
+            found[f"speed_up_over_{words}_one_at_a_time"] = {
+                name: single[other] / single[name] for name in nested if name in single
+            }
+            found[f"speed_up_over_{words}_at_a_batch"] = {
+                name: many[name] / many[other] for name in nested if name in many
+            }
+    return known(found)
+
+
+def _first(values: Mapping[str, float]) -> str | None:
+    """The member of least value; none where there is nothing to compare with."""
+    return min(values, key=values.__getitem__) if len(values) > 1 else None
+
+
+def draw(report: Mapping[str, Any]) -> Figure | None:
+    finals, timed = pick(report["rows"], part="final"), pick(report["rows"], part="latency")
+    labels = report["settings"].get("labels", {})
+    figures = [name for name in ("fid", "inception_score") if by_member(finals, name)]
+    if not timed or not figures:
+        return None
+    single = by_member(timed, "seconds_per_picture")
+    together = {name: 1 / rate for name, rate in by_member(timed, "pictures_per_second").items()}
+    words = {"fid": "FID (lower is better)", "inception_score": "inception score (higher is better)"}
+    panels = plots.new_figure(
+        "Quality against time, each member at its own best settings", 2 * len(figures), columns=2
+    )
+    places = iter(panels)
+    for figure in figures:
+        values = by_member(finals, figure)
+        for title, seconds in (("one picture at a time", single), (f"{BATCH} at a time", together)):
+            plots.points(
+                next(places),
+                [plots.Point(labels.get(name, name), seconds[name], values[name]) for name in seconds],
+                x_label="seconds a picture",
+                y_label=words[figure],
+                title=title,
+                log_x=True,
+            )
+    return panels[0].figure
+
+
+EXPERIMENT = Experiment(
+    name="scaling",
+    question="How do FID and inception score stand against latency for k = 2, 4, 8, n and one-shot flow?",
+    measure=measure,
+    find=find,
+    draw=draw,
+)

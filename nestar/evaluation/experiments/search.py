@@ -1,0 +1,52 @@
+"""A member's own best settings: a small search, one axis after another."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from nestar.sampler import SolverSettings
+from nestar.settings import SCHEDULES
+
+AXES: Mapping[str, Sequence[Any]] = {
+    "cfg": (1.0, 1.5, 2.0, 3.0),
+    "temperature": (0.9, 1.0, 1.1),
+    "schedule": SCHEDULES,
+}
+"""What the search tries, in this order."""
+
+
+def search_rows(axes: Mapping[str, Sequence[Any]] = AXES) -> int:
+    """Settings that a search scores at most: the best of an axis is one of the next."""
+    return 1 + sum(len(values) - 1 for values in axes.values())
+
+
+def coordinate_search(
+    score: Callable[[SolverSettings], float],
+    start: SolverSettings,
+    axes: Mapping[str, Sequence[Any]] = AXES,
+    same: Callable[[SolverSettings], SolverSettings] = lambda settings: settings,
+) -> SolverSettings:
+    """The settings of least score found when each axis in turn is tried with the others at their best so far.
+
+    Args:
+        score: asked once for any settings; ties go to the ones tried first.
+        start: where the search begins; its values should be among those of `axes`.
+        same: settings that sample alike, as one of them (`effective`).
+    """
+    scores: dict[SolverSettings, float] = {}
+    best = same(start)
+    for name, values in axes.items():
+        tried = dict.fromkeys([best, *(same(replace(best, **{name: value})) for value in values)])
+        for settings in tried:
+            if settings not in scores:
+                scores[settings] = score(settings)
+        best = min(tried, key=scores.__getitem__)
+    return best
+
+
+def effective(settings: SolverSettings, evaluations: int) -> SolverSettings:
+    """The same sampler under one name: without guidance, or with a single patch, a schedule does nothing."""
+    idle = not settings.guided or evaluations == 1
+    return replace(settings, schedule="constant") if idle else settings

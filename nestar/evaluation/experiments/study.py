@@ -1,0 +1,438 @@
+"""What all experiments share: weights, references, finished rows, a member's own best settings, the clock.
+
+Settings are searched on few samples of another seed (`samples`, seed + 1); what is compared in the end are
+finalists on more samples (`final_samples`, seed). References are drawn and described once an experiment.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+from torch import nn
+from tqdm import tqdm
+
+from nestar import plots
+from nestar.evaluation.experiments.latency import latencies
+from nestar.evaluation.experiments.rows import Row, Rows, rounded
+from nestar.evaluation.experiments.search import AXES, coordinate_search, effective, search_rows
+from nestar.evaluation.report import Evaluator, PictureFeatures, picture_size, shares_of
+from nestar.model import NestAR, fingerprint_of
+from nestar.nesting import Nesting
+from nestar.pipeline import NestARPipeline
+from nestar.sampler import SolverSettings
+from nestar.settings import SettingsError
+from nestar.training.loop import has_passed
+from nestar.training.nesting import NestingTrainConfig
+
+MEASURE = 1
+"""Part of every row's key: raise it when what is measured changes, and old rows are measured again."""
+
+FIGURES = (
+    "fid",
+    "inception_score",
+    "precision",
+    "recall",
+    "class_accuracy",
+    "seams",
+    "diversity",
+    "vendi",
+    "sampling_seconds",
+)
+COVERAGE = ("bins_reached", "histogram_distance")
+
+
+class OutOfTime(Exception):
+    """The command's time is up, or it was asked to stop; the message says where the next call goes on."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the command line decides.
+
+    Attributes:
+        samples: of a grid's or search's rows; final_samples: of the finalists.
+        seed: of the finalists; searches and grids take the next one.
+        steps: solver steps a patch, wherever they are not what is compared.
+        nesting: the member that experiments on a single one take.
+        images: each training arm sees; base: the recipe arms are made from.
+        folder: of the JSON files and figures; runs: of the arms' training; cache: of pools.
+        deadline: a `time.monotonic()` value.
+    """
+
+    samples: int = 1000
+    final_samples: int = 5000
+    seed: int = 0
+    steps: int = 25
+    nesting: str = "k4-lattice"
+    images: int = 200_000
+    base: NestingTrainConfig = field(default_factory=NestingTrainConfig)
+    folder: Path = Path("benchmarks/results/experiments")
+    runs: Path = Path("runs/experiments")
+    cache: Path = Path("runs/cache")
+    compile_modules: bool = False
+    deadline: float | None = None
+
+    @property
+    def search_seed(self) -> int:
+        return self.seed + 1
+
+    @property
+    def images_per_arm(self) -> int:
+        """Images in whole batches: what every arm sees."""
+        return self.images // self.base.batch * self.base.batch
+
+    @property
+    def settings(self) -> SolverSettings:
+        """The sampler's defaults at these steps: centre of every grid, start of every search."""
+        return SolverSettings(steps=self.steps)
+
+
+class Study:
+    """One run of an experiment. What it measures goes into `rows`; `design` says by what rules."""
+
+    def __init__(
+        self,
+        name: str,
+        pipeline: NestARPipeline,
+        features: PictureFeatures,
+        options: Options,
+        *,
+        progress: bool = True,
+    ):
+        self.name, self.pipeline, self.features, self.options = name, pipeline, features, options
+        self.rows: list[Row] = []
+        self.arms: list[Row] = []
+        self.design: dict[str, Any] = {}
+        self.missing: list[str] = []
+        self.finished = Rows(options.folder, name)
+        self.progress = progress
+        self.bar = tqdm(total=0, unit="row", desc=name, disable=not progress)
+        self._evaluators: dict[int, Evaluator] = {}
+        self._sizes: dict[int, int] = {}
+        self._prints: dict[int, tuple[nn.Module, str]] = {}
+
+    def members(self, names: Iterable[str]) -> dict[str, NestAR]:
+        """Those of the named nestings that have weights, in this order; others are noted as missing.
+
+        Raises:
+            SettingsError: none has.
+        """
+        models = self.pipeline.models
+        names = tuple(names)
+        self.missing += [name for name in names if name not in models and name not in self.missing]
+        found = {name: models[name] for name in names if name in models}
+        if not found:
+            raise SettingsError(
+                f"{self.pipeline.origin} has no weights for {', '.join(names)}; it has "
+                f"{', '.join(models) or 'no nesting'}."
+            )
+        return found
+
+    def expect(self, rows: int) -> None:
+        """Let the bar know of rows to come."""
+        self.bar.total += rows
+        self.bar.refresh()
+
+    def probe(self, part: str, member: str, model: NestAR, settings: SolverSettings, **labels: Any) -> Row:
+        """A row of a grid or search: few samples, the search's seed."""
+        options = self.options
+        return self._measure(part, member, model, settings, options.samples, options.search_seed, labels)
+
+    def final(self, member: str, model: NestAR, settings: SolverSettings, **labels: Any) -> Row:
+        """A finalist's row."""
+        options = self.options
+        return self._measure("final", member, model, settings, options.final_samples, options.seed, labels)
+
+    def best_settings(self, member: str, model: NestAR) -> SolverSettings:
+        """A member's own best settings by FID, found on another seed than the finalists'."""
+        evaluations = model.config.nesting.evaluations
+        before = len(self.rows)
+
+        def score(settings: SolverSettings) -> float:
+            return self.probe("search", member, model, settings)["fid"]
+
+        best = coordinate_search(score, self.options.settings, same=lambda s: effective(s, evaluations))
+        self.bar.update(search_rows() - (len(self.rows) - before))  # settings that are the same to it
+        return best
+
+    def compare_at_best(self, models: Mapping[str, NestAR]) -> dict[str, SolverSettings]:
+        """A final row of every member at its own best settings; returns these."""
+        self.design["own_best_settings"] = {
+            "tried_one_axis_after_another": {name: list(values) for name, values in AXES.items()},
+            "start": asdict(self.options.settings),
+            "by": "fid",
+            "samples": self.options.samples,
+            "seed": self.options.search_seed,
+        }
+        self.expect(len(models) * (search_rows() + 1))
+        best = {}
+        for member, model in models.items():
+            best[member] = self.best_settings(member, model)
+            self.final(member, model, best[member])
+        return best
+
+    def time(self, members: Mapping[str, tuple[NestAR, SolverSettings]]) -> None:
+        """A latency row of every member, all measured in this run: never taken from an earlier one."""
+        self.check_time("pictures were timed")
+        self.bar.set_postfix_str("timing")
+        for name, figures in latencies(members, self.pipeline.tokenizer).items():
+            settings = asdict(members[name][1])
+            device = str(self.pipeline.device)
+            self.rows.append(
+                {"part": "latency", "member": name, "settings": settings, "device": device, **figures}
+            )
+
+    def finals(self, member: str, model: NestAR, finalists: Mapping[str, SolverSettings]) -> None:
+        """A final row (labelled `which`) of each of these settings, one where two sample alike."""
+        seen: list[SolverSettings] = []
+        for which, settings in finalists.items():
+            settings = effective(settings, model.config.nesting.evaluations)
+            if settings in seen:
+                self.bar.update()
+            else:
+                self.final(member, model, settings, which=which)
+            seen.append(settings)
+
+    def once(self, what: str, key: Mapping[str, Any], compute: Callable[[], Row]) -> Row:
+        """A finished row of this key (and of tokenizer and features), or a new one if there is time.
+
+        Raises:
+            OutOfTime: there is none, and no time to compute it; `what` says what is left.
+        """
+
+        def in_time() -> Row:
+            self.check_time(what)
+            return compute()
+
+        return self.finished.once(self._key(key), in_time)
+
+    def ceilings(self, samples: int) -> dict[str, Any]:
+        """What references and decoded references reach themselves at this count of samples."""
+        what = f"the references' own figures were taken ({samples} samples)"
+        return self.once(what, self._ceilings_key(samples), lambda: self._ceilings(samples))
+
+    def known_ceilings(self, finished: bool) -> dict[str, Any]:
+        """Ceilings at every count of samples that rows have; an unfinished study takes no new ones."""
+        if finished:
+            return {str(samples): self.ceilings(samples) for samples in sorted(self._sizes)}
+        stored = {n: self.finished.get(self._key(self._ceilings_key(n))) for n in sorted(self._sizes)}
+        return {str(samples): row for samples, row in stored.items() if row is not None}
+
+    def check_time(self, what: str) -> None:
+        """Raises OutOfTime once the deadline has passed; the message says `what` is left."""
+        if has_passed(self.options.deadline):
+            raise OutOfTime(f"Time was up before {what}.")
+
+    def print_of(self, model: NestAR) -> str:
+        """A fingerprint of the model's weights and shape."""
+        if id(model) not in self._prints:  # the model is kept: a freed one's id would be given out again
+            self._prints[id(model)] = (model, fingerprint_of(model, model.config))
+        return self._prints[id(model)][1]
+
+    def _measure(
+        self,
+        part: str,
+        member: str,
+        model: NestAR,
+        settings: SolverSettings,
+        samples: int,
+        seed: int,
+        labels: Mapping[str, Any],
+    ) -> Row:
+        nesting = model.config.nesting
+        settings = effective(settings, nesting.evaluations)
+        self._sizes[samples] = size = picture_size(model, self.pipeline.tokenizer, self.features)
+        self.bar.set_postfix_str(f"{member} {part}")
+        key = {
+            "size": size,
+            "model": self.print_of(model),
+            "settings": asdict(settings),
+            "samples": samples,
+            "seed": seed,
+        }
+
+        def sampled() -> Row:
+            evaluator = self._evaluator(samples, size)
+            waiting = samples * (1 if "real" in vars(evaluator) else 2)  # the first draws the references too
+            with tqdm(total=waiting, unit="image", leave=False, disable=not self.progress) as evaluator.bar:
+                report = evaluator.measure(model, settings, seed)
+            return _figures(report)
+
+        row = {
+            "part": part,
+            "member": member,
+            **labels,
+            "settings": asdict(settings),
+            "samples": samples,
+            "seed": seed,
+            "evaluations": nesting.evaluations,
+            "function_evaluations": nesting.function_evaluations(settings.steps, settings.calls_per_step),
+            **self.once(f"{member} was measured ({part})", key, sampled),
+        }
+        self.rows.append(row)
+        self.bar.update()
+        return row
+
+    def _evaluator(self, samples: int, size: int) -> Evaluator:
+        if samples not in self._evaluators:
+            self._evaluators[samples] = Evaluator(
+                self.pipeline.tokenizer, self.features, samples=samples, size=size
+            )
+        return self._evaluators[samples]
+
+    @cached_property
+    def _instruments(self) -> dict[str, str]:
+        """What all pictures are made and measured with, as a part of keys."""
+        return {
+            "tokenizer": self.pipeline.tokenizer.fingerprint,
+            "features": fingerprint_of(self.features, type(self.features).__name__),
+        }
+
+    def _key(self, key: Mapping[str, Any]) -> dict[str, Any]:
+        return {"measure": MEASURE, **self._instruments, **key}
+
+    def _ceilings_key(self, samples: int) -> dict[str, Any]:
+        return {"size": self._sizes[samples], "ceilings": samples}
+
+    def _ceilings(self, samples: int) -> dict[str, Any]:
+        evaluator = self._evaluator(samples, self._sizes[samples])
+        waiting = samples * (2 if "real" in vars(evaluator) else 3)
+        with tqdm(total=waiting, unit="image", leave=False, disable=not self.progress) as evaluator.bar:
+            found = evaluator.ceilings
+        return {
+            "tokenizer_psnr": found["tokenizer_psnr"],
+            "reference": _figures(found["reference"]),
+            "reconstruction": _figures(found["reconstruction"]),
+        }
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """An experiment of DESIGN section 8.
+
+    Attributes:
+        question: what it asks, one sentence.
+        measure: adds rows to a study, until all are there or time is up.
+        find: from rows and arms, what they say; a statement whose rows are not there yet is left out.
+        draw: the figure of a report, or None if there is nothing to show yet.
+        trains: whether it trains arms; single: whether it samples one member, `Options.nesting`.
+    """
+
+    name: str
+    question: str
+    measure: Callable[[Study], None]
+    find: Callable[[list[Row], list[Row]], dict[str, Any]]
+    draw: Callable[[Mapping[str, Any]], Figure | None]
+    trains: bool = False
+    single: bool = False
+
+
+def conduct(experiment: Experiment, study: Study) -> dict[str, Any]:
+    """Measure until finished or out of time, and write `<name>.json` and `<name>.png`.
+
+    Returns:
+        The report as it was written.
+
+    Raises:
+        SettingsError: what is asked for does not exist or does not fit.
+        WeightsError: an arm's weights do not load.
+    """
+    began = time.monotonic()
+    unfinished = None
+    with study.bar:
+        try:
+            experiment.measure(study)
+        except OutOfTime as reason:
+            unfinished = str(reason)
+        try:
+            ceilings = study.known_ceilings(finished=unfinished is None)
+        except OutOfTime as reason:
+            unfinished = str(reason)
+            ceilings = study.known_ceilings(finished=False)
+    for row in study.rows:
+        ceiling = ceilings.get(str(row.get("samples")))
+        if ceiling and "precision" in row:
+            row |= rounded(shares_of(ceiling["reference"], row))
+    options = study.options
+    report = {
+        "name": experiment.name,
+        "question": experiment.question,
+        "finished": unfinished is None,
+        "unfinished": unfinished,
+        "missing": study.missing,
+        "finding": rounded(experiment.find(study.rows, study.arms)),
+        "settings": rounded(study.design),
+        "samples": options.samples,
+        "final_samples": options.final_samples,
+        "seed": options.seed,
+        "search_seed": options.search_seed,
+        "images_per_arm": options.images_per_arm if experiment.trains else None,
+        "weights": study.pipeline.origin,
+        "device": str(study.pipeline.device),
+        "seconds": round(time.monotonic() - began, 1),
+        "ceilings": ceilings,
+        "arms": rounded(study.arms),
+        "rows": rounded(study.rows),
+    }
+    _write(options.folder / f"{experiment.name}.json", report)
+    figure = experiment.draw(report)
+    if figure is not None:
+        plots.save(figure, options.folder / f"{experiment.name}.png")
+    return report
+
+
+def tell(report: Mapping[str, Any], folder: Path, *, as_json: bool = False) -> None:
+    """Print what was found, or the whole report; what is missing or left goes to standard error."""
+    if report["missing"]:
+        print(f"nestar: no weights for {', '.join(report['missing'])}: left out.", file=sys.stderr)
+    if report["unfinished"]:
+        print(f"nestar: {report['unfinished']} The same command goes on there.", file=sys.stderr)
+    if as_json:
+        print(json.dumps(report))
+        return
+    print(report["question"])
+    if report["images_per_arm"] is not None:
+        print(f"Arms saw {report['images_per_arm']:,} images each; they are compared with each other only.")
+    for name, value in report["finding"].items():
+        print(f"{name:40} {json.dumps(value)}")
+    print(folder / f"{report['name']}.json")
+
+
+def arms_note(report: Mapping[str, Any]) -> str:
+    """What a figure's title says of its arms' training."""
+    return f" (arms of {report['images_per_arm']:,} images)"
+
+
+def label_of(name: str, nesting: Nesting) -> str:
+    """A member in plain words; `name` is its weights' folder."""
+    words = {
+        "nested": f"k = {nesting.k}" + (", raster" if nesting.order == "raster" else ""),
+        "autoregressive": "plain autoregression" + (", lattice" if nesting.order == "lattice" else ""),
+        "cells": f"{nesting.k} cells",
+        "one-shot": "one-shot flow",
+    }[nesting.kind]
+    variant = name.partition(".")[2]
+    return f"{words}, {variant}" if variant else words
+
+
+def _figures(report: Mapping[str, Any]) -> Row:
+    """The figures that rows keep; those that need classes or factors are left out where there are none."""
+    kept = {name: report[name] for name in FIGURES if name in report}
+    return kept | {name: report["coverage"][name] for name in COVERAGE if "coverage" in report}
+
+
+def _write(file: Path, report: Mapping[str, Any]) -> None:
+    """Write whole or not at all."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    partial = file.with_suffix(".json.partial")
+    partial.write_text(json.dumps(report, indent=1, allow_nan=False) + "\n")
+    os.replace(partial, file)

@@ -1,0 +1,871 @@
+"""Experiments: each end to end on tiny weights, what they reuse and refuse, search, findings, figures."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, replace
+from functools import partial
+from importlib.machinery import ModuleSpec
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from nestar import plots
+from nestar.data import tiny_worlds
+from nestar.evaluation import inception, report
+from nestar.evaluation.experiments import (
+    NAMES,
+    alignment,
+    arms,
+    baseline,
+    command,
+    coordination,
+    independence,
+    latency,
+    order,
+    precision,
+    sampler,
+    scaling,
+    search,
+    study,
+)
+from nestar.evaluation.experiments.rows import Rows, rounded
+from nestar.evaluation.experiments.study import Options, OutOfTime, Study, conduct
+from nestar.evaluation.features import FeatureNetwork, FeatureNetworkConfig
+from nestar.model import NestAR, WeightsError
+from nestar.nesting import Nesting
+from nestar.pipeline import NestARPipeline
+from nestar.sampler import SolverSettings
+from nestar.settings import SettingsError
+from nestar.training import presets
+from nestar.training.nesting import NestingTask, NestingTrainConfig
+from tests.small import K2, K4, save_checkpoint, save_config, small_model, small_tokenizer
+
+CPU = torch.device("cpu")
+SMALL = FeatureNetworkConfig(
+    size=64, channels=(8, 16, 16), blocks=(0, 1, 1), place_channels=8, hidden=32, features=24
+)
+SMOKE = presets.NESTINGS["smoke"]
+MEMBERS = (
+    K2,
+    K4,
+    Nesting.nested(4, 4, 4, order="raster"),
+    Nesting.autoregressive(4, 4),
+    Nesting.one_shot(4, 4),
+)
+SAMPLES, FINAL = 24, 26
+TRAINED = ("coordination", "independence", "precision", "baseline")
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Small grids and few repetitions; one thread, as results are compared."""
+    monkeypatch.setattr(sampler, "CALLS", (2, 4))
+    monkeypatch.setattr(coordination, "HELD_OUT", 16)
+    monkeypatch.setattr(NestingTask, "picture", lambda *_: None)  # contact sheets take most of a short run
+    monkeypatch.setattr(study, "latencies", partial(latency.latencies, runs=1, batch=2))
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint of every member, a feature network, and room for results, runs and pools."""
+    folder = tmp_path_factory.mktemp("world")
+    save_checkpoint(folder / "weights", ())
+    for nesting in MEMBERS:
+        small_model(nesting, len(tiny_worlds.CLASSES)).save_pretrained(folder / "weights" / nesting.name)
+    save_config(folder / "weights", MEMBERS, tiny_worlds.CLASSES)
+    torch.manual_seed(2)
+    FeatureNetwork(SMALL).save_pretrained(folder / "features")
+    return folder
+
+
+def options_of(world: Path, out: Path | None = None, **changes: Any) -> Options:
+    made = Options(
+        samples=SAMPLES,
+        final_samples=FINAL,
+        steps=1,
+        images=3 * SMOKE.batch,
+        base=SMOKE,
+        folder=out or world / "results",
+        runs=world / "runs",
+        cache=world / "cache",
+    )
+    return replace(made, **changes)
+
+
+def study_of(
+    name: str, world: Path, out: Path | None = None, weights: str = "weights", **changes: Any
+) -> Study:
+    pipeline = NestARPipeline.from_pretrained(world / weights, device="cpu")
+    features = inception.features_named(world / "features", CPU)
+    return Study(name, pipeline, features, options_of(world, out, **changes), progress=False)
+
+
+def conducted(name: str, world: Path, *arguments: Any, **changes: Any) -> dict[str, Any]:
+    return conduct(command.load(name), study_of(name, world, *arguments, **changes))
+
+
+def without_times(entry: Any) -> Any:
+    """A report without what is taken anew in every run."""
+    if isinstance(entry, dict):
+        timed = ("seconds", "seconds_per_picture", "pictures_per_second")
+        return {
+            key: without_times(value)
+            for key, value in entry.items()
+            if key not in timed and not key.startswith(("speed_up", "seconds_rise", "fastest"))
+        }
+    return [without_times(value) for value in entry] if isinstance(entry, list) else entry
+
+
+# ---------------------------------------------------------------------------------------------- end to end
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_an_experiment_from_weights_to_json_and_figure_and_again_from_its_rows(
+    name: str, world: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written = conducted(name, world)
+    folder = world / "results"
+    assert written == json.loads((folder / f"{name}.json").read_text())
+    assert (written["name"], written["finished"], written["unfinished"]) == (name, True, None)
+    assert written["question"].endswith("?") and written["finding"]
+    assert (written["samples"], written["final_samples"], written["search_seed"]) == (SAMPLES, FINAL, 1)
+    assert written["weights"] == str(world / "weights") and written["rows"]
+    expected = ["k8-lattice"] if name in ("scaling", "precision") else []
+    assert written["missing"] == expected
+    assert written["images_per_arm"] == (3 * SMOKE.batch if name in TRAINED else None)
+    for row in written["rows"]:
+        if row["part"] in ("search", "star", "grid", "final"):
+            final = row["part"] == "final"
+            assert (row["samples"], row["seed"]) == ((FINAL, 0) if final else (SAMPLES, 1))
+            assert row["fid"] > 0 and 0 <= row["precision"] <= 1 and row["function_evaluations"] > 0
+            assert {
+                "recall",
+                "class_accuracy",
+                "inception_score",
+                "seams",
+                "vendi",
+                "bins_reached",
+            } <= row.keys()
+    with Image.open(folder / f"{name}.png") as figure:
+        assert (figure.format, figure.width) == ("PNG", plots.WIDTH) and 300 < figure.height < 1000
+        assert np.asarray(figure.convert("L")).std() > 5, "something is drawn"
+
+    searched = [[row["member"], row["settings"]] for row in written["rows"] if row["part"] == "search"]
+    assert all(searched.count(one) == 1 for one in searched), "settings that sample alike are tried once"
+    for arm in written["arms"]:
+        assert arm["images"] == 24 and {"held_clean_1", "held_clean_2"} <= arm["held_out"].keys()
+    by_weights = {arm["weights"] for arm in written["arms"]}
+    assert len(by_weights) > 1 or len(written["arms"]) < 2, "arms are trained differently"
+
+    def forbidden(*_: Any, **__: Any) -> None:
+        raise AssertionError("made again")
+
+    monkeypatch.setattr(report, "sample_images", forbidden)
+    monkeypatch.setattr(tiny_worlds, "draw", forbidden)
+    monkeypatch.setattr(arms, "train", forbidden)
+    assert without_times(conducted(name, world)) == without_times(written)
+
+
+def test_the_command_writes_where_it_is_told_and_prints_its_finding(
+    world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = [
+        "order",
+        "--repo",
+        str(world / "weights"),
+        "--features",
+        str(world / "features"),
+        "--device",
+        "cpu",
+    ]
+    given += ["--samples", "24", "--final-samples", "24", "--steps", "1", "--out", str(tmp_path)]
+    assert run(*given) == 0
+    out, error = capsys.readouterr()
+    assert (
+        "better_by_fid" in out
+        and "images each" not in out
+        and f"{tmp_path / 'order.json'}" in out
+        and "left out" not in error
+    )
+    assert run(*given, "--json") == 0
+    assert json.loads(capsys.readouterr().out) == json.loads((tmp_path / "order.json").read_text())
+
+
+def run(*given: str) -> int:
+    parser = argparse.ArgumentParser()
+    command.add_arguments(parser)
+    return command.run(parser.parse_args(given))
+
+
+@pytest.mark.parametrize(
+    ("given", "sentence"),
+    [
+        (["order", "--samples", "0"], "--samples must be at least 1, got 0"),
+        (["order", "--samples", "7"], "at least 24 samples"),
+        (["order", "--minutes", "nan"], "--minutes must be a finite number above 0"),
+        (["order", "--steps", "0"], "steps must be a whole number from 1 to 200"),
+        (["order", "--seed", "-1"], "seed must be a whole number"),
+        (["order", "--images", "5"], "--images does not apply to order"),
+        (["scaling", "--no-compile"], "--compile does not apply to scaling"),
+        (["baseline", "--nesting", "k2-lattice"], "--nesting does not apply to baseline"),
+        (["coordination", "--preset", "tiny-worlds-one-shot"], "one-shot is one module: there are no"),
+        (["independence", "--preset", "tiny-worlds-k4-separate"], "The recipe has lambda = 0"),
+        (["baseline", "--preset", "huge"], "Unknown preset 'huge': allowed are tiny-worlds-k4"),
+        (["baseline", "--preset", "smoke", "--images", "7"], "--images must be at least a batch of 8, got 7"),
+        (["baseline", "--images", "200"], "does not fit a tokenizer of 16 pixels a token"),
+        (["sampler", "--nesting", "k3-lattice"], "no weights for k3-lattice; it has k2-lattice"),
+    ],
+)
+def test_bad_input_is_refused_in_one_sentence(
+    given: list[str], sentence: str, world: Path, tmp_path: Path
+) -> None:
+    places = ["--repo", str(world / "weights"), "--features", str(world / "features"), "--device", "cpu"]
+    places += ["--out", str(tmp_path), "--runs", str(tmp_path / "runs"), "--cache", str(world / "cache")]
+    with pytest.raises(SettingsError) as refused:
+        run(*given, *places)
+    assert sentence in str(refused.value) and "\n" not in str(refused.value)
+    assert not list(tmp_path.iterdir())
+
+
+# ------------------------------------------------------------------------------- missing, out of time, reused
+
+
+def test_what_has_no_weights_is_named_and_the_rest_runs(
+    world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save_checkpoint(tmp_path / "few", ())
+    small_model(K4, len(tiny_worlds.CLASSES)).save_pretrained(tmp_path / "few" / K4.name)
+    save_config(tmp_path / "few", [K4], tiny_worlds.CLASSES)
+    made = study_of("scaling", world, tmp_path, weights=str(tmp_path / "few"))
+    written = conduct(scaling.EXPERIMENT, made)
+    assert written["missing"] == ["k2-lattice", "k8-lattice", "ar-raster", "one-shot"]
+    assert written["finding"]["fid"].keys() == {"k4-lattice"} and written["finished"]
+    assert not {"best_fid", "fastest_at_a_batch"} & written["finding"].keys(), "nothing to compare with"
+    study.tell(written, tmp_path)
+    said = capsys.readouterr().err
+    assert said == "nestar: no weights for k2-lattice, k8-lattice, ar-raster, one-shot: left out.\n"
+    alone = conduct(order.EXPERIMENT, study_of("order", world, tmp_path, weights=str(tmp_path / "few")))
+    assert (alone["missing"], alone["finding"]) == (["k4-raster"], {})
+
+
+def counted(monkeypatch: pytest.MonkeyPatch) -> list[SolverSettings]:
+    """The settings that pictures are sampled with from now on, a call each."""
+    calls: list[SolverSettings] = []
+    measure = report.Evaluator.measure
+
+    def noted(self: Any, model: NestAR, settings: SolverSettings, seed: int) -> dict[str, Any]:
+        calls.append(settings)
+        return measure(self, model, settings, seed)
+
+    monkeypatch.setattr(report.Evaluator, "measure", noted)
+    return calls
+
+
+def test_out_of_time_keeps_finished_rows_and_the_next_call_goes_on(
+    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = counted(monkeypatch)
+    with monkeypatch.context() as clock:
+        clock.setattr(study, "has_passed", lambda deadline: len(calls) >= 5)
+        first = conducted("order", world, tmp_path)
+    assert not first["finished"] and first["unfinished"].startswith(
+        "Time was up before k4-lattice was measured"
+    )
+    assert len(first["rows"]) == len(calls) == 5 and first["finding"] == {}
+    late = conducted("order", world, tmp_path, deadline=time.monotonic() - 1)
+    assert len(calls) == 5 and late["rows"] == first["rows"], "an exceeded budget samples nothing"
+    second = conducted("order", world, tmp_path)
+    assert second["finished"]
+    assert [row["fid"] for row in second["rows"][:5]] == [row["fid"] for row in first["rows"]]
+    asked = {json.dumps([row["member"], row["settings"], row["seed"]]) for row in second["rows"]}
+    assert len(calls) == len(asked), "none is sampled twice"
+    assert 14 <= len(calls) <= 16, "a search of seven settings, some of them alike, and a finalist, twice"
+
+
+def test_rows_belong_to_weights_settings_and_seed(
+    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = counted(monkeypatch)
+    made = study_of("order", world, tmp_path)
+    model = made.pipeline.models["k4-lattice"]
+    settings = made.options.settings
+    first = made.probe("star", "a", model, settings)
+    assert made.probe("grid", "b", model, settings, axis="cfg")["fid"] == first["fid"] and len(calls) == 1
+    other = study_of("order", world, tmp_path, seed=4)
+    assert other.probe("star", "a", model, settings)["fid"] != first["fid"] and len(calls) == 2
+    made.probe("star", "a", model, replace(settings, cfg=1.0, schedule="linear"))
+    made.probe("star", "a", model, replace(settings, cfg=1.0))
+    assert len(calls) == 3, "without guidance a schedule does nothing"
+    with torch.no_grad():
+        model.scaled_modules[0].head.bias.add_(1)
+    changed = study_of("order", world, tmp_path)
+    assert changed.probe("star", "a", model, settings)["fid"] != first["fid"] and len(calls) == 4
+
+
+def test_rows_survive_a_kill_in_the_middle_of_a_line(tmp_path: Path) -> None:
+    rows = Rows(tmp_path, "order")
+    assert rows.once({"a": 1}, lambda: {"fid": 1 / 3, "seams": math.inf}) == {"fid": 0.333333, "seams": None}
+    rows.once({"a": 2}, lambda: {"fid": 2.0})
+    file = tmp_path / "order.partial.jsonl"
+    file.write_text(file.read_text()[:-9])
+    rows = Rows(tmp_path, "scaling")  # another experiment reads the same rows
+    assert rows.get({"a": 1})["fid"] == 0.333333 and rows.get({"a": 2}) is None
+    torn = Rows(tmp_path, "order")
+    torn.once({"a": 2}, lambda: {"fid": 5.0})
+    again = Rows(tmp_path, "order")
+    assert (again.get({"a": 1})["fid"], again.get({"a": 2})["fid"]) == (0.333333, 5.0)
+
+
+def test_rounded_leaves_what_json_has_not() -> None:
+    assert rounded({"a": [1.23456789, math.nan, -math.inf], "b": (True, 7, "x", None)}) == {
+        "a": [1.23457, None, None],
+        "b": [True, 7, "x", None],
+    }
+
+
+# ------------------------------------------------------------------------------------------------ evaluator
+
+
+def test_references_are_drawn_once_and_agree_with_the_evaluation(
+    world: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pipeline = NestARPipeline.from_pretrained(world / "weights", device="cpu")
+    features = inception.features_named(world / "features", CPU)
+    model, settings = pipeline.models["k4-lattice"], SolverSettings(steps=1)
+    drawn: list[int] = []
+    draw = tiny_worlds.draw
+    monkeypatch.setattr(tiny_worlds, "draw", lambda ids, *rest: drawn.append(len(ids)) or draw(ids, *rest))
+    evaluator = report.Evaluator(pipeline.tokenizer, features, samples=SAMPLES, size=64)
+    one, other = (evaluator.measure(model, settings, seed) for seed in (3, 4))
+    assert drawn == [SAMPLES] and one["fid"] != other["fid"]
+    whole = report.evaluate(
+        model, pipeline.tokenizer, features, samples=SAMPLES, settings=settings, seed=3, progress=False
+    )
+    for name in ("fid", "precision", "recall", "class_accuracy", "seams", "vendi", "coverage"):
+        assert one[name] == whole[name]
+    assert evaluator.ceilings["reference"] == whole["reference"]
+    with pytest.raises(ValueError, match="128x128"):
+        report.Evaluator(pipeline.tokenizer, features, samples=24, size=128).measure(model, settings, 0)
+
+
+# ----------------------------------------------------------------------------------------------------- arms
+
+
+def states(folder: Path) -> dict[str, Tensor]:
+    return NestAR.from_pretrained(folder).state_dict()
+
+
+def test_a_stopped_arm_goes_on_and_ends_as_an_unbroken_one(
+    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arm = [arms.Arm("one", "one", replace(SMOKE, coordination=0.5))]
+    changes = {"images": 6 * SMOKE.batch, "runs": tmp_path / "whole"}
+    whole = arms.trained(study_of("baseline", world, tmp_path, **changes), arm)["one"]
+    assert whole.record["finished"] and whole.record["steps"] == 6
+    stopped = study_of("baseline", world, tmp_path, **{**changes, "runs": tmp_path / "parts"})
+    train = arms.train
+
+    def cut(*given: Any, **named: Any) -> dict[str, Any]:
+        task, budget, folder = given
+        step = task.train_step
+
+        def until_three(number: int, factor: float) -> dict[str, float]:
+            if number == 3:
+                raise InterruptedError
+            return step(number, factor)
+
+        task.train_step = until_three
+        return train(task, budget, folder, **named | {"cadence": replace(arms.CADENCE, checkpoint=-1)})
+
+    with monkeypatch.context() as broken, pytest.raises(InterruptedError):
+        broken.setattr(arms, "train", cut)
+        arms.trained(stopped, arm)
+    with pytest.raises(OutOfTime, match="Time was up before the arm one was trained"):
+        late = {**changes, "runs": tmp_path / "parts", "deadline": time.monotonic() - 1}
+        arms.trained(study_of("baseline", world, tmp_path, **late), arm)
+    resumed = arms.trained(
+        study_of("baseline", world, tmp_path, **{**changes, "runs": tmp_path / "parts"}), arm
+    )
+    one, other = states(whole.folder / K4.name), states(resumed["one"].folder / K4.name)
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_a_deadline_stops_an_arm_between_steps(
+    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from nestar.training import loop
+
+    asked = iter([False, False, True])
+    monkeypatch.setattr(loop, "has_passed", lambda deadline: next(asked))
+    made = study_of("baseline", world, tmp_path, runs=tmp_path / "runs")
+    with pytest.raises(OutOfTime, match="The arm one was stopped at step 2 of 3"):
+        arms.trained(made, [arms.Arm("one", "one", SMOKE)])
+    assert made.arms == []
+
+
+def test_arms_of_other_images_are_refused_and_equal_ones_shared(world: Path, tmp_path: Path) -> None:
+    one = [arms.Arm("one", "one", SMOKE)]
+    places = {"runs": tmp_path / "runs"}
+    first = arms.trained(study_of("coordination", world, tmp_path, **places), one)["one"]
+    made = study_of("independence", world, tmp_path, **places)
+    shared = arms.trained(made, [arms.Arm("same", "same", SMOKE)])["same"]
+    assert shared.folder == first.folder and not (tmp_path / "runs" / "independence").exists()
+    assert (made.arms[0]["images"], made.arms[0]["differs"]) == (24, {})
+    more = study_of("coordination", world, tmp_path, images=40, **places)
+    with pytest.raises(SettingsError, match=r"one holds a run with images 24; now asked for: images 40"):
+        arms.trained(more, one)
+    other = [arms.Arm("one", "one", replace(SMOKE, clean_share=0.1))]
+    with pytest.raises(SettingsError, match=r"with clean_share 0\.8; now asked for: clean_share 0\.1"):
+        arms.trained(study_of("coordination", world, tmp_path, **places), other)
+
+
+def test_arms_differ_in_what_is_compared_and_see_equal_images() -> None:
+    ours = coordination.coordination_arms(SMOKE)
+    assert [arm.config.coordination for arm in ours] == [0.0, 0.01, 0.1, 1.0, 0.1, 0.1]
+    assert [arm.config.coordination_tokens for arm in ours] == ["last"] * 4 + ["all-detached", "all"]
+    noise = precision.noise_arms(SMOKE)
+    assert [arm.config.clean_share for arm in noise] == pytest.approx([1.0, 0.8, 0.5, 0.0])
+    assert SMOKE.clean_share in [arm.config.clean_share for arm in noise], "shared with the other experiments"
+    shared = {"coordination", "coordination_tokens", "coordination_from", "clean_share"}
+    for arm in [*ours, *noise]:
+        assert all(
+            value == asdict(SMOKE)[key] for key, value in asdict(arm.config).items() if key not in shared
+        )
+
+
+def test_modules_train_separately_until_coordination_begins(world: Path) -> None:
+    def after(steps: int, **changes: Any) -> Tensor:
+        task = NestingTask(replace(SMOKE, **changes), small_tokenizer(), CPU, world / "cache")
+        with torch.no_grad():  # layers that begin at zero would hide what flows through them
+            generator = torch.Generator().manual_seed(0)
+            for parameter in task.model.parameters():
+                parameter.add_(0.2 * torch.randn(parameter.shape, generator=generator))
+        for step in range(steps):
+            task.train_step(step, 1.0)
+        return task.model.scaled_modules[0].head.weight.detach()
+
+    assert torch.equal(after(2, coordination=0.0), after(2, coordination_from=2))
+    assert not torch.equal(after(3, coordination=0.0), after(3, coordination_from=2))
+    with pytest.raises(ValueError, match=r"'some'.*last, all, all-detached"):
+        NestingTrainConfig(coordination_tokens="some")
+
+
+# ------------------------------------------------------------------------------------------------ alignment
+
+
+class Constant(nn.Module):
+    """Stands in for a scaled module: `value`, off by `before` on every token but the last patch's."""
+
+    def __init__(self, value: float, before: float = 0.0):
+        super().__init__()
+        self.value, self.before = value, before
+
+    def forward(self, y_BNC: Tensor, t: Tensor, ids: Tensor, sizes: list[int]) -> Tensor:
+        velocity = torch.full_like(y_BNC, self.value)
+        velocity[:, : sum(sizes[:-1])] += self.before
+        return velocity
+
+
+def test_a_module_is_aligned_with_itself() -> None:
+    """Where both see one patch: on several, causal and whole attention answer differently."""
+    module = small_model(Nesting.one_shot(4, 4)).scaled_modules[0]
+    x, noise, ids = torch.randn(5, 16, 4), torch.randn(5, 16, 4), torch.tensor([0, 1, 2, 3, 0])
+    one = alignment.align(module, Nesting.one_shot(4, 4).scales[0], module, x, noise, ids, 0.3)
+    assert one["difference"] == 0 and one["cosine"] == pytest.approx(1, abs=1e-6)
+    assert one["error_former"] == one["error_latter"] > 0
+    several = alignment.align(module, Nesting.autoregressive(4, 4).scales[0], module, x, noise, ids, 0.3)
+    assert several["difference"] > 0 and several["cosine"] < 1
+
+
+def test_alignment_of_known_velocities() -> None:
+    scale = K4.scales[0]
+    x, noise, ids = torch.full((600, 16, 4), 2.0), torch.ones(600, 16, 4), torch.zeros(600, dtype=torch.long)
+    found = alignment.align(Constant(1.0, before=9.0), scale, Constant(3.0), x, noise, ids, 0.5)
+    assert found == pytest.approx({"difference": 4, "cosine": 1, "error_former": 0, "error_latter": 4})
+    assert alignment.align(Constant(1.0), scale, Constant(-2.0), x, noise, ids, 0.5)[
+        "cosine"
+    ] == pytest.approx(-1)
+
+
+def test_alignment_covers_every_pair_and_time_with_the_same_noise() -> None:
+    model = small_model(K2)
+    x, ids = torch.randn(6, 16, 4), torch.zeros(6, dtype=torch.long)
+    rows = alignment.velocity_alignment(model, x, ids, times=(0.2, 0.8))
+    assert [(row["pair"], row["t"]) for row in rows] == [(m, t) for m in (1, 2, 3) for t in (0.2, 0.8)]
+    assert rows == alignment.velocity_alignment(model, x, ids, times=(0.2, 0.8))
+    parts = alignment.velocity_alignment(model, x[:4], ids[:4], times=(0.2,))
+    alone = alignment.velocity_alignment(model, x[:2], ids[:2], times=(0.2,))
+    rest = [2 * whole["difference"] - one["difference"] for whole, one in zip(parts, alone, strict=True)]
+    assert min(rest) > 0, "rows keep their noise whoever stands beside them"
+
+
+def test_held_out_tokens_stand_in_the_nestings_order() -> None:
+    tokenizer, lattice = small_tokenizer(), MEMBERS[1]
+    in_order, ids = alignment.held_out_tokens(tokenizer, lattice, 5)
+    raster, _ = alignment.held_out_tokens(tokenizer, MEMBERS[2], 5, batch=2)
+    assert in_order.shape == (5, 16, 4) and ids.tolist() == [0, 1, 2, 3, 4]
+    torch.testing.assert_close(in_order, raster[:, list(lattice.flat)], atol=1e-5, rtol=1e-4)
+
+
+# --------------------------------------------------------------------------------------------------- search
+
+
+def test_the_search_finds_the_best_of_a_separable_objective() -> None:
+    asked: list[SolverSettings] = []
+
+    def score(settings: SolverSettings) -> float:
+        asked.append(settings)
+        return abs(settings.cfg - 1.4) + abs(settings.temperature - 1.2) + (settings.schedule == "constant")
+
+    best = search.coordinate_search(score, SolverSettings(steps=7))
+    assert best == SolverSettings(steps=7, cfg=1.5, temperature=1.1, schedule="linear")
+    assert len(asked) == len(set(asked)) == search.search_rows() == 7
+
+
+def test_the_search_starts_elsewhere_and_keeps_what_was_tried_first() -> None:
+    assert search.coordinate_search(lambda s: 1.0, SolverSettings()) == SolverSettings()
+    assert search.coordinate_search(lambda s: -s.steps, SolverSettings(), {"steps": (5, 50, 10)}).steps == 50
+    far = search.coordinate_search(lambda s: abs(s.cfg - 9), SolverSettings(cfg=9.0), {"cfg": (1.0, 2.0)})
+    assert far.cfg == 9.0, "a start beyond the axis is one of its candidates"
+
+
+def test_settings_that_sample_alike_are_asked_once() -> None:
+    one_patch = lambda settings: search.effective(settings, 1)  # noqa: E731
+    asked: list[SolverSettings] = []
+    search.coordinate_search(lambda s: asked.append(s) or s.cfg, SolverSettings(), same=one_patch)
+    assert len(asked) == 6 and {settings.schedule for settings in asked} == {"constant"}
+    guided = SolverSettings(cfg=3.0, schedule="linear")
+    assert search.effective(guided, 10) == guided
+
+
+# ------------------------------------------------------------------------------------------------- findings
+
+
+def row(part: str, member: str, fid: float, **values: Any) -> dict[str, Any]:
+    settings = values.pop("settings", asdict(SolverSettings()))
+    return {"part": part, "member": member, "fid": fid, "settings": settings, **values}
+
+
+def test_coordination_says_what_lambda_does_and_what_it_does_not() -> None:
+    names = ["lambda-0", "lambda-0.01", "lambda-0.1", "lambda-1", "all-detached-0.1", "all-0.1"]
+    described = [{"arm": name, "label": name} for name in names]
+    finals = [row("final", name, fid) for name, fid in zip(names, (30, 28, 29, 35, 31, 40), strict=True)]
+    errors = {"error_latter": 0.5}
+    apart = [
+        {
+            "part": "alignment",
+            "member": name,
+            "pair": 1,
+            "t": t,
+            "difference": v + t,
+            "error_former": v,
+            **errors,
+        }
+        for name, v in zip(names, (4, 3, 2, 1, 2, 3), strict=True)
+        for t in (0.0, 1.0)
+    ]
+    found = coordination.find(finals + apart, described)
+    assert (found["best_lambda"], found["coordination_lowers_fid"]) == (0.01, True)
+    assert found["fid_falls_with_lambda"] is False and found["difference_falls_with_lambda"] == {"1": True}
+    assert found["mean_difference_of_pair"]["lambda-0"] == {"1": 4.5}
+    assert found["fid_of_all-0.1_minus_lambda-0.1"] == 11
+    assert found["error_of_all-0.1_minus_lambda-0.1"] == {"error_former": 1, "error_latter": 0}
+    worse = [row("final", name, fid) for name, fid in zip(names, (20, 28, 29, 35, 31, 40), strict=True)]
+    assert coordination.find(worse, described)["coordination_lowers_fid"] is False, (
+        "against the paper: said so"
+    )
+    partial_found = coordination.find(finals[:2], described)
+    assert "fid_falls_with_lambda" not in partial_found and partial_found["best_arm_by_fid"] == "lambda-0.01"
+
+
+def test_scaling_compares_with_both_ends() -> None:
+    fid = {"k2-lattice": 30.0, "k4-lattice": 25.0, "k8-lattice": 27.0, "ar-raster": 24.0, "one-shot": 40.0}
+    seconds = {"k2-lattice": 0.1, "k4-lattice": 0.2, "k8-lattice": 0.3, "ar-raster": 2.0, "one-shot": 0.05}
+    rows = [row("final", name, value) for name, value in fid.items()]
+    rows += [
+        {"part": "latency", "member": name, "seconds_per_picture": value, "pictures_per_second": 1 / value}
+        for name, value in seconds.items()
+    ]
+    found = scaling.find(rows, [])
+    assert (found["best_fid"], found["best_nested"]) == ("ar-raster", "k4-lattice")
+    assert found["best_nested_no_worse_than_baselines"] is False
+    assert found["fid_of_best_nested_minus"] == {"ar-raster": 1, "one-shot": -15}
+    assert (found["fid_rises_with_k"], found["seconds_rise_with_k"]) == (False, True)
+    assert found["speed_up_over_autoregression_one_at_a_time"]["k4-lattice"] == pytest.approx(10)
+    assert found["speed_up_over_one_shot_at_a_batch"]["k2-lattice"] == pytest.approx(0.5)
+    assert (found["fastest_one_at_a_time"], found["fastest_at_a_batch"]) == ("one-shot", "one-shot")
+
+
+def test_the_sampler_experiment_combines_the_best_of_each_axis_and_counts_the_cost() -> None:
+    centre = SolverSettings()
+
+    def star(axis: str, fid: float, calls: int = 25, **moved: Any) -> dict[str, Any]:
+        return row("star", "m", fid, axis=axis, calls=calls, settings=asdict(replace(centre, **moved)))
+
+    rows = [
+        star("solver", 30.0, 10, steps=10),
+        star("solver", 26.0, 25),
+        star("solver", 25.6, 50, steps=50),
+        star("solver", 28.0, 10, steps=5, solver="heun"),
+        star("guidance", 26.0),
+        star("guidance", 24.0, cfg=1.5),
+        star("guidance", 23.0, cfg=3.0, schedule="linear"),
+        star("temperature", 26.0),
+        star("temperature", 27.0, temperature=1.1),
+    ]
+    best, quick_one = sampler.combined(rows, centre), sampler.quick(rows, centre)
+    assert best == replace(centre, steps=50, cfg=3.0, schedule="linear")
+    assert quick_one == replace(best, steps=25), "25 calls are within two hundredths of the best"
+    finals = [
+        row("final", "m", 26.0, which="defaults", recall=0.5, function_evaluations=250),
+        row("final", "m", 22.0, which="best", settings=asdict(best), recall=0.4, function_evaluations=500),
+        row(
+            "final",
+            "m",
+            22.2,
+            which="quick",
+            settings=asdict(quick_one),
+            recall=0.45,
+            function_evaluations=250,
+        ),
+    ]
+    found = sampler.find(rows + finals, [])
+    assert found["best_of_axis"]["solver"] == {"solver": "euler", "steps": 50}
+    assert found["fid_falls_with_euler_steps"] and found["linear_schedule_better_than_constant"]
+    assert found["second_order_better_than_euler_at_equal_calls"] == {"10": True}
+    assert found["best_by_fid"] == asdict(best) and found["recommended_defaults"] == asdict(quick_one)
+    assert found["best_minus_defaults"] == pytest.approx({"recall": -0.1, "function_evaluations": 250})
+    assert found["defaults_are_recommended"] is False
+
+
+def test_precision_says_what_moves_it_and_what_closes_the_gap() -> None:
+    def grid(axis: str, value: Any, share: float, recall: float) -> dict[str, Any]:
+        figures = {"precision": share * 0.9, "precision_of_reference": share, "recall": recall}
+        return row("grid", "m", 20.0, axis=axis, value=value, recall_of_reference=recall / 0.9, **figures)
+
+    rows = [
+        grid("constant", 1.0, 0.5, 0.8),
+        grid("constant", 3.0, 0.95, 0.3),
+        grid("constant", 4.0, 1.0, 0.2),
+        grid("temperature", 0.9, 0.8, 0.5),
+        grid("temperature", 1.1, 0.6, 0.7),
+        {**grid("constant", 2.0, 0.8, 0.6), "part": "final", "which": "defaults"},
+    ]
+    found = precision.find(rows, [])
+    assert found["precision_moved_most_by"] == "constant"
+    assert found["precision_span_of_axis"] == pytest.approx({"constant": 0.45, "temperature": 0.18})
+    assert found["gap_in_precision_at_defaults"] is True and found["gap_in_recall_at_defaults"] is True
+    assert found["gap_closed_with_most_recall_at"] == {"constant": 3.0}
+
+
+def test_independence_reports_whatever_came_out() -> None:
+    described = [
+        {"arm": name, "label": name, "held_out": {"held_clean_1": 0.7}} for name in ("alone", "together")
+    ]
+    rows = [row("final", "alone", 20.0, precision=0.9), row("final", "together", 24.0, precision=0.8)]
+    found = independence.find(rows, described)
+    assert found["together_better_than_alone"] is False and found["best_arm_by_fid"] == "alone"
+    assert found["together_minus_alone"] == pytest.approx({"fid": 4, "precision": -0.1})
+    assert "alone_then_together_better_than_alone" not in found
+
+
+# ------------------------------------------------------------------------------------------------- baseline
+
+
+def test_the_gaussians_loss_is_that_of_closed_forms() -> None:
+    """Of unit variance: the mean of 1 / (t^2 + (1-t)^2) over the time law; what is known already costs 0."""
+    x = torch.randn(4000, 3, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64).flatten(1)
+    x = x - x.mean(0)
+    white = (x @ torch.linalg.inv(torch.linalg.cholesky(torch.cov(x.T))).T).unflatten(1, (3, 2))
+    z, weight = np.polynomial.hermite_e.hermegauss(60)
+    t = 1 / (1 + np.exp(-z))
+    expected = float((weight / (t**2 + (1 - t) ** 2)).sum() / weight.sum())
+    assert baseline.gaussian_loss(white, [1, 1, 1]) == pytest.approx(expected, rel=0.01)
+    assert baseline.gaussian_loss(white, [3]) == pytest.approx(expected, rel=0.01)
+    repeated = white[:, :1].expand(-1, 3, -1)
+    assert baseline.gaussian_loss(repeated, [1, 1, 1]) == pytest.approx(expected / 3, rel=0.01)
+    assert baseline.gaussian_loss(3 + white, [1, 1, 1]) == pytest.approx(expected, rel=0.01)
+
+
+def test_first_tokens_are_those_of_whole_samples() -> None:
+    from nestar.sampler import PatchDone, sample
+
+    model, settings = small_model(K4), SolverSettings(steps=2, cfg=1.0)
+    ids = torch.tensor([0, 1, 2])
+    whole = [event for event in sample(model, ids, [5, 6, 7], settings) if isinstance(event, PatchDone)][-1]
+    first = baseline.first_tokens(model, ids, 5, settings)
+    assert first.shape == (3, 4, 4)
+    torch.testing.assert_close(first, whole.sequence_BNC[:, :4])
+
+
+def test_the_curve_takes_every_step_once(world: Path, tmp_path: Path) -> None:
+    entries = [
+        {"step": 1, "held_clean_1": 0.9},
+        {"step": 2, "held_clean_1": 0.8},
+        {"step": 1, "held_clean_1": 0.7},
+    ]
+    entries += [{"step": 2}, {"steps": 3, "held_clean_1": 0.5}]
+    (tmp_path / "log.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in entries))
+    done = arms.Trained(arms.Arm("alone", "alone", SMOKE), small_model(K4), {}, tmp_path)
+    assert baseline.curve(done) == [
+        {"images": 8, "held_out_loss": 0.7},
+        {"images": 16, "held_out_loss": 0.8},
+        {"images": 24, "held_out_loss": 0.5},
+    ]
+
+
+# -------------------------------------------------------------------------------------------------- latency
+
+
+def test_latencies_of_members(world: Path) -> None:
+    pipeline = NestARPipeline.from_pretrained(world / "weights", device="cpu")
+    settings = SolverSettings(steps=2, solver="heun")
+    members = {name: (pipeline.models[name], settings) for name in ("k4-lattice", "one-shot", "ar-raster")}
+    found = latency.latencies(members, pipeline.tokenizer, runs=2, batch=3)
+    assert [found[name]["evaluations"] for name in members] == [7, 1, 16]
+    for name, figures in found.items():
+        nesting = pipeline.nestings[name]
+        assert figures["function_evaluations"] == nesting.function_evaluations(2, 2)
+        assert figures["seconds_per_picture"] > 0 and figures["pictures_per_second"] > 0
+    assert found["one-shot"]["seconds_per_picture"] < found["ar-raster"]["seconds_per_picture"]
+
+
+# -------------------------------------------------------------------------------------------------- figures
+
+
+def test_figures_are_pngs_of_the_stated_size(tmp_path: Path) -> None:
+    panels = plots.new_figure("A title", 4, columns=3)
+    assert len(panels) == 4
+    series = [plots.Series(f"line {n}", [1, 10, 100], [n, n, n]) for n in range(3)]
+    plots.lines(panels[0], series, x_label="x", y_label="y", log_x=True, level=plots.Point("level", 0, 1.5))
+    plots.lines(panels[1], [plots.Series("one", [0, 1], [1, 2])], x_label="", y_label="", ticks=["a", "b"])
+    plots.points(panels[2], [plots.Point("p", 1, 2), plots.Point("q", 5, 2)], x_label="x", y_label="y")
+    plots.bars(panels[3], ["a", "b"], [1.0, 0.0], x_label="x", level=plots.Point("most", 2.0, 0))
+    plots.save(panels[0].figure, tmp_path / "deep" / "figure.png")
+    with Image.open(tmp_path / "deep" / "figure.png") as figure:
+        figure.load()
+        assert figure.format == "PNG" and figure.size == (plots.WIDTH, 640)
+        assert figure.convert("RGB").getpixel((2, 638)) == (255, 255, 255), "a light background"
+
+
+def test_labels_are_spread_and_keep_their_order() -> None:
+    assert plots.spread([0.1, 0.5, 0.9], 0.1) == [0.1, 0.5, 0.9]
+    close = plots.spread([0.98, 0.97, 0.5, 0.99], 0.1)
+    assert close == pytest.approx([0.9, 0.8, 0.5, 1.0])
+    assert plots.spread([], 0.1) == []
+
+
+# ------------------------------------------------------------------------------------------------ inception
+
+
+class TinyInception(nn.Module):
+    """Torchvision's interface on three numbers a picture: features before `fc`."""
+
+    def __init__(self, classes: int = 1000):
+        super().__init__()
+        self.fc = nn.Linear(3, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        assert x.shape[2:] == (299, 299)
+        return self.fc(x.mean((2, 3)))
+
+
+def library(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str | None) -> Path:
+    """Only the library `name` is installed, with an empty hub cache; returns the cache's folder."""
+    for known in inception.WEIGHTS:
+        monkeypatch.delitem(sys.modules, known, raising=False)
+    found = {name: ModuleSpec(name, None)} if name else {}
+    monkeypatch.setattr(inception, "find_spec", found.get)
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    (tmp_path / "checkpoints").mkdir()
+    return tmp_path / "checkpoints"
+
+
+def test_inception_says_how_to_get_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = library(monkeypatch, tmp_path, None)
+    with pytest.raises(
+        SettingsError, match="neither is installed: pip install torch-fidelity, and put weights-inc"
+    ):
+        inception.features_named(Path("inception"), CPU)
+    monkeypatch.setattr(inception, "find_spec", {"torchvision": 1}.get)
+    with pytest.raises(SettingsError, match=r"put inception_v3_google-0cc3c7bd\.pth into .*checkpoints"):
+        inception.features_named(Path("inception"), CPU)
+    with pytest.raises(WeightsError, match=r"none\.pth is missing"):
+        inception.features_named(Path(f"inception:{folder / 'none.pth'}"), CPU)
+    (folder / "bad.pth").write_bytes(b"nothing")
+    with pytest.raises(WeightsError, match=r"bad\.pth holds no weights of an Inception v3"):
+        inception.features_named(Path(f"inception:{folder / 'bad.pth'}"), CPU)
+    torch.save(TinyInception(1008).state_dict(), folder / "other.pth")
+    with pytest.raises(SettingsError, match="takes torch_fidelity, which is not installed"):
+        inception.load_inception(folder / "other.pth")
+
+
+def test_inception_of_torchvision_measures_what_needs_no_classes(
+    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = library(monkeypatch, tmp_path, "torchvision")
+    models = ModuleType("torchvision.models")
+    models.inception_v3 = lambda **given: TinyInception()
+    monkeypatch.setitem(sys.modules, "torchvision", ModuleType("torchvision"))
+    monkeypatch.setitem(sys.modules, "torchvision.models", models)
+    torch.save(TinyInception().state_dict(), folder / inception.WEIGHTS["torchvision"])
+    features = inception.features_named(Path("inception"), CPU)
+    grey = torch.full((2, 3, 64, 64), 0.25)
+    described = features.describe(grey, torch.tensor([0, 1]))
+    torch.testing.assert_close(described[0], torch.full((2, 3), 0.25))
+    assert described[1:] == (None, None)
+    pipeline = NestARPipeline.from_pretrained(world / "weights", device="cpu")
+    made = report.evaluate(
+        pipeline.models["k4-lattice"],
+        pipeline.tokenizer,
+        features,
+        samples=24,
+        settings=SolverSettings(steps=1),
+        progress=False,
+    )
+    assert {"fid", "precision", "recall", "diversity", "vendi"} <= made.keys()
+    assert not {"inception_score", "class_accuracy", "coverage"} & made.keys()
+    assert made["reference"]["fid"] < made["fid"]
+    written = conduct(
+        order.EXPERIMENT, Study("order", pipeline, features, options_of(world, tmp_path), progress=False)
+    )
+    assert written["finding"]["better_by_fid"] and "class_accuracy" not in written["rows"][0]
+
+
+def test_inception_of_torch_fidelity_reads_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = library(monkeypatch, tmp_path, "torch_fidelity")
+
+    class Extractor(TinyInception):
+        def __init__(self, name: str, features: list[str], feature_extractor_weights_path: str):
+            super().__init__(1008)
+            assert features == ["2048"]
+            self.load_state_dict(torch.load(feature_extractor_weights_path, weights_only=True))
+
+        def forward(self, x: Tensor) -> tuple[Tensor]:
+            assert x.dtype == torch.uint8
+            return (x.double().mean((2, 3)),)
+
+    module = ModuleType("torch_fidelity.feature_extractor_inceptionv3")
+    module.FeatureExtractorInceptionV3 = Extractor
+    monkeypatch.setitem(sys.modules, "torch_fidelity", ModuleType("torch_fidelity"))
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    torch.save(TinyInception(1008).state_dict(), folder / inception.WEIGHTS["torch_fidelity"])
+    features = inception.features_named(Path("inception"), CPU)
+    read = features.describe(torch.ones(1, 3, 8, 8), torch.tensor([0]))[0]
+    assert read.dtype == torch.float32 and read.tolist() == [[255.0] * 3]

@@ -1,0 +1,43 @@
+"""Previews against the finished picture: which are compared, and what the summary says."""
+
+import pytest
+import torch
+
+from nestar.evaluation.metrics import psnr
+from nestar.evaluation.previews import coarse_to_fine, preview_psnr
+from nestar.nesting import Nesting
+from nestar.sampler import ModuleDone, PatchDone, SolverSettings, sample
+from tests.small import K2, K4, small_model, small_tokenizer
+
+IDS, SEEDS, SETTINGS = torch.tensor([0, 2]), [3, 4], SolverSettings(steps=1)
+
+
+def test_every_modules_preview_but_the_last_is_compared_with_the_finished_picture() -> None:
+    model, tokenizer = small_model(K2), small_tokenizer()
+    measured = preview_psnr(model, tokenizer, IDS, SEEDS, SETTINGS)
+    assert measured.shape == (2, 3), "k = 2 on 16 tokens has four modules"
+    standing = {}
+    for event in sample(model, IDS, SEEDS, SETTINGS):
+        if isinstance(event, PatchDone):
+            tokens = event.sequence_BNC.clone()
+        if isinstance(event, ModuleDone):
+            with torch.inference_mode():
+                standing[event.module] = tokenizer.preview(tokens, K2, event.known)
+    for module in (1, 2, 3):
+        torch.testing.assert_close(measured[:, module - 1], psnr(standing[module], standing[4]))
+
+
+def test_too_few_previews_make_no_summary() -> None:
+    tokenizer = small_tokenizer()
+    two_modules = preview_psnr(small_model(K4), tokenizer, IDS, SEEDS, SETTINGS)
+    assert two_modules.shape == (2, 1) and coarse_to_fine(two_modules) is None
+    one_module = preview_psnr(small_model(Nesting.one_shot(4, 4)), tokenizer, IDS, SEEDS, SETTINGS)
+    assert one_module.shape == (2, 0) and coarse_to_fine(one_module) is None
+
+
+def test_a_sample_rises_if_every_step_does() -> None:
+    summary = coarse_to_fine(
+        torch.tensor([[1.0, 2.0, 3.0], [1.0, 3.0, 2.0], [2.0, 4.0, 5.0], [3.0, 2.0, 1.0]])
+    )
+    assert summary["rising"] == 0.5 and summary["samples"] == 4
+    assert summary["psnr"] == pytest.approx([1.75, 2.75, 2.75])
