@@ -20,6 +20,10 @@ COORDINATION_TOKENS = ("last", "all", "all-detached")
 """Which of the tokens that neighbours share coordination compares, and where its gradient goes."""
 
 
+CLEAN_SHARE = 0.8
+"""Share of training rows whose context is clean, as in sampling."""
+
+
 def interpolate(x_BNC: Tensor, noise_BNC: Tensor, t_BN1: Tensor) -> Tensor:
     """The straight path from noise (t = 0) to data (t = 1)."""
     return (1 - t_BN1) * noise_BNC + t_BN1 * x_BNC
@@ -36,7 +40,7 @@ def flow_matching_loss(
     x_BNC: Tensor,
     class_ids_B: Tensor,
     *,
-    clean_share: float = 0.8,
+    clean_share: float = CLEAN_SHARE,
     generator: torch.Generator | None = None,
 ) -> Tensor:
     """Mean squared velocity error of one scaled module over the patches it generates.

@@ -15,7 +15,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from nestar.checkpoints import weights_name
 from nestar.data import tiny_worlds
 from nestar.data.pools import HELD_OUT_SEED, TRAIN_SEED, ImagePool, latent_pool, latents_file
-from nestar.flow import check_coordination_tokens, flow_matching_loss, shared_patch_losses
+from nestar.flow import CLEAN_SHARE, check_coordination_tokens, flow_matching_loss, shared_patch_losses
 from nestar.model import NestAR, NestARConfig
 from nestar.nesting import Nesting
 from nestar.sampler import PatchDone, SolverSettings, sample
@@ -53,7 +53,7 @@ class NestingTrainConfig:
     pool: int = 180_000
     held_out: int = 1024
     label_drop: float = 0.1
-    clean_share: float = 0.8
+    clean_share: float = CLEAN_SHARE
     coordination: float = 0.1
     coordination_tokens: str = "last"
     coordination_from: int = 0

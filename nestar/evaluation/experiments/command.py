@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nestar.evaluation.experiments import NAMES
-from nestar.settings import SettingsError, check_integer, check_seed
+from nestar.settings import SampleSettings, SettingsError, check_integer, check_seed
 
 if TYPE_CHECKING:
     from nestar.evaluation.experiments.study import Experiment
@@ -41,7 +41,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--seed", type=int, default=0, help="of the finalists; searches take the next one (default: 0)"
     )
-    parser.add_argument("--steps", type=int, default=25, help="solver steps a patch (default: 25)")
+    steps = SampleSettings.steps
+    parser.add_argument("--steps", type=int, default=steps, help=f"solver steps a patch (default: {steps})")
     parser.add_argument(
         "--nesting", help=f"for sampler and precision: the member to sample (default: {MEMBER})"
     )
