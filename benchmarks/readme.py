@@ -10,9 +10,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from nestar.evaluation.experiments import NAMES
+
 ROOT = Path(__file__).parents[1]
 RESULTS = Path(__file__).parent / "results"
-BEGIN, END = "<!-- results: written by `python -m benchmarks.readme` -->\n", "<!-- end of results -->"
+BY = "written by `python -m benchmarks.readme` -->\n"
+SECTIONS = {"results": f"<!-- results: {BY}", "findings": f"<!-- findings: {BY}"}
+"""Where the README's written parts begin; each ends with `<!-- end of NAME -->`."""
 
 TARGETS: dict[str, tuple[float, ...]] = {
     "class_accuracy": (0.90, 0.98),
@@ -30,6 +34,10 @@ TARGETS: dict[str, tuple[float, ...]] = {
 """What the project set out to reach: the first value soon, the second in the end."""
 AT_MOST = ("seams", "first_module_seconds", "whole_picture_seconds", "memory_mib")
 
+FINAL_FIGURES = ("fid", "inception_score", "precision", "recall", "class_accuracy", "seams", "diversity")
+"""What the README shows of an experiment's finalists."""
+NO_FINDINGS = "None has been run at full size yet.\n"
+
 Row = tuple[str, str, str, str, str]
 
 
@@ -40,12 +48,12 @@ def read(file: Path) -> dict[str, Any]:
 def goal(key: str, value: float, form: str = "g", unit: str = "") -> str:
     """The targets of a figure, and whether the measured value reaches each."""
 
-    def said(limit: float) -> str:
+    def judged(limit: float) -> str:
         lower = key in AT_MOST
         reached = value <= limit if lower else value >= limit
         return f"{'≤' if lower else '≥'} {limit:{form}}{unit}: {'reached' if reached else '**not reached**'}"
 
-    return "; ".join(said(limit) for limit in TARGETS[key])
+    return "; ".join(judged(limit) for limit in TARGETS[key])
 
 
 def quality_rows() -> Iterator[Row]:
@@ -186,12 +194,83 @@ def table(rows: list[Row]) -> str:
     return "\n".join(lines + [f"| {' | '.join(row)} |" for row in rows]) + "\n"
 
 
+def finding_parts() -> Iterator[str]:
+    """A paragraph an experiment that has been run, with its findings, its members' best and its figure."""
+    for name in NAMES:
+        report = read(RESULTS / "experiments" / f"{name}.json")
+        if report:
+            yield "\n".join(finding_lines(name, report)) + "\n"
+
+
+def finding_lines(name: str, report: dict[str, Any]) -> Iterator[str]:
+    yield f"**`python -m nestar experiment {name}`**. {report['question']}"
+    yield ""
+    for statement, value in report["finding"].items():
+        yield f"- {statement.replace('_', ' ')}: {said(value)}"
+    finals = [row for row in report["rows"] if row["part"] == "final"]
+    if finals:
+        yield from ("", *final_table(finals))
+    yield ""
+    yield " ".join(conditions(report))
+    if (RESULTS / "experiments" / f"{name}.png").exists():
+        yield ""
+        yield f"![{report['question']}](benchmarks/results/experiments/{name}.png)"
+
+
+def final_table(finals: list[dict[str, Any]]) -> Iterator[str]:
+    """Finalists as a table, with the figures that all of them have."""
+    figures = [name for name in FINAL_FIGURES if all(name in row for row in finals)]
+    yield f"| finalist | settings | {' | '.join(name.replace('_', ' ') for name in figures)} |"
+    yield "|---" * (2 + len(figures)) + "|"
+    for row in finals:
+        who = " ".join(str(row[label]) for label in ("member", "which") if label in row)
+        settings = ", ".join(f"{key} {said(value)}" for key, value in row["settings"].items())
+        yield f"| {who} | {settings} | {' | '.join(said(row[name]) for name in figures)} |"
+
+
+def conditions(report: dict[str, Any]) -> Iterator[str]:
+    """On what the findings rest."""
+    counts = {row["samples"] for row in report["rows"] if "samples" in row}
+    if counts:
+        yield f"Samples a row: {', '.join(map(str, sorted(counts)))}; device {report['device']}."
+    if report["images_per_arm"]:
+        yield f"Arms saw {report['images_per_arm']:,} images each and are compared with each other only."
+    if report["missing"]:
+        yield f"Without weights, left out: {', '.join(report['missing'])}."
+    if not report["finished"]:
+        yield "Not finished."
+
+
+def said(value: Any) -> str:
+    """A finding's value in words."""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:.3g}"
+    if isinstance(value, dict):
+        return ", ".join(f"{key.replace('_', ' ')} {said(each)}" for key, each in value.items())
+    if isinstance(value, list):
+        return ", ".join(said(each) for each in value)
+    return str(value)
+
+
+def rewritten(text: str, section: str, content: str) -> str:
+    """`text` with what stands between the section's two marks replaced."""
+    begin, end = SECTIONS[section], f"<!-- end of {section} -->"
+    before, rest = text.split(begin)
+    return before + begin + content + end + rest.split(end)[1]
+
+
+def written(text: str) -> str:
+    """The README's text with its written parts as the results stand."""
+    rows = [*quality_rows(), *factor_rows(), *speed_rows(), *training_rows()]
+    text = rewritten(text, "results", table(rows))
+    return rewritten(text, "findings", "\n".join(finding_parts()) or NO_FINDINGS)
+
+
 def main() -> None:
     readme = ROOT / "README.md"
-    before, rest = readme.read_text().split(BEGIN)
-    after = rest.split(END)[1]
-    rows = [*quality_rows(), *factor_rows(), *speed_rows(), *training_rows()]
-    readme.write_text(before + BEGIN + table(rows) + END + after)
+    readme.write_text(written(readme.read_text()))
 
 
 if __name__ == "__main__":

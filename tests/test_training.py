@@ -33,10 +33,11 @@ from nestar.data.pools import HELD_OUT_SEED, TRAIN_SEED, ImagePool, latent_pool
 from nestar.evaluation.features import FeatureNetworkConfig
 from nestar.images import from_bytes
 from nestar.model import NestAR, WeightsError
-from nestar.nesting import Nesting
+from nestar.nesting import Nesting, Scale
 from nestar.pipeline import NestARPipeline
 from nestar.tokenizer import Tokenizer
 from nestar.training import loop, presets
+from nestar.training import nesting as nesting_module
 from nestar.training.features import FeaturesConfig, FeaturesTask
 from nestar.training.loop import Budget, Cadence, progress, train
 from nestar.training.nesting import NOT_MUON, LatentPools, NestingTask
@@ -342,6 +343,26 @@ def test_without_coordination_every_module_trains_as_if_alone(cache: Path, coord
         after, beside = steps(one, 3)[own], steps(other, 3)[own]
         same = all(torch.equal(after[name], beside[name]) for name in after)
         assert same == (coordination == 0)
+
+
+def test_small_modules_draw_the_noise_of_the_same_images_more_often(
+    cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original, rows = nesting_module.flow_matching_loss, {}
+
+    def recorded(module: nn.Module, scale: Scale, x_BNC: torch.Tensor, ids_B: torch.Tensor, **rest: Any):
+        rows[scale.number] = x_BNC, ids_B
+        return original(module, scale, x_BNC, ids_B, **rest)
+
+    monkeypatch.setattr(nesting_module, "flow_matching_loss", recorded)
+    for power, expected in ((0.5, [3, 2, 1, 1]), (0.0, [1, 1, 1, 1]), (1.0, [8, 4, 2, 1])):
+        task = nesting_task(cache, nesting=K2, draw_power=power)
+        task.train_step(0, 1.0)
+        images, ids = rows[4]
+        assert len(images) == task.config.batch
+        for number, draws in enumerate(expected, 1):
+            assert torch.equal(rows[number][0], images.repeat(draws, 1, 1))
+            assert torch.equal(rows[number][1], ids.repeat(draws))
 
 
 def test_coordination_reaches_both_modules(cache: Path) -> None:

@@ -17,7 +17,7 @@ from nestar.data import tiny_worlds
 from nestar.data.pools import HELD_OUT_SEED, TRAIN_SEED, ImagePool, latent_pool, latents_file
 from nestar.flow import CLEAN_SHARE, check_coordination_tokens, flow_matching_loss, shared_patch_losses
 from nestar.model import NestAR, NestARConfig
-from nestar.nesting import Nesting
+from nestar.nesting import Nesting, Scale
 from nestar.sampler import PatchDone, SolverSettings, sample
 from nestar.tokenizer import Tokenizer
 from nestar.training.loop import prefixed, start_from, step_generator, unprefixed
@@ -39,6 +39,7 @@ class NestingTrainConfig:
         shared_rows: share of the batch on which neighbours look at the tokens both know: coordination, and
             a later module's own first patch.
         clean_share: share of rows whose context is clean, as in sampling.
+        draw_power: exponent of how often a module draws each image's noise in a step, see `draws`.
         pool: latents encoded beforehand, read at random.
         variant: tells apart trainings of one nesting; the weights go to `<nesting>.<variant>`.
     """
@@ -54,6 +55,7 @@ class NestingTrainConfig:
     held_out: int = 1024
     label_drop: float = 0.1
     clean_share: float = CLEAN_SHARE
+    draw_power: float = 0.5
     coordination: float = 0.1
     coordination_tokens: str = "last"
     coordination_from: int = 0
@@ -64,6 +66,11 @@ class NestingTrainConfig:
 
     def __post_init__(self) -> None:
         check_coordination_tokens(self.coordination_tokens)
+
+    def draws(self, scale: Scale) -> int:
+        """Noise draws of each image in a step of this module. The first modules decide what is in the
+        picture and have few tokens: their gradients are the noisiest, and more draws cost them little."""
+        return max(1, round((self.nesting.n / scale.tokens) ** self.draw_power))
 
     @property
     def weights_name(self) -> str:
@@ -168,11 +175,12 @@ class NestingTask:
         modules, scales = self.model.scaled_modules, self.config.nesting.scales
         with torch.autocast(self.device.type, torch.bfloat16), quick_attention(self.device):
             for module, scale in zip(modules, scales, strict=True):
+                draws = self.config.draws(scale)
                 loss = flow_matching_loss(
                     module,
                     scale,
-                    x_BNC,
-                    class_ids_B,
+                    x_BNC.repeat(draws, 1, 1),
+                    class_ids_B.repeat(draws),
                     clean_share=self.config.clean_share,
                     generator=self._generator(step, scale.number),
                 )
@@ -202,7 +210,8 @@ class NestingTask:
             generator=self._generator(step, 1000 + m),
         )
         generated = sum(patch.size for patch in scales[m].generated)
-        weight = rows * scales[m - 1].tokens / (len(x_BNC) * generated)  # every noised token counts alike
+        # A token noised here weighs as much as one that the module generates, at one draw.
+        weight = rows * scales[m - 1].tokens / (len(x_BNC) * generated)
         if coordination is None:
             (weight * first).backward()
             return {}
