@@ -13,8 +13,10 @@ import gradio as gr
 from nestar.checkpoints import default_source
 from nestar.model import WeightsError
 from nestar.pipeline import NestARPipeline
-from nestar.ui import generate
+from nestar.ui import diversity, failure, generate, how, race
 from nestar.ui.assets import asset, launch_options
+from nestar.ui.lanes import can_race
+from nestar.ui.runs import Runs
 
 log = logging.getLogger("nestar.app")
 # Calls that may wait for the one sampler; more are refused with a message.
@@ -28,7 +30,20 @@ def build_page(pipeline: NestARPipeline, notice: str = "") -> gr.Blocks:
         gr.HTML(header.replace("<!-- device -->", escape(str(pipeline.device))), apply_default_css=False)
         if notice:
             gr.HTML(f'<p class="notice" role="status">{escape(notice)}</p>', apply_default_css=False)
-        generate.build(pipeline, demo)
+        runs = Runs()
+        with gr.Tabs(elem_id="tabs"):
+            with gr.Tab("Generate", id="generate"):
+                generate.build(pipeline, runs)
+            with gr.Tab("Diversity", id="diversity-tab"):
+                diversity.build(pipeline, runs)
+            if can_race(pipeline):
+                with gr.Tab("Race", id="race"):
+                    race.build(pipeline, runs, demo)
+            with gr.Tab("When it fails", id="failure"):
+                failure.build(pipeline, runs, demo)
+            with gr.Tab("How it works", id="how"):
+                how.build()
+        demo.unload(runs.stop)
     return demo.queue(max_size=QUEUE_LENGTH)
 
 

@@ -1,4 +1,4 @@
-"""The command line: `python -m nestar sample | train | evaluate`."""
+"""The command line: `python -m nestar sample | train | evaluate | index`."""
 
 from __future__ import annotations
 
@@ -46,6 +46,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_train(commands.add_parser("train", help="train a part, or the family of nestings"))
     _add_assemble(commands.add_parser("assemble", help="put trained parts together into a checkpoint folder"))
     _add_evaluate(commands.add_parser("evaluate", help="measure a nesting's samples against Tiny Worlds"))
+    _add_index(commands.add_parser("index", help="describe training pictures, so that copies would be found"))
     _add_experiment(commands.add_parser("experiment", help="one of the paper's questions, with a figure"))
     return parser
 
@@ -117,10 +118,14 @@ def _add_sample(parser: argparse.ArgumentParser) -> None:
 
 
 def _sample(arguments: argparse.Namespace) -> int:
-    result = _pipeline(arguments)(arguments.class_name, **_settings(arguments))
+    from nestar.keepsakes import about, png_info
+
+    pipeline = _pipeline(arguments)
+    result = pipeline(arguments.class_name, **_settings(arguments))
+    kept = about(result.settings, pipeline.origin)
     try:
         arguments.out.parent.mkdir(parents=True, exist_ok=True)
-        result.image.save(arguments.out, format="PNG")
+        result.image.save(arguments.out, format="PNG", pnginfo=png_info(kept))
         if arguments.stages:
             for frame in result.frames:
                 if frame.module_done:
@@ -426,6 +431,40 @@ def _evaluate(arguments: argparse.Namespace) -> int:
         for name, value in report.items():
             if not isinstance(value, dict | list):
                 print(f"{name:24} {value}")
+    return 0
+
+
+def _add_index(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--images", type=int, help="training pictures, 32 bytes each (default: 60000)")
+    parser.add_argument("--held-out", type=int, help="pictures a class behind each yardstick (default: 100)")
+    parser.add_argument("--features", type=Path, help="feature network's folder (default: the embedded one)")
+    parser.add_argument("--tokenizer", type=Path, help="tokenizer's folder (default: the embedded one)")
+    parser.add_argument(
+        "--cache", type=Path, default=RUNS / "cache", help="where these pictures may lie already drawn"
+    )
+    parser.add_argument("--out", type=Path, help="folder to write (default: assets/neighbours)")
+    parser.set_defaults(run=_index)
+
+
+def _index(arguments: argparse.Namespace) -> int:
+    from nestar import neighbours
+    from nestar.checkpoints import EMBEDDED, load_tokenizer
+    from nestar.evaluation.diversity import FeatureSpace
+
+    folder = arguments.out or neighbours.FOLDER
+    _make_way(folder / f"{neighbours.WEIGHTS_FILE}.partial")
+    try:
+        index = neighbours.build_index(
+            FeatureSpace(arguments.features or EMBEDDED / "features"),
+            load_tokenizer(arguments.tokenizer or EMBEDDED / "tokenizer"),
+            images=neighbours.IMAGES if arguments.images is None else arguments.images,
+            held_out=neighbours.HELD_OUT if arguments.held_out is None else arguments.held_out,
+            cache=arguments.cache,
+        )
+    except ValueError as error:
+        raise SettingsError(str(error)) from None
+    index.save(folder)
+    print(f"{folder}: {len(index.codes)} training pictures")
     return 0
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
@@ -20,3 +23,9 @@ def from_bytes(images_B3HW: Tensor) -> Tensor:
 def to_pil(images_B3HW: Tensor) -> tuple[Image.Image, ...]:
     """Images in [-1, 1] as RGB pictures."""
     return tuple(Image.fromarray(image.numpy()) for image in to_bytes(images_B3HW).permute(0, 2, 3, 1).cpu())
+
+
+def from_pil(pictures: Sequence[Image.Image]) -> Tensor:
+    """RGB pictures of one size as images (B, 3, H, W) in [-1, 1]."""
+    pixels = torch.from_numpy(np.stack([np.asarray(picture.convert("RGB")) for picture in pictures]))
+    return from_bytes(pixels.permute(0, 3, 1, 2))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,12 +13,14 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from nestar import batches
+from nestar.batches import Rows
 from nestar.checkpoints import Checkpoint, open_checkpoint, resolve_device
 from nestar.images import to_pil
 from nestar.model import NestAR, WeightsError
 from nestar.nesting import Nesting
 from nestar.sampler import PatchDone, SolverSettings, sample
-from nestar.settings import MAX_SEED, SampleSettings, SettingsError, check_settings, find_nesting
+from nestar.settings import SampleSettings, SettingsError, check_number, check_settings, find_nesting
 from nestar.tokenizer import Tokenizer
 
 
@@ -28,11 +30,13 @@ class Frame:
 
     Attributes:
         images: one preview a sample; `image` is the first. Until `final` they are guesses from a part of
-            the tokens.
+            the tokens, or none at all where no previews were asked for.
         module, patch: which patch has just been made, both from 1; tokens: the grid places it filled.
         known: tokens that stand, of n.
         evaluations: patches made one after another; function_evaluations: network passes.
-        seconds: the pipeline's own work since the call, decoding included, the consumer's time left out.
+        seconds: the pipeline's own work since the call, decoding included, the consumer's time left out;
+            decoding: the seconds of them that went into previews and the finished picture.
+        norms: root mean square of the patch's velocity at the beginning of each solver step, from noise on.
     """
 
     images: tuple[Image.Image, ...]
@@ -45,8 +49,10 @@ class Frame:
     evaluations: int
     function_evaluations: int
     seconds: float
+    decoding: float
     module_done: bool
     final: bool
+    norms: tuple[float, ...]
 
     @property
     def image(self) -> Image.Image:
@@ -168,6 +174,10 @@ class NestARPipeline:
         """The nesting with weights that has this k and order, or the one that `nesting` names."""
         return self.nestings[find_nesting(self.nestings, k, order, nesting)]
 
+    def plan_of(self, settings: SampleSettings) -> Nesting:
+        """The nesting that checked settings name."""
+        return self.plan(settings.k, settings.order, settings.nesting)
+
     def stream(
         self, class_name: str, *, cancel: threading.Event | None = None, **values: object
     ) -> Iterator[Frame]:
@@ -184,6 +194,51 @@ class NestARPipeline:
         """
         return self._frames(self.settings(class_name=class_name, **values), cancel)
 
+    def siblings(
+        self,
+        class_name: str,
+        *,
+        parent: int,
+        modules: int,
+        cancel: threading.Event | None = None,
+        **values: object,
+    ) -> Iterator[Frame]:
+        """As `stream`, of the sample with seed `parent`, first, and `count` siblings: they keep its modules
+        1 ... `modules` and make the rest from seeds `seed`, `seed + 1`, ...
+
+        Raises:
+            SettingsError: at the call, also for a number of modules that leaves nothing to keep or to make.
+        """
+        settings = self.settings(class_name=class_name, **values)
+        rows = batches.siblings(settings, self.plan_of(settings), parent, modules)
+        return self.stream_rows(settings, rows, cancel=cancel)
+
+    def temperatures(
+        self,
+        class_name: str,
+        *,
+        temperatures: Sequence[float] = batches.SWEEP,
+        cancel: threading.Event | None = None,
+        **values: object,
+    ) -> Iterator[Frame]:
+        """As `stream`, of one seed at each of `temperatures`, as one batch."""
+        for temperature in temperatures:
+            check_number("temperature", temperature)
+        settings = self.settings(class_name=class_name, **values)
+        return self.stream_rows(settings, batches.temperature_row(settings, temperatures), cancel=cancel)
+
+    def stream_rows(
+        self,
+        settings: SampleSettings,
+        rows: Rows,
+        *,
+        cancel: threading.Event | None = None,
+        previews: bool = True,
+    ) -> Iterator[Frame]:
+        """As `stream`, of checked settings and of any rows; without `previews` only the last frame has
+        pictures, and the time of decoding all others is saved."""
+        return self._frames(settings, cancel, rows, previews)
+
     def __call__(self, class_name: str, *, cancel: threading.Event | None = None, **values: object) -> Result:
         """Sample to the end. A cancelled call raises SettingsError if not even one patch was made."""
         settings = self.settings(class_name=class_name, **values)
@@ -192,19 +247,32 @@ class NestARPipeline:
             raise SettingsError("The call was cancelled before its first patch.")
         return Result(settings, frames)
 
-    def _frames(self, settings: SampleSettings, cancel: threading.Event | None) -> Iterator[Frame]:
+    def _frames(
+        self,
+        settings: SampleSettings,
+        cancel: threading.Event | None,
+        rows: Rows | None = None,
+        previews: bool = True,
+    ) -> Iterator[Frame]:
+        rows = rows or batches.consecutive(settings)
         model = self.models[find_nesting(self.nestings, settings.k, settings.order, settings.nesting)]
         nesting = model.config.nesting
-        ids = torch.full((settings.count,), self.classes.index(settings.class_name))
-        seeds = [(settings.seed + b) % (MAX_SEED + 1) for b in range(settings.count)]
+        ids = torch.full((len(rows.seeds),), self.classes.index(settings.class_name))
         solver = self.solver_settings(settings)
-        decoding = 0.0
-        for event in sample(model, ids, seeds, solver, cancel=cancel):
+        reading = decoding = 0.0
+        events = sample(
+            model, ids, rows.seeds, solver, keep=rows.keep, temperatures=rows.temperatures, cancel=cancel
+        )
+        for event in events:
             if not isinstance(event, PatchDone):
                 continue
             began = time.perf_counter()
-            images = self._decode(event.sequence_BNC, nesting, event.known)
-            decoding += time.perf_counter() - began
+            norms = tuple(event.norms_S.tolist())  # waits for a GPU's queued steps: sampling, not decoding
+            sampled = time.perf_counter()
+            shown = previews or event.known == nesting.n
+            images = self._decode(event.sequence_BNC, nesting, event.known) if shown else ()
+            reading += sampled - began
+            decoding += time.perf_counter() - sampled
             yield Frame(
                 images=images,
                 module=event.module,
@@ -215,9 +283,11 @@ class NestARPipeline:
                 n=nesting.n,
                 evaluations=event.evaluations,
                 function_evaluations=event.function_evaluations,
-                seconds=event.elapsed + decoding,
+                seconds=event.elapsed + reading + decoding,
+                decoding=decoding,
                 module_done=event.known == nesting.scales[event.module - 1].tokens,
                 final=event.known == nesting.n,
+                norms=norms,
             )
 
     @staticmethod

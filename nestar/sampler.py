@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from nestar.flow import grid_noise, guidance_scale, guide, solver_step
-from nestar.model import NestAR
+from nestar.model import NestAR, NestARConfig
 from nestar.nesting import Patch
 from nestar.settings import SOLVER_CALLS, SampleSettings
 from nestar.transformer import KVCache, ScaledModule
@@ -41,6 +41,8 @@ class PatchDone:
         elapsed: seconds of the sampler's own work, without the time its consumer took.
         sequence_BNC: all tokens in sequence order, float32; those from `known` on are not made yet. The
             buffer is the sampler's own: copy what must outlive the next event.
+        norms_S: root mean square of the patch's velocity over the whole batch at the beginning of each solver
+            step. On the model's device: reading it waits for the patch.
     """
 
     module: int
@@ -51,6 +53,7 @@ class PatchDone:
     function_evaluations: int
     elapsed: float
     sequence_BNC: Tensor
+    norms_S: Tensor
 
 
 @dataclass(frozen=True)
@@ -95,12 +98,22 @@ class SolverSettings:
         return [i / (halves * self.steps) for i in range(halves * self.steps)] + [1.0]
 
 
+@dataclass(frozen=True)
+class Prefix:
+    """What a row shares with another sample: the tokens of modules 1 ... `modules` of the one with `seed`."""
+
+    seed: int
+    modules: int
+
+
 def sample(
     model: NestAR,
     class_ids_B: Tensor,
     seeds: Sequence[int],
     settings: SolverSettings,
     *,
+    keep: Sequence[Prefix] | None = None,
+    temperatures: Sequence[float] | None = None,
     cancel: threading.Event | None = None,
     solver_events: bool = False,
 ) -> Iterator[Event]:
@@ -109,11 +122,16 @@ def sample(
     Args:
         class_ids_B: class of each row; seeds: seed of each row. A row's noise depends on its own seed and
             the grid place alone.
+        keep: what each row shares with another sample of its class; its own seed is that of the rest.
+        temperatures: of each row, in place of that of the settings.
         cancel: read before every solver step; once set, the generator ends without another event. On a
             GPU steps are queued without waiting, so that the last of them may still be running.
         solver_events: also yield a `SolverStep` per step (waits for the device at each).
+
+    Raises:
+        ValueError: a sequence has not one entry a row, or a prefix keeps more modules than there are.
     """
-    run = _Run(model, class_ids_B, seeds, settings, cancel, solver_events)
+    run = _Run(model, class_ids_B, seeds, settings, keep, temperatures, cancel, solver_events)
     for scale in model.config.nesting.scales:
         run.enter(scale.number)
         for patch in scale.generated:
@@ -126,6 +144,36 @@ def sample(
         yield ModuleDone(scale.number, scale.tokens, run.elapsed)
 
 
+def sequence_noise(
+    config: NestARConfig,
+    seeds: Sequence[int],
+    temperatures: Sequence[float],
+    keep: Sequence[Prefix] | None = None,
+) -> Tensor:
+    """What the tokens start from, in sequence order, (B, N, C) float32 on the CPU.
+
+    A token is a function of the noise of its own place and of those made before it. So a row shares modules
+    1 ... m with another sample exactly if their places have the other's noise: nothing needs to be stored or
+    sent to take a sample up again, at the price of making the shared tokens once more.
+    """
+    nesting = config.nesting
+    if len(temperatures) != len(seeds) or (keep is not None and len(keep) != len(seeds)):
+        raise ValueError(f"{len(seeds)} seeds need as many temperatures and prefixes: one a row.")
+    noise_BGC = grid_noise(seeds, nesting.n, config.channels)
+    if keep is not None:
+        shared_BGC = grid_noise([prefix.seed for prefix in keep], nesting.n, config.channels)
+        for row, prefix in enumerate(keep):
+            if not 0 <= prefix.modules <= nesting.modules:
+                raise ValueError(
+                    f"{nesting.name} has {nesting.modules} modules: {prefix.modules} cannot be kept."
+                )
+            tokens = nesting.scales[prefix.modules - 1].tokens if prefix.modules else 0
+            places = list(nesting.flat[:tokens])
+            noise_BGC[row, places] = shared_BGC[row, places]
+    noise_BGC *= torch.tensor(temperatures, dtype=torch.float32)[:, None, None]
+    return noise_BGC[:, list(nesting.flat)]
+
+
 class _Run:
     """State of one call of `sample`. Gradients are off inside each step, never across a yield: a
     generator may be taken up again by another thread."""
@@ -136,6 +184,8 @@ class _Run:
         class_ids_B: Tensor,
         seeds: Sequence[int],
         settings: SolverSettings,
+        keep: Sequence[Prefix] | None,
+        temperatures: Sequence[float] | None,
         cancel: threading.Event | None,
         solver_events: bool,
     ):
@@ -145,11 +195,9 @@ class _Run:
         self.elapsed = 0.0
         self.settings, self.cancel, self.solver_events = settings, cancel, solver_events
         self.model, self.nesting, device = model, model.config.nesting, model.device
-        noise_BGC = grid_noise(seeds, self.nesting.n, model.config.channels) * settings.temperature
-        self.sequence_BNC = noise_BGC[:, list(self.nesting.flat)].to(
-            device
-        )  # solved in place, patch by patch
-        self.rows = len(seeds)
+        temperatures = temperatures or [settings.temperature] * len(seeds)
+        noise_BNC = sequence_noise(model.config, seeds, temperatures, keep)
+        self.sequence_BNC = noise_BNC.to(device)  # solved in place, patch by patch
         self.class_ids_R = class_ids_B.to(device)
         if settings.guided:  # conditional rows, then unconditional ones
             self.class_ids_R = torch.cat(
@@ -191,20 +239,22 @@ class _Run:
             self.settings.cfg, self.settings.schedule, self.evaluations, self.nesting.evaluations
         )
         steps = self.settings.steps
+        self.norms_S = torch.empty(steps, device=self.model.device)
         for step in range(steps):
             if self.cancelled:
                 return
             began = time.perf_counter()
-            v_BNC = self._step(patch, step / steps, 1 / steps, cfg)
+            self._step(patch, step, cfg)
             self.elapsed += time.perf_counter() - began
             if self.solver_events:
-                norm = v_BNC.square().mean().sqrt().item()
+                norm = self.norms_S[step].item()
                 yield SolverStep(patch.module, patch.index, step + 1, (step + 1) / steps, norm, self.elapsed)
         self.evaluations += 1
 
     @torch.inference_mode()
-    def _step(self, patch: Patch, t: float, dt: float, cfg: float) -> Tensor:
-        """Move the patch on by `dt`; returns the velocity at `t`."""
+    def _step(self, patch: Patch, step: int, cfg: float) -> None:
+        """Move the patch on by one solver step and note its velocity, without waiting for the device."""
+        steps = self.settings.steps
 
         def velocity(y_BNC: Tensor, at: float) -> Tensor:
             self.function_evaluations += 1
@@ -212,9 +262,9 @@ class _Run:
             return guide(*v_RNC.chunk(2), cfg) if self.settings.guided else v_RNC
 
         state_BNC = self.sequence_BNC[:, patch.start : patch.stop]
-        after_BNC, v_BNC = solver_step(velocity, state_BNC, t, dt, self.settings.solver)
+        after_BNC, v_BNC = solver_step(velocity, state_BNC, step / steps, 1 / steps, self.settings.solver)
         state_BNC.copy_(after_BNC)
-        return v_BNC
+        self.norms_S[step] = torch.linalg.vector_norm(v_BNC, dtype=torch.float32) / v_BNC.numel() ** 0.5
 
     def patch_done(self, patch: Patch) -> PatchDone:
         places = self.nesting.flat[patch.start : patch.stop]
@@ -227,6 +277,7 @@ class _Run:
             self.function_evaluations,
             self.elapsed,
             self.sequence_BNC,
+            self.norms_S,
         )
 
     def _both(self, x_BNC: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 import os
 import shutil
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -70,14 +71,22 @@ class Visit:
 
 @pytest.fixture
 def visit(browser: Any, page_url: str) -> Iterator[Callable[..., Visit]]:
-    """Opens the page in a browser context of its own; at the end no tab may have complained.
+    """Opens the page in a browser context of its own; at the end no tab may have complained."""
+    with visitors(browser, page_url) as open_page:
+        yield open_page
+
+
+@contextmanager
+def visitors(browser: Any, page_url: str) -> Iterator[Callable[..., Visit]]:
+    """A function that opens the page at `page_url` in a browser context of its own, with that context's
+    options and `at`, what follows the address; at the end no tab may have complained.
 
     A complaint is a console error or warning, an uncaught exception, or a request to another server.
     """
     contexts: list[Any] = []
     visits: list[Visit] = []
 
-    def open_page(**context_options: Any) -> Visit:
+    def open_page(at: str = "", **context_options: Any) -> Visit:
         context = browser.new_context(**({"viewport": {"width": 1440, "height": 900}} | context_options))
         contexts.append(context)
         visited = Visit(context.new_page())
@@ -87,7 +96,7 @@ def visit(browser: Any, page_url: str) -> Iterator[Callable[..., Visit]]:
         page.on("console", lambda m: note(f"console: {m.text}") if m.type in ("error", "warning") else None)
         page.on("pageerror", lambda error: note(f"exception: {error}"))
         page.on("request", lambda r: None if r.url.startswith((page_url, "data:", "blob:")) else note(r.url))
-        page.goto(page_url)
+        page.goto(page_url + at)
         page.locator(".film .ready").first.wait_for(timeout=20_000)
         return visited
 

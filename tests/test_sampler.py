@@ -63,6 +63,20 @@ def test_solver_steps_come_on_request() -> None:
     assert not any(isinstance(e, SolverStep) for e in run(make_model(K4)))
 
 
+@pytest.mark.parametrize("solver", ["euler", "midpoint", "heun"])
+def test_a_patch_tells_the_norms_of_its_velocities(solver: str) -> None:
+    events = run(make_model(K4), SolverSettings(steps=3, solver=solver), seeds=(0, 1), solver_events=True)
+    steps = iter([e.velocity_norm for e in events if isinstance(e, SolverStep)])
+    for done in patches(events):
+        assert done.norms_S.tolist() == [next(steps) for _ in range(3)]
+    # One Euler step moves a patch by its velocity.
+    model, seeds = make_model(K4), (3, 9)
+    noise = grid_noise(seeds, K4.n, CHANNELS)[:, list(K4.flat)]
+    for patch, done in zip(K4.patches, patches(run(model, SolverSettings(steps=1), seeds)), strict=True):
+        moved = (done.sequence_BNC - noise)[:, patch.start : patch.stop]
+        torch.testing.assert_close(done.norms_S, moved.square().mean().sqrt()[None], rtol=1e-4, atol=1e-5)
+
+
 def test_finished_tokens_stay_as_they_are() -> None:
     done = patches(run(make_model(K2)))
     for earlier, later in itertools.pairwise(done):

@@ -8,6 +8,8 @@ from typing import Any
 import gradio as gr
 
 FOLDER = Path(__file__).parent
+# The page's own, then those of tabs.
+STYLES = ("page.css", "diversity.css", "how.css", "calls.css", "race.css", "failure.css")
 # Plain strings name fonts the visitor already has; nothing is fetched.
 SANS = ("ui-sans-serif", "system-ui", "-apple-system", "Segoe UI", "Helvetica Neue", "Arial", "sans-serif")
 MONO = ("ui-monospace", "SFMono-Regular", "Menlo", "Consolas", "monospace")
@@ -74,8 +76,9 @@ def theme() -> gr.themes.Base:
 
 def launch_options() -> dict[str, Any]:
     """Keyword arguments of `Blocks.launch` that belong to the page's looks; Gradio 6 takes them there."""
+    styles = "".join(asset(name) for name in STYLES)
     head = (
-        f"<style>{asset('page.css')}</style>"
+        f"<style>{styles}</style>"
         f'<link rel="icon" href="data:image/svg+xml,{ICON}">'
         '<meta name="description" content="Watch nested autoregression draw a picture, coarse to fine.">'
     )

@@ -6,6 +6,11 @@ const kRange = element.querySelector("#dial-k");
 const seedField = element.querySelector("#dial-seed");
 const NUMBERS = Object.keys(props.sliders);
 const LARGEST_ROLL = 100000;
+const ORDERS = {
+  lattice: "Coarse first: module 1 spans the picture.",
+  raster: "Corner first: module 1 begins at the top left.",
+  blocks: "Square by square.",
+};
 
 function set(name, value) {
   props.value = { ...props.value, [name]: value };
@@ -16,26 +21,64 @@ function asTyped(text) {
   return text.trim() === "" || Number.isNaN(number) ? text : number;
 }
 
+// The k positions of the order that is chosen.
+function positions() {
+  return plans.filter((plan) => plan.order === props.value.order);
+}
+
+function trainedIn(order) {
+  return plans.filter((plan) => plan.order === order && plan.has_weights).map((plan) => plan.k);
+}
+
+// Why this k cannot be had though another can; where the whole order has no weights, its own hint says so.
+function whyMissing(plan) {
+  const trained = trainedIn(plan.order).join(", ");
+  return plan.has_weights || !trained
+    ? ""
+    : `No weights for k = ${plan.k}. Every k needs modules of its own; here are those for k = ${trained}.`;
+}
+
 function showK() {
-  const plan = plans.find((each) => each.k === props.value.k);
+  const offered = positions();
+  const plan = offered.find((each) => each.k === props.value.k);
   if (!plan) return;
-  kRange.value = plans.indexOf(plan);
+  kRange.max = offered.length - 1;
+  kRange.value = offered.indexOf(plan);
   kRange.setAttribute("aria-valuetext", plan.has_weights ? `k = ${plan.k}` : `k = ${plan.k}, no weights`);
   dial("k").querySelector("output").textContent = plan.k;
-  dial("k").classList.toggle("missing", !plan.has_weights);
+  dial("k").classList.toggle("missing", Boolean(whyMissing(plan)));
   const modules = plan.modules === 1 ? "1 module" : `${plan.modules} modules`;
   const turns = plan.evaluations === plan.n ? "token by token" : `${plan.evaluations} turns instead of ${plan.n}`;
-  const trained = plans.filter((each) => each.has_weights).map((each) => each.k).join(", ");
-  dial("k").querySelector(".hint").textContent = plan.has_weights
-    ? `${modules}, ${turns}.`
-    : `No weights for k = ${plan.k}. Every k needs modules of its own; here are those for k = ${trained}.`;
-  for (const [index, tick] of [...dial("k").querySelectorAll(".ticks span")].entries()) {
-    tick.classList.toggle("current", plans[index] === plan);
-  }
+  dial("k").querySelector(".hint").textContent = whyMissing(plan) || `${modules}, ${turns}.`;
+  dial("k").querySelector(".ticks").innerHTML = offered
+    .map((each) => {
+      const classes = [each.has_weights ? "" : "missing", each === plan ? "current" : ""].join(" ").trim();
+      return `<span class="${classes}">${each.k}</span>`;
+    })
+    .join("");
+}
+
+function showOrder() {
+  for (const radio of dial("order").querySelectorAll("input")) radio.checked = radio.value === props.value.order;
+  const { order } = props.value;
+  const missing = !trainedIn(order).length;
+  dial("order").classList.toggle("missing", missing);
+  dial("order").querySelector(".hint").textContent = missing
+    ? `No weights for ${order} order: another order needs modules of its own.`
+    : ORDERS[order] ?? "";
+}
+
+// k stays where the new order offers it, or goes to the nearest that it has.
+function setOrder(order) {
+  const { k } = props.value;
+  const offered = plans.filter((plan) => plan.order === order).map((plan) => plan.k);
+  const nearest = offered.reduce((best, each) => (Math.abs(each - k) < Math.abs(best - k) ? each : best));
+  props.value = { ...props.value, order, k: nearest };
 }
 
 function show() {
   showK();
+  showOrder();
   for (const name of NUMBERS) {
     const number = dial(name).querySelector('input[type="number"]');
     // Rewriting the field being typed in would move its cursor.
@@ -45,13 +88,20 @@ function show() {
   if (seedField !== document.activeElement) seedField.value = props.value.seed;
 }
 
-kRange.max = plans.length - 1;
-dial("k").querySelector(".ticks").innerHTML = plans
-  .map((plan) => `<span class="${plan.has_weights ? "" : "missing"}">${plan.k}</span>`)
-  .join("");
 kRange.addEventListener("input", () => {
-  set("k", plans[Number(kRange.value)].k);
+  set("k", positions()[Number(kRange.value)].k);
   showK();
+});
+dial("order").querySelector(".choices").innerHTML = [...new Set(plans.map((plan) => plan.order))]
+  .map(
+    (order) =>
+      `<label class="${trainedIn(order).length ? "" : "missing"}"><input type="radio" name="nestar-order" ` +
+      `value="${order}"><span>${order}</span></label>`,
+  )
+  .join("");
+dial("order").addEventListener("change", (event) => {
+  setOrder(event.target.value);
+  show();
 });
 for (const name of NUMBERS) {
   const [least, most, step] = props.sliders[name];

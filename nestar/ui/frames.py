@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
+from nestar.keepsakes import png_info
 from nestar.nesting import Nesting
 from nestar.settings import SOLVER_CALLS, SampleSettings
 
@@ -21,20 +22,37 @@ PREVIEW_QUALITY = 88
 PREVIEW_SIDE = 256
 # A run's previews together stay below this; with more, every second one gives its picture up (see `thin`).
 MAX_PREVIEW_CHARACTERS = 1_500_000
+NORM_DIGITS = 3
 
 
-def data_uri(image: Image.Image, kind: str = "JPEG") -> str:
-    """`image` as a data URI of kind "JPEG" or "PNG"."""
+def data_uri(image: Image.Image, kind: str = "JPEG", kept: Mapping[str, Any] | None = None) -> str:
+    """`image` as a data URI of kind "JPEG" or "PNG"; a PNG remembers `kept` (see `keepsakes.about`)."""
     buffer = io.BytesIO()
-    options = {"quality": PREVIEW_QUALITY} if kind == "JPEG" else {}
+    pnginfo = png_info(kept) if kept else None
+    options = {"quality": PREVIEW_QUALITY} if kind == "JPEG" else {"pnginfo": pnginfo}
     image.convert("RGB").save(buffer, kind, **options)
-    return f"data:image/{kind.lower()};base64,{base64.b64encode(buffer.getvalue()).decode('ascii')}"
+    return to_uri(buffer.getvalue(), kind)
 
 
-def picture(frame: Frame) -> str:
-    """The frame's picture as a data URI: PNG if final, else JPEG of at most PREVIEW_SIDE pixels a side."""
+def to_uri(data: bytes, kind: str) -> str:
+    """An encoded picture of kind "JPEG", "PNG" or "WEBP" as a data URI."""
+    return f"data:image/{kind.lower()};base64,{base64.b64encode(data).decode('ascii')}"
+
+
+def from_uri(uri: str) -> bytes:
+    """The bytes of a base64 data URI, or of bare base64.
+
+    Raises:
+        ValueError: it is neither.
+    """
+    return base64.b64decode(uri.rpartition(",")[2], validate=True)
+
+
+def picture(frame: Frame, kept: Mapping[str, Any] | None = None) -> str:
+    """The frame's picture as a data URI: PNG if final, with `kept` inside, so that however it is saved the
+    file says how it was made; else JPEG of at most PREVIEW_SIDE pixels a side."""
     if frame.final:
-        return data_uri(frame.image, "PNG")
+        return data_uri(frame.image, "PNG", kept)
     preview = frame.image
     if max(preview.size) > PREVIEW_SIDE:
         preview = preview.copy()
@@ -42,10 +60,11 @@ def picture(frame: Frame) -> str:
     return data_uri(preview)
 
 
-def frame_to_json(frame: Frame) -> dict[str, Any]:
-    """One frame: its picture and where the run stood then. `seconds` is compute since the call."""
+def frame_to_json(frame: Frame, kept: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """One frame: its picture and where the run stood then. `seconds` is compute since the call, `norms` the
+    length of the patch's velocity at each solver step; a final picture remembers `kept`."""
     return {
-        "image": picture(frame),
+        "image": picture(frame, kept),
         "module": frame.module,
         "patch": frame.patch,
         "known": frame.known,
@@ -54,6 +73,7 @@ def frame_to_json(frame: Frame) -> dict[str, Any]:
         "seconds": round(frame.seconds, 4),
         "module_done": frame.module_done,
         "final": frame.final,
+        "norms": [round(norm, NORM_DIGITS) for norm in frame.norms],
     }
 
 
@@ -99,9 +119,10 @@ def nesting_to_json(nesting: Nesting, settings: SampleSettings) -> dict[str, Any
 
 
 def plans_to_json(plans: Iterable[tuple[Nesting, bool]]) -> list[dict[str, Any]]:
-    """What the k slider says of each position: modules, evaluations, and whether there are weights for it."""
+    """What the order and k controls say of each position, and whether there are weights for it."""
     return [
         {
+            "order": nesting.order,
             "k": nesting.k,
             "n": nesting.n,
             "modules": len(nesting.scales),

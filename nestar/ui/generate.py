@@ -1,30 +1,51 @@
-"""The page's content: choose a class, watch the modules build its picture, replay every patch."""
+"""The Generate tab: choose a class, watch the modules build its picture, replay every patch, keep it."""
 
 import logging
 import threading
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import gradio as gr
 import torch
 
+from nestar import keepsakes
 from nestar.data import tiny_worlds
 from nestar.images import to_pil
 from nestar.model import WeightsError
 from nestar.nesting import Nesting
 from nestar.pipeline import NestARPipeline
-from nestar.settings import RANGES, SampleSettings, SettingsError
+from nestar.settings import RANGES, SampleSettings, SettingsError, find_nesting
 from nestar.ui.assets import asset, template_text
-from nestar.ui.frames import data_uri, frame_to_json, nesting_to_json, plans_to_json, thin
-from nestar.ui.runs import SAMPLER, Runs, streamer
+from nestar.ui.frames import (
+    data_uri,
+    frame_to_json,
+    from_uri,
+    nesting_to_json,
+    plans_to_json,
+    thin,
+    to_uri,
+)
+from nestar.ui.kept import KeptRuns, encode
+from nestar.ui.runs import SAMPLER, Runs, place_in_queue, streamer
 
 log = logging.getLogger(__name__)
 
 K_POSITIONS = (2, 4, 8, 16, 32, 64)
+ORDER_POSITIONS = ("lattice", "raster")
 # What the sliders span, and their step; the number fields beside them take all of RANGES.
 SLIDERS = {"steps": (1, 100, 1), "temperature": (0.0, 1.5, 0.05), "cfg": (1.0, 6.0, 0.1)}
 DEFAULTS = SampleSettings(class_name="")
+# What a visitor sets beside the class, and the names that all of it has in a share link.
+CONTROLS = ("k", "order", "steps", "temperature", "cfg", "seed")
+LINK_NAMES = {"class": "class_name"} | {name: name for name in CONTROLS}
+SHARE = """(class_name, dials) => {
+  document.dispatchEvent(new CustomEvent("nestar:share", {detail: {class_name, ...dials}}));
+}"""
+STAGE_SCRIPTS = ("token_map.js", "norm_plot.js", "keepsake.js", "stage.js")
+# Of a stranger's file, no more than this many characters are repeated.
+MAX_CAVEAT = 120
 # The run that stands on the page before the first click.
 FIRST_CLASS = "lighthouse"
 THUMBNAIL_SIDE = 96
@@ -71,22 +92,64 @@ def shown_order(pipeline: NestARPipeline) -> str:
 
 
 def k_plans(pipeline: NestARPipeline) -> list[tuple[Nesting, bool]]:
-    """The nestings that the k slider offers, and whether this checkpoint has weights for each."""
-    order = shown_order(pipeline)
+    """The nestings that the order and k controls offer, and whether this checkpoint has weights for each."""
     some = next(iter(pipeline.nestings.values()))
-    trained = {
-        nesting.k for nesting in pipeline.nestings.values() if nesting.order == order and nesting.k > 1
-    }
-    positions = sorted({k for k in K_POSITIONS if k <= some.n} | trained)
-    return [(Nesting.nested(some.height, some.width, k), k in trained) for k in positions]
+    plans = []
+    for order in dict.fromkeys((*ORDER_POSITIONS, shown_order(pipeline))):
+        trained = {
+            nesting.k: pipeline.nestings[find_nesting(pipeline.nestings, nesting.k, order)]
+            for nesting in pipeline.nestings.values()
+            if nesting.order == order and nesting.k > 1
+        }
+        # Of an order that no nesting but cells can have, only what there is.
+        others = {k for k in K_POSITIONS if k <= some.n} if order in ORDER_POSITIONS else set()
+        for k in sorted(others | set(trained)):
+            nesting = trained.get(k) or Nesting.nested(some.height, some.width, k, order)
+            plans.append((nesting, k in trained))
+    return plans
 
 
 def first_settings(pipeline: NestARPipeline) -> SampleSettings:
     """The settings that the page opens with: the defaults, as far as this checkpoint has them."""
     class_name = FIRST_CLASS if FIRST_CLASS in pipeline.classes else pipeline.classes[0]
-    trained = [nesting.k for nesting, has_weights in k_plans(pipeline) if has_weights]
+    order = shown_order(pipeline)
+    trained = [
+        nesting.k for nesting, has_weights in k_plans(pipeline) if has_weights and nesting.order == order
+    ]
     k = DEFAULTS.k if DEFAULTS.k in trained else trained[0]
-    return pipeline.settings(class_name=class_name, k=k, order=shown_order(pipeline))
+    return pipeline.settings(class_name=class_name, k=k, order=order)
+
+
+def controls(settings: SampleSettings) -> dict[str, Any]:
+    """The dials' value. The seed is text: a browser's numbers end before the largest seeds."""
+    return {name: getattr(settings, name) for name in CONTROLS} | {"seed": str(settings.seed)}
+
+
+def typed(text: str) -> int | float | str:
+    """A link's value as the number it is written as; anything else is left for the one check to refuse."""
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text
+
+
+def caveat(kept: Mapping[str, Any], pipeline: NestARPipeline) -> str:
+    """A sentence on what this page cannot restore of a picture, or ""."""
+    plain = find_nesting(pipeline.nestings, kept["k"], kept["order"])
+    others = [
+        f"{name} {kept[name]}"
+        for name in ("solver", "schedule")
+        if kept.get(name, getattr(DEFAULTS, name)) != getattr(DEFAULTS, name)
+    ]
+    if kept.get("nesting") not in (None, plain):
+        others.append(f"the weights {kept['nesting']}")
+    elif kept.get("weights") != pipeline.origin:
+        others.append(f"weights from {kept.get('weights')}")
+    if not others:
+        return ""
+    return f" It was made with {' and '.join(others)[:MAX_CAVEAT]}, so this page's will differ."
 
 
 def run_id() -> str:
@@ -99,9 +162,23 @@ def refusal(message: str) -> dict[str, Any]:
     return {"run": run_id(), "state": "refused", "message": message, "frames": []}
 
 
-def build(pipeline: NestARPipeline, demo: gr.Blocks) -> None:
-    """Lay out the page inside `demo`, compute the run shown on load, and bind the events and `/generate`."""
-    runs = Runs()
+def remark(message: str, alarming: bool = False) -> dict[str, Any]:
+    """A sentence for the visitor that belongs to no run."""
+    return {"id": run_id(), "message": message, "alarming": alarming}
+
+
+@contextmanager
+def sentences() -> Iterator[None]:
+    """Refusals as the one kind of error whose sentence a client of the API gets to read."""
+    try:
+        yield
+    except (SettingsError, WeightsError) as error:
+        raise gr.Error(str(error), print_exception=False) from error
+
+
+def build(pipeline: NestARPipeline, runs: Runs) -> None:
+    """Lay out the tab, compute the run shown on load, and bind the events, `/generate`, `/animation` and
+    `/settings_of`."""
     stream = streamer(pipeline)
     first = first_settings(pipeline)
 
@@ -110,20 +187,34 @@ def build(pipeline: NestARPipeline, demo: gr.Blocks) -> None:
         value = {
             "run": run_id(),
             "state": "running",
-            "settings": vars(settings),
+            "settings": vars(settings) | {"seed": str(settings.seed)},
+            "name": keepsakes.file_stem(settings),
             "nesting": nesting_to_json(pipeline.plan(settings.k, settings.order, settings.nesting), settings),
             "device": str(pipeline.device),
         }
+        kept = keepsakes.about(settings, pipeline.origin)
         frames: list[dict[str, Any]] = []
         yield value | {"frames": []}
         for frame in stream(settings, cancel):
-            frames.append(frame_to_json(frame))
+            frames.append(frame_to_json(frame, kept))
             thin(frames)
             yield value | {"state": "finished" if frame.final else "running", "frames": list(frames)}
         if not frames or not frames[-1]["final"]:
             yield value | {"state": "stopped", "frames": list(frames)}
 
     *_, first_run = run_to_json(first, threading.Event())
+    kept_runs = KeptRuns(first_run)
+
+    def animation_of(run: str) -> dict[str, str]:
+        """The growth of a run that is still kept, for the page's own button."""
+        try:
+            found = kept_runs.animation(run)
+        except Exception:
+            log.exception("The animation failed.")
+            return {"message": "The animation could not be made; the server's log says why."}
+        if found is None:
+            return {"message": "This run is no longer kept here: press Generate to make it again."}
+        return {"uri": to_uri(found[0], "WEBP"), "name": found[1]}
 
     # In the order in which a phone shows them: that of Tab and of screen readers. page.css places them.
     with gr.Row(elem_id="studio", equal_height=False):
@@ -140,12 +231,16 @@ def build(pipeline: NestARPipeline, demo: gr.Blocks) -> None:
         stage = gr.HTML(
             first_run,
             html_template=asset("stage.html"),
-            js_on_load=asset("token_map.js") + asset("stage.js"),
+            js_on_load="".join(map(asset, STAGE_SCRIPTS)),
             apply_default_css=False,
             elem_id="stage",
+            pace={"module": keepsakes.MODULE_MS, "frame": keepsakes.FRAME_MS},
+            keepsake={"keyword": keepsakes.KEYWORD, "longest": keepsakes.MAX_TEXT},
+            link=LINK_NAMES,
+            server_functions=[animation_of],
         )
         dials = gr.HTML(
-            {name: getattr(first, name) for name in ("k", "steps", "temperature", "cfg", "seed")},
+            controls(first),
             html_template=asset("dials.html"),
             js_on_load=asset("dials.js"),
             apply_default_css=False,
@@ -154,20 +249,68 @@ def build(pipeline: NestARPipeline, demo: gr.Blocks) -> None:
             sliders=SLIDERS,
             ranges=RANGES,
         )
+    # What the server answers beside runs: a sentence, or a place in the queue. It shows nothing itself.
+    answers = gr.HTML(
+        None, html_template="", js_on_load=asset("answers.js"), apply_default_css=False, elem_id="answers"
+    )
 
     def on_generate(class_name: str, values: dict[str, Any], request: gr.Request) -> Iterator[dict[str, Any]]:
         try:
-            settings = pipeline.settings(class_name=class_name, order=first.order, **values)
+            settings = pipeline.settings(class_name=class_name, **values)
             with runs.run(request) as cancel:
-                yield from run_to_json(settings, cancel)
+                for value in run_to_json(settings, cancel):
+                    if value["state"] == "finished":
+                        kept_runs.keep(request.session_hash, value)
+                    yield value
         except (SettingsError, WeightsError) as error:
             yield refusal(str(error))
         except Exception:
             log.exception("The run failed.")
             yield refusal("The run failed inside the model; the server's log says why.")
 
-    def on_stop(request: gr.Request) -> None:
-        runs.stop(request)
+    def restore(kept: Mapping[str, Any], said: Callable[[SampleSettings], str]) -> tuple[Any, Any, Any]:
+        """Values for the class chooser, the dials and `answers`; what cannot be used changes nothing."""
+        try:
+            known = {name: kept[name] for name in ("class_name", *CONTROLS) if name in kept}
+            settings = pipeline.settings(**known)
+            return settings.class_name, controls(settings), remark(said(settings))
+        except (SettingsError, WeightsError) as error:
+            return gr.skip(), gr.skip(), remark(str(error), alarming=True)
+
+    def on_picture(event: gr.EventData) -> tuple[Any, Any, Any]:
+        """A saved picture was dropped; the browser has read the text of its chunk."""
+        try:
+            kept = keepsakes.parse(str(event._data["kept"]))
+        except SettingsError as error:
+            return gr.skip(), gr.skip(), remark(str(error), alarming=True)
+
+        def said(settings: SampleSettings) -> str:
+            return (
+                f"Restored: {settings.class_name}, k = {settings.k}, seed {settings.seed}. "
+                f"Press Generate to see it.{caveat(kept | controls(settings), pipeline)}"
+            )
+
+        return restore(kept, said)
+
+    def on_link(request: gr.Request) -> tuple[Any, Any, Any]:
+        """The page was opened; a share link says with which settings."""
+        asked = dict(request.query_params)
+        given = {LINK_NAMES[name]: value for name, value in asked.items() if name in LINK_NAMES}
+        if not given:
+            return gr.skip(), gr.skip(), gr.skip()
+        numbers = {name: typed(given[name]) for name in ("k", "steps", "temperature", "cfg") if name in given}
+        defaults = {"class_name": first.class_name} | controls(first)
+        return restore(
+            defaults | given | numbers,
+            lambda settings: "The link's settings stand in the controls. Press Generate to see the picture.",
+        )
+
+    page = gr.context.Context.root_block
+
+    def on_ask(request: gr.Request) -> dict[str, Any]:
+        """A visitor's run waits: which place has it in the queue?"""
+        place = place_in_queue(page, request.session_hash)
+        return {"id": run_id(), "place": place[0], "waiting": place[1]} if place else {"id": run_id()}
 
     # gr.api reads the annotations, and one JSON object is what each yield sends.
     def generate(
@@ -178,25 +321,63 @@ def build(pipeline: NestARPipeline, demo: gr.Blocks) -> None:
         temperature: float = first.temperature,
         cfg: float = first.cfg,
         seed: int = first.seed,
+        order: str = first.order,
     ) -> dict:
-        """Grow one picture. Streams one JSON object a patch: image (a data URI, PNG when final), module,
-        patch, known, evaluations, function_evaluations, seconds, module_done, final."""
-        try:
-            values = {"k": k, "steps": steps, "temperature": temperature, "cfg": cfg, "seed": seed}
-            settings = pipeline.settings(class_name=class_name, order=first.order, **values)
+        """Grow one picture. Streams one JSON object a patch: image (a data URI; PNG when final, with the
+        settings inside), module, patch, known, evaluations, function_evaluations, seconds, module_done,
+        final, norms (of the velocity, a solver step each)."""
+        values = {"k": k, "steps": steps, "temperature": temperature, "cfg": cfg, "seed": seed}
+        with sentences():
+            settings = pipeline.settings(class_name=class_name, order=order, **values)
+            kept = keepsakes.about(settings, pipeline.origin)
             with runs.run(request) as cancel:
                 for frame in stream(settings, cancel):
-                    yield frame_to_json(frame)
-        except (SettingsError, WeightsError) as error:
-            raise gr.Error(str(error), print_exception=False) from error
+                    yield frame_to_json(frame, kept)
 
-    running = generate_button.click(
-        on_generate, [classes, dials], stage, show_progress="hidden", api_visibility="private", **SAMPLER
-    )
+    def animation(
+        request: gr.Request,
+        class_name: str = first.class_name,
+        k: int = first.k,
+        steps: int = first.steps,
+        temperature: float = first.temperature,
+        cfg: float = first.cfg,
+        seed: int = first.seed,
+        order: str = first.order,
+    ) -> str:
+        """Grow one picture and return its growth as an animated WebP, a data URI."""
+        values = {"k": k, "steps": steps, "temperature": temperature, "cfg": cfg, "seed": seed}
+        with sentences():
+            settings = pipeline.settings(class_name=class_name, order=order, **values)
+            with runs.run(request) as cancel:
+                *_, value = run_to_json(settings, cancel)
+            if value["state"] != "finished":
+                raise SettingsError("The run was stopped before its end.")
+            return to_uri(encode(value), "WEBP")
+
+    def settings_of(picture: str) -> dict:
+        """The settings inside a PNG that this page or the command line saved. `picture` is a data URI, or the
+        file in base64."""
+        with sentences():
+            try:
+                data = from_uri(picture)
+            except ValueError:
+                raise SettingsError("picture must be a PNG as a data URI or in base64.") from None
+            kept = keepsakes.read_png(data)
+            return keepsakes.about(pipeline.settings(**keepsakes.values(kept)), str(kept.get("weights")))
+
+    quiet = {"show_progress": "hidden", "api_visibility": "private"}
+    running = generate_button.click(on_generate, [classes, dials], stage, **quiet, **SAMPLER)
     # A call that the full queue turned away, or that broke, has no value to show: tell the stage by an event
     # of the document.
     running.failure(None, js="() => { document.dispatchEvent(new Event('nestar:failed')); }")
-    # on_stop reaches the solver at once; cancels= also takes a call that still waits out of the queue.
-    stop_button.click(on_stop, queue=False, show_progress="hidden", api_visibility="private", cancels=running)
-    demo.unload(on_stop)
+    # runs.stop reaches the solver at once; cancels= also takes a call that still waits out of the queue.
+    stop_button.click(runs.stop, queue=False, cancels=running, **quiet)
+    restored = [classes, dials, answers]
+    stage.picture(on_picture, None, restored, queue=False, **quiet)
+    gr.on(None, on_link, None, restored, queue=False, **quiet)
+    stage.ask(on_ask, None, answers, queue=False, **quiet)
+    # Only Gradio knows what stands in all controls; the stage makes the link of it.
+    stage.address(None, [classes, dials], None, js=SHARE, **quiet)
     gr.api(generate, api_name="generate", **SAMPLER)
+    gr.api(animation, api_name="animation", **SAMPLER)
+    gr.api(settings_of, api_name="settings_of", queue=False)

@@ -4,7 +4,7 @@ import importlib.util
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 
@@ -48,12 +48,29 @@ class Runs:
             cancel.set()
 
 
+def place_in_queue(page: gr.Blocks, session: str | None) -> tuple[int, int] | None:
+    """Which of the calls that wait for the sampler is this visitor's first, from 1, and how many wait; None
+    if none of the visitor's does.
+
+    Gradio tells this to its own progress bars only, so it is read where Gradio keeps it.
+    """
+    waiting = page._queue.event_queue_per_concurrency_id.get(SAMPLER["concurrency_id"])
+    sessions = [event.session_hash for event in list(waiting.queue)] if waiting else []
+    return (sessions.index(session) + 1, len(sessions)) if session in sessions else None
+
+
 def streamer(pipeline: "NestARPipeline") -> Stream:
-    """The pipeline's stream as this host runs it: in this process, or on ZeroGPU inside `spaces.GPU`."""
+    """The pipeline's stream as this host runs it."""
 
     def stream(settings: SampleSettings, cancel: threading.Event | None = None) -> Iterator["Frame"]:
         yield from pipeline.stream(**vars(settings), cancel=cancel)
 
+    return hosted(stream)
+
+
+def hosted(stream: Callable[..., Iterator[Any]]) -> Callable[..., Iterator[Any]]:
+    """A stream as this host runs it: in this process, or on ZeroGPU inside `spaces.GPU`. Its last argument is
+    the cancel flag, the others go to another process there."""
     if importlib.util.find_spec("spaces") is None:
         return stream
     import spaces
@@ -62,4 +79,4 @@ def streamer(pipeline: "NestARPipeline") -> Stream:
     if on_gpu is stream:
         return stream
     # ZeroGPU runs the stream in a fork, which never sees a flag set here: Stop ends it at its next frame.
-    return lambda settings, cancel: on_gpu(settings)
+    return lambda *arguments: on_gpu(*arguments[:-1])

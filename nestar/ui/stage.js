@@ -1,8 +1,8 @@
 // The player. The server sends every frame made so far with each update and runs flat out; this plays them at a pace
 // at which growth is seen, and replays them afterwards.
-const MODULE_MS = 350; // the least time a module takes on screen
-const FRAME_MS = 90; // the least time a frame takes
+const { module: MODULE_MS, frame: FRAME_MS } = props.pace; // the least time that each takes on screen at 1×
 const PATIENCE_MS = 600; // a longer wait for the server's answer is explained
+const PLACE_MS = 1000; // how often a run that waits asks for its place in the queue
 const ASK_MS = 3000; // how often the server is asked whether it is there, while a run is on its way
 const ANSWER_MS = 15000; // a server that takes longer than this to say so is not
 
@@ -11,15 +11,20 @@ const stage = find(".stage");
 const [under, over] = [find("img.under"), find("img.over")];
 const scrubber = find(".scrubber");
 const asItComes = find(".as-it-comes");
+const speed = find(".speed");
+const picker = find(".saved-picture");
+const MAP_HINT = "Number and colour: the module. Darker: a later patch. Choose a token to see what it could see.";
 
 let run = null; // the stage value being shown
 let patches = []; // of its nesting, in the order they are made
 let shown = -1; // index of the frame on screen
 let playing = false;
 let timer = null;
+let looked = null; // the cell of the token that is looked at
 let reached = -1; // the furthest frame the visitor has seen of this run
 let waiting = false; // Generate was pressed and the server has not answered yet
 let ignoring = false; // Stop was pressed while waiting: the answer, if one still comes, is not wanted
+let asksPlace = null; // the timer of the next question for the place in the queue
 let asking = false; // the server has been asked whether it is there and has not answered yet
 
 function plural(count, word) {
@@ -118,6 +123,44 @@ function legend() {
   }
 }
 
+// What the token that is looked at was, when it was made, and what it could see.
+function lookedSentence() {
+  const turn = patches.findIndex((patch) => patch.cells.includes(looked));
+  const { module, patch, cells, known } = patches[turn];
+  const frame = run.frames[turn];
+  const made = frame && turn <= shown;
+  const when = made ? `at ${frame.seconds.toFixed(2)} s` : "still to come";
+  const before = known ? `the ${plural(known, "token")} before it` : "no token before it";
+  const mates = cells.length > 1 ? ` and the ${plural(cells.length - 1, "other")} of its patch` : "";
+  return (
+    `Module ${module}, patch ${patch}: turn ${turn + 1} of ${patches.length}, ${when}. ` +
+    `It ${made ? "saw" : "will see"} ${before}${mates}.`
+  );
+}
+
+function look() {
+  const svg = find(".map svg");
+  markLooked(svg, looked);
+  find(".looked").textContent = looked === null ? MAP_HINT : lookedSentence();
+  const module = patches.find((patch) => patch.cells.includes(looked))?.module;
+  for (const line of stage.querySelectorAll(".norms polyline")) {
+    line.classList.toggle("aside", module !== undefined && Number(line.dataset.module) !== module);
+  }
+  const token = looked === null ? null : svg.querySelector(`[data-cell="${looked}"]`);
+  if (!token) return;
+  const [row, column] = [Math.floor(looked / run.nesting.width), looked % run.nesting.width];
+  token.setAttribute("aria-label", `Row ${row + 1}, column ${column + 1}. ${lookedSentence()}`);
+}
+
+function plotNorms() {
+  find(".norms").innerHTML = normPlot(run.nesting.modules, run.frames, shown + 1);
+}
+
+function keeps() {
+  const finished = run?.state === "finished";
+  for (const name of ["png", "animation"]) find(`[data-keep="${name}"]`).disabled = !finished;
+}
+
 function show(index) {
   shown = index;
   reached = Math.max(reached, shown);
@@ -142,13 +185,22 @@ function show(index) {
   }
   film();
   legend();
+  plotNorms();
+  look();
+  keeps();
 }
 
 function lay() {
   // The skeleton of a run: everything that depends on its nesting alone.
   const { nesting } = run;
   patches = patchesOf(nesting);
+  for (const [turn, patch] of patches.entries()) {
+    patch.known = turn ? patches[turn - 1].known + patches[turn - 1].cells.length : 0;
+  }
+  if (looked >= nesting.n) looked = null;
+  const focused = document.activeElement?.closest?.(".map .token")?.dataset.cell;
   find(".map").innerHTML = tokenMap(nesting);
+  find(`.map [data-cell="${focused}"]`)?.focus({ preventScroll: true });
   find(".segments").innerHTML = patches
     .map((patch) => `<i style="${moduleStyle(patch.module, patch.tint)}"></i>`)
     .join("");
@@ -179,7 +231,7 @@ function lay() {
 
 function pace(frame) {
   const inModule = run.nesting.modules[frame.module - 1].patches.length;
-  return Math.max(FRAME_MS, MODULE_MS / inModule);
+  return Math.max(FRAME_MS, MODULE_MS / inModule) / Number(speed.value);
 }
 
 function busy() {
@@ -193,6 +245,7 @@ function setState(state) {
   const play = find(".play");
   play.setAttribute("aria-label", playing ? "Pause" : "Replay");
   play.title = playing ? "Pause" : "Replay";
+  keeps();
 }
 
 function stopTimer() {
@@ -349,7 +402,7 @@ scrubber.addEventListener("input", () => {
   show(Math.min(Number(scrubber.value), run.frames.length) - 1);
   setState(run.state);
 });
-find(".play").addEventListener("click", () => {
+function playOrPause() {
   if (!run?.frames.length) return;
   hush();
   if (playing) {
@@ -358,6 +411,24 @@ find(".play").addEventListener("click", () => {
     setState(run.state);
     show(shown);
   } else play(shown >= run.frames.length - 1 ? 0 : shown);
+}
+
+find(".play").addEventListener("click", playOrPause);
+// Arrow keys are the slider's own.
+scrubber.addEventListener("keydown", (event) => {
+  if (event.key !== " ") return;
+  event.preventDefault();
+  playOrPause();
+});
+speed.addEventListener("change", () => {
+  // The frame on screen goes by the new speed at once.
+  if (!playing || timer === null) return;
+  stopTimer();
+  timer = setTimeout(tick, shown < 0 ? 0 : pace(run.frames[shown]));
+});
+watchTokens(find(".map"), (cell) => {
+  looked = cell;
+  if (run) look();
 });
 find(".film").addEventListener("click", (event) => {
   const button = event.target.closest("button");
@@ -368,6 +439,21 @@ find(".film").addEventListener("click", (event) => {
   show(Number(button.dataset.frame));
   setState(run.state);
 });
+// While the run waits: say so, and ask which place it has.
+function explainWaiting() {
+  if (!waiting) return;
+  const message = find(".message");
+  if (message.hidden) say("Waiting for the sampler: runs take their turn, one at a time.", false);
+  trigger("ask");
+  asksPlace = setTimeout(explainWaiting, PLACE_MS);
+}
+
+function sayPlace({ place, waiting: all }) {
+  if (!waiting || !place) return;
+  const where = place === 1 ? "yours is the next run" : `your run is number ${place} of ${all} in the queue`;
+  say(`Waiting for the sampler: ${where}.`, false);
+}
+
 // On the document: Gradio may mount the buttons after this runs.
 document.addEventListener("click", (event) => {
   if (event.target.closest?.("#generate") && run?.state !== "running") {
@@ -375,12 +461,92 @@ document.addEventListener("click", (event) => {
     ignoring = false;
     say("", false);
     setState("waiting");
-    setTimeout(() => waiting && say("Waiting for the sampler: runs take their turn, one at a time.", false), PATIENCE_MS);
+    clearTimeout(asksPlace);
+    asksPlace = setTimeout(explainWaiting, PATIENCE_MS);
   }
   if (event.target.closest?.("#stop") && run && busy()) stopped();
 });
 document.addEventListener("input", (event) => {
   if (event.target.closest?.("#classes, #dials")) hush();
+});
+
+// ---- saving, sharing, restoring ------------------------------------------------------------------
+
+const KEEPS = {
+  png: () => download(run.frames.at(-1).image, `${run.name}.png`),
+  animation: async (button) => {
+    button.disabled = true;
+    let answer;
+    try {
+      answer = await server.animation_of(run.run);
+    } catch {
+      answer = { message: "The animation did not come: the connection was lost." };
+    }
+    if (answer.uri) download(answer.uri, answer.name);
+    else say(answer.message, true);
+    keeps();
+  },
+  link: () => trigger("address"), // answered by the document's nestar:share with what stands in all controls
+  open: () => picker.click(),
+};
+
+find(".keeps").addEventListener("click", (event) => {
+  const button = event.target.closest("button");
+  if (!button) return;
+  hush();
+  KEEPS[button.dataset.keep](button);
+});
+
+document.addEventListener("nestar:share", async ({ detail }) => {
+  const address = linkTo(detail, props.link);
+  history.replaceState(history.state, "", address);
+  const copied = await copyText(address);
+  say(
+    copied
+      ? "Link copied: it brings these settings back, and so does the address of this page."
+      : "The address of this page is the link now: copy it from there.",
+    false,
+  );
+});
+
+async function restore(file) {
+  let kept;
+  try {
+    kept = await readKept(file, props.keepsake.keyword, props.keepsake.longest);
+  } catch (error) {
+    say(error instanceof DOMException ? "This file cannot be read." : error.message, true);
+    return;
+  }
+  trigger("picture", { kept });
+}
+
+picker.addEventListener("change", () => {
+  if (picker.files.length) restore(picker.files[0]);
+  picker.value = ""; // the same file can be opened again
+});
+
+function carriesFile(event) {
+  return event.target.closest?.("#studio") && [...(event.dataTransfer?.types ?? [])].includes("Files");
+}
+
+document.addEventListener("dragover", (event) => {
+  const welcome = Boolean(carriesFile(event));
+  stage.classList.toggle("dropping", welcome);
+  if (welcome) event.preventDefault();
+});
+document.addEventListener("dragleave", (event) => {
+  if (!event.relatedTarget) stage.classList.remove("dropping");
+});
+document.addEventListener("drop", (event) => {
+  stage.classList.remove("dropping");
+  if (!carriesFile(event)) return;
+  event.preventDefault();
+  if (!waiting) restore(event.dataTransfer.files[0]);
+});
+
+document.addEventListener("nestar:answer", ({ detail }) => {
+  if (detail.message) say(detail.message, detail.alarming);
+  else sayPlace(detail);
 });
 
 // ---- calls that end without a word --------------------------------------------------------------

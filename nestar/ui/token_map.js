@@ -26,15 +26,18 @@ function tokenMap(nesting) {
     for (const cell of patch.cells) {
       const [row, column] = [Math.floor(cell / nesting.width), cell % nesting.width];
       cells.push(
-        `<g class="token" data-turn="${turn}" style="${moduleStyle(patch.module, patch.tint)}">` +
-          `<title>Row ${row + 1}, column ${column + 1}: ${patch.name}</title>` +
+        `<g class="token" role="img" tabindex="${cell === 0 ? 0 : -1}" data-turn="${turn}" data-cell="${cell}" ` +
+          `aria-label="Row ${row + 1}, column ${column + 1}: ${patch.name}" ` +
+          `style="${moduleStyle(patch.module, patch.tint)}">` +
           `<rect x="${column * UNIT + 0.6}" y="${row * UNIT + 0.6}" width="${UNIT - 1.2}" height="${UNIT - 1.2}" rx="1.6"/>` +
           `<text x="${(column + 0.5) * UNIT}" y="${(row + 0.5) * UNIT + 1.5}">${patch.module}</text></g>`,
       );
     }
   }
   const box = `0 0 ${nesting.width * UNIT} ${nesting.height * UNIT}`;
-  return `<svg viewBox="${box}" role="img" class="${nesting.width > 12 ? "fine" : ""}">${cells.join("")}</svg>`;
+  const size = `data-width="${nesting.width}" data-height="${nesting.height}"`;
+  const fine = nesting.width > 12 ? "fine" : "";
+  return `<svg viewBox="${box}" role="group" ${size} class="${fine}">${cells.join("")}</svg>`;
 }
 
 // Mark what stands after `made` patches; `running` says that the next one is being computed.
@@ -45,4 +48,78 @@ function markTokens(svg, made, running) {
     token.classList.toggle("latest", turn === made - 1);
     token.classList.toggle("running", running && turn === made);
   }
+}
+
+// Light up what the token in `cell` could see: tokens of earlier patches are its context, those of its own patch see
+// one another. Null: no token is looked at.
+function markLooked(svg, cell) {
+  const tokens = [...svg.querySelectorAll(".token")];
+  const self = tokens.find((token) => Number(token.dataset.cell) === cell);
+  svg.classList.toggle("looking", Boolean(self));
+  for (const token of tokens) {
+    const ahead = self ? Number(self.dataset.turn) - Number(token.dataset.turn) : NaN;
+    token.classList.toggle("context", ahead > 0);
+    token.classList.toggle("own", ahead === 0);
+    token.classList.toggle("self", token === self);
+  }
+}
+
+// The cell that an arrow key leads to, or undefined for another key.
+function neighbour(cell, key, width, height) {
+  const [row, column] = [Math.floor(cell / width), cell % width];
+  const moves = {
+    ArrowLeft: [row, Math.max(0, column - 1)],
+    ArrowRight: [row, Math.min(width - 1, column + 1)],
+    ArrowUp: [Math.max(0, row - 1), column],
+    ArrowDown: [Math.min(height - 1, row + 1), column],
+    Home: [0, 0],
+    End: [height - 1, width - 1],
+  };
+  return moves[key] && moves[key][0] * width + moves[key][1];
+}
+
+// Let the tokens of the map inside `box` be looked at: by pointing, by tapping, or by Tab and the arrow keys.
+// `tell` gets the cell, or null when the visitor has turned away. The map itself may be drawn anew at any time.
+function watchTokens(box, tell) {
+  let [pointed, focused] = [null, null];
+  const cellOf = (target) => {
+    const token = target.closest?.(".token");
+    return token ? Number(token.dataset.cell) : null;
+  };
+  const say = () => tell(pointed ?? focused);
+  box.addEventListener("pointerover", (event) => {
+    const cell = cellOf(event.target);
+    // A finger has no hover: its tap focuses. Between two tokens the one before stays.
+    if (event.pointerType === "touch" || cell === null) return;
+    pointed = cell;
+    say();
+  });
+  box.addEventListener("pointerleave", () => {
+    pointed = null;
+    say();
+  });
+  box.addEventListener("click", (event) => event.target.closest(".token")?.focus({ preventScroll: true }));
+  box.addEventListener("focusin", (event) => {
+    focused = cellOf(event.target);
+    for (const token of box.querySelectorAll(".token")) token.tabIndex = token === event.target ? 0 : -1;
+    say();
+  });
+  box.addEventListener("focusout", () => {
+    focused = null;
+    say();
+  });
+  box.addEventListener("keydown", (event) => {
+    const { width, height } = box.querySelector("svg").dataset;
+    const next = neighbour(cellOf(event.target), event.key, Number(width), Number(height));
+    if (next !== undefined) {
+      event.preventDefault();
+      pointed = null;
+      box.querySelector(`[data-cell="${next}"]`).focus();
+    }
+  });
+  document.addEventListener("keydown", (event) => {
+    if (event.key !== "Escape" || (pointed ?? focused) === null) return;
+    pointed = focused = null;
+    say();
+  });
 }

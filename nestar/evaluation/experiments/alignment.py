@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -25,11 +25,12 @@ NOISE_SEED = 7_000_000_000
 
 @torch.inference_mode()
 def held_out_tokens(
-    tokenizer: Tokenizer, nesting: Nesting, count: int, batch: int = 64
+    tokenizer: Tokenizer, nesting: Nesting, count: int, batch: int = 64, first: int = 0
 ) -> tuple[Tensor, Tensor]:
-    """Tokens (N, n, C) of held-out pictures in the nesting's order, and class ids (N,), on its device."""
+    """Tokens (N, n, C) of held-out pictures `first` ... `first + count - 1` in the nesting's order, and class
+    ids (N,), on the tokenizer's device."""
     device = next(tokenizer.parameters()).device
-    ids, seeds = tiny_worlds.draw_indices(0, count, HELD_OUT_SEED)
+    ids, seeds = tiny_worlds.draw_indices(first, count, HELD_OUT_SEED)
     size = nesting.height * tokenizer.stride
     parts = [
         tokenizer.encode(tiny_worlds.draw(part, own, size).images.to(device)).flatten(2).transpose(1, 2)
@@ -49,18 +50,20 @@ def velocity_alignment(
     Returns:
         One row a pair and time: `pair` (m for modules m and m + 1), `t`, and the figures of `align`.
     """
+    return list(aligned_rows(model, x_NnC, class_ids_N, times))
+
+
+def aligned_rows(
+    model: NestAR, x_NnC: Tensor, class_ids_N: Tensor, times: Sequence[float] = TIMES
+) -> Iterator[dict[str, Any]]:
+    """The rows of `velocity_alignment`, each as it is measured."""
     noise_NnC = grid_noise([NOISE_SEED + row for row in range(len(x_NnC))], *x_NnC.shape[1:]).to(x_NnC.device)
     noise_NnC = noise_NnC[:, list(model.config.nesting.flat)]  # noise belongs to the place
     modules, scales = model.scaled_modules, model.config.nesting.scales
-    return [
-        {
-            "pair": m,
-            "t": t,
-            **align(modules[m - 1], scales[m - 1], modules[m], x_NnC, noise_NnC, class_ids_N, t),
-        }
-        for m in range(1, len(modules))
-        for t in times
-    ]
+    for m in range(1, len(modules)):
+        for t in times:
+            figures = align(modules[m - 1], scales[m - 1], modules[m], x_NnC, noise_NnC, class_ids_N, t)
+            yield {"pair": m, "t": t, **figures}
 
 
 @torch.inference_mode()

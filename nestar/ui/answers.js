@@ -1,0 +1,6 @@
+// What the server answers beside runs is told to the document: the stage, or whoever else asked, listens.
+function tell() {
+  if (props.value?.id) document.dispatchEvent(new CustomEvent("nestar:answer", { detail: { ...props.value } }));
+}
+watch("value", tell);
+tell();

@@ -1,0 +1,255 @@
+"""The Diversity tab: many seeds at once, what they share, what each module decides, and the nearest real
+picture beside any of them."""
+
+import logging
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from nestar import batches, neighbours
+from nestar.evaluation.diversity import FeatureSpace, stored_results
+from nestar.model import WeightsError
+from nestar.nesting import Nesting
+from nestar.pipeline import NestARPipeline
+from nestar.sampler import Prefix
+from nestar.settings import RANGES, SampleSettings, SettingsError, check_seed
+from nestar.ui import diversity_api
+from nestar.ui.assets import asset
+from nestar.ui.diversity_api import SIBLINGS
+from nestar.ui.diversity_desk import ASKED, PARENTS, Desk, Sample, paced, refused
+from nestar.ui.generate import FIRST_CLASS, SLIDERS, run_id
+from nestar.ui.runs import SAMPLER, Runs, place_in_queue
+
+log = logging.getLogger(__name__)
+
+COUNTS = (4, 9, 16)
+PANEL = ("calls.js", "diversity_panel.js")
+SHEET = (*PANEL, "diversity_sheet.js")
+FAILED = "() => { document.dispatchEvent(new Event('nestar:diversity-failed')); }"
+
+
+def choices(pipeline: NestARPipeline) -> list[dict[str, str]]:
+    """Nestings to choose from: the paper's kind, each in its usual training, or all there are."""
+    nested = {
+        name: each for name, each in pipeline.nestings.items() if each.kind == "nested" and name == each.name
+    }
+    offered = nested or pipeline.nestings
+    orders = {nesting.order for nesting in offered.values()}
+    return [{"name": name, "label": _label(name, each, len(orders) > 1)} for name, each in offered.items()]
+
+
+def _label(name: str, nesting: Nesting, with_order: bool) -> str:
+    if nesting.kind != "nested":
+        return name
+    return f"k = {nesting.k}, {nesting.order}" if with_order else f"k = {nesting.k}"
+
+
+def first_controls(pipeline: NestARPipeline) -> dict[str, Any]:
+    """What the controls say when the page opens."""
+    names = [choice["name"] for choice in choices(pipeline)]
+    usual = f"k{SampleSettings.k}-{SampleSettings.order}"
+    return {
+        "class_name": FIRST_CLASS if FIRST_CLASS in pipeline.classes else pipeline.classes[0],
+        "nesting": usual if usual in names else names[0],
+        "temperature": SampleSettings.temperature,
+        "cfg": SampleSettings.cfg,
+        "steps": SampleSettings.steps,
+        "seed": SampleSettings.seed,
+        "count": max(COUNTS),
+    }
+
+
+def committed(pipeline: NestARPipeline, space: FeatureSpace) -> dict[str, Any]:
+    """What `python -m benchmarks.diversity` has measured on these very weights, by nesting."""
+    found = {}
+    for name, model in pipeline.models.items():
+        try:
+            stored = stored_results(name, model, space)
+        except WeightsError as error:
+            log.warning("%s", error)
+            continue
+        if stored is not None:
+            kept = ("mean", "classes", "parents", "siblings")
+            modules = [scale.tokens for scale in pipeline.nestings[name].scales]
+            found[name] = {key: stored[key] for key in kept} | {"modules": modules}
+    return found
+
+
+def build(pipeline: NestARPipeline, runs: Runs, index: Path | None = None) -> None:
+    """Lay out the tab and bind its events and `/diversity`, `/siblings`, `/temperatures`, `/explained` and
+    `/nearest`. Nothing is computed before the visitor asks. `index`: folder of the training pictures' index,
+    by default the embedded one."""
+    desk = Desk(pipeline, index or neighbours.FOLDER)
+    first = first_controls(pipeline)
+
+    def panel(template: str, script: tuple[str, ...], elem_id: str, **props: Any) -> gr.HTML:
+        return gr.HTML(
+            props.pop("value", None),
+            html_template=asset(template),
+            js_on_load="".join(asset(name) for name in script),
+            apply_default_css=False,
+            elem_id=elem_id,
+            **props,
+        )
+
+    # In the order in which a phone shows them; diversity.css places them beside one another.
+    with gr.Row(elem_id="diversity", equal_height=False):
+        with gr.Column(elem_id="diversity-side", min_width=0):
+            controls = panel(
+                "diversity_controls.html",
+                ("calls.js", "diversity_controls.js"),
+                "diversity-controls",
+                value=first,
+                classes=list(pipeline.classes),
+                nestings=choices(pipeline),
+                counts=COUNTS,
+                sliders=SLIDERS,
+                ranges=RANGES,
+            )
+            with gr.Row(elem_id="diversity-actions"):
+                generate_button = gr.Button(
+                    "Generate", variant="primary", elem_id="diversity-generate", min_width=80
+                )
+                stop_button = gr.Button("Stop", elem_id="diversity-stop", min_width=60)
+        grid = panel("diversity_grid.html", (*SHEET, "diversity_grid.js"), "diversity-grid")
+        nearest_panel = panel("diversity_nearest.html", (*PANEL, "diversity_nearest.js"), "diversity-nearest")
+        distance_panel = panel(
+            "diversity_distances.html", (*PANEL, "diversity_distances.js"), "diversity-distances"
+        )
+        with gr.Column(elem_id="diversity-family", min_width=0):
+            keep = panel(
+                "diversity_keep.html",
+                ("diversity_keep.js",),
+                "diversity-keep",
+                value={"modules": 1, "round": 0},
+            )
+            resample_button = gr.Button("Resample", elem_id="diversity-resample", min_width=80)
+            siblings_panel = panel(
+                "diversity_siblings.html", (*SHEET, "diversity_siblings.js"), "diversity-siblings"
+            )
+        with gr.Column(elem_id="diversity-modules", min_width=0):
+            explained_panel = panel(
+                "diversity_explained.html",
+                (*PANEL, "token_map.js", "diversity_explained.js"),
+                "diversity-explained",
+                committed=committed(pipeline, desk.space),
+                parents=PARENTS,
+                first={"nesting": first["nesting"], "class_name": first["class_name"]},
+            )
+            measure_button = gr.Button("Measure", elem_id="diversity-measure", min_width=80)
+        with gr.Column(elem_id="diversity-heat", min_width=0):
+            sweep_panel = panel(
+                "diversity_sweep.html", (*SHEET, "diversity_sweep.js"), "diversity-sweep", sweep=batches.SWEEP
+            )
+            sweep_button = gr.Button("Sweep temperature", elem_id="diversity-warm", min_width=80)
+
+        place = gr.HTML(
+            None,
+            html_template="",
+            js_on_load=asset("place.js"),
+            apply_default_css=False,
+            elem_id="diversity-place",
+        )
+
+    def settings_of(values: Any, **others: Any) -> SampleSettings:
+        """Checked settings from what a browser sent."""
+        if not isinstance(values, Mapping):
+            raise SettingsError("The settings must be given by name.")
+        given = {name: value for name, value in values.items() if name in (*ASKED, "count")}
+        return pipeline.settings(**{"class_name": first["class_name"]} | given | others)
+
+    def on_generate(values: Any, request: gr.Request) -> Iterator[tuple[Any, Any]]:
+        try:
+            settings = settings_of(values)
+            rows = batches.consecutive(settings)
+            with runs.run(request) as cancel:
+                for value in paced(desk.sheets(settings, rows, cancel)):
+                    yield value, gr.skip()
+                if value["state"] == "finished":
+                    yield gr.skip(), desk.distances(settings, rows, cancel)
+        except Exception as error:
+            yield refused(error), gr.skip()
+
+    def on_siblings(values: Any, request: gr.Request) -> Iterator[dict[str, Any]]:
+        try:
+            spec = values.get("sample") if isinstance(values, Mapping) else None
+            if not spec:
+                raise SettingsError("Choose a picture in the grid first: it becomes the parent.")
+            chosen = settings_of(spec)
+            # Never the parent's own seed: that sibling would be its parent again.
+            (own,) = batches.seeds_from(chosen.seed + 1 + SIBLINGS * _round(values.get("round")), 1)
+            settings = replace(chosen, seed=own, count=SIBLINGS)
+            rows = batches.siblings(settings, pipeline.plan_of(settings), chosen.seed, values.get("modules"))
+            with runs.run(request) as cancel:
+                yield from paced(desk.sheets(settings, rows, cancel))
+        except Exception as error:
+            yield refused(error)
+
+    def on_sweep(values: Any, request: gr.Request) -> Iterator[dict[str, Any]]:
+        try:
+            settings = settings_of(values, count=1)
+            with runs.run(request) as cancel:
+                yield from paced(desk.sheets(settings, batches.temperature_row(settings), cancel))
+        except Exception as error:
+            yield refused(error)
+
+    def on_measure(values: Any, request: gr.Request) -> Iterator[dict[str, Any]]:
+        try:
+            settings = settings_of(values, count=1)
+            with runs.run(request) as cancel:
+                yield from paced(desk.explained(settings, cancel))
+        except Exception as error:
+            yield refused(error)
+
+    def on_nearest(event: gr.EventData, request: gr.Request) -> dict[str, Any]:
+        spec = event._data if isinstance(event._data, Mapping) else {}
+        mark = {"mark": str(spec.get("mark", ""))[:80]}
+        try:
+            sample = sample_of(settings_of(spec, count=1), spec.get("parent"), spec.get("modules", 0))
+            with runs.run(request) as cancel:
+                found = desk.nearest(sample, cancel)
+            return {"run": run_id(), "state": "finished", **mark, **found}
+        except Exception as error:
+            return refused(error) | mark
+
+    def sample_of(settings: SampleSettings, parent: Any = None, modules: Any = 0) -> Sample:
+        if parent is None:
+            return Sample(settings)
+        kept = batches.check_modules(modules, pipeline.plan_of(settings))
+        return Sample(settings, Prefix(check_seed(parent), kept))
+
+    page = gr.context.Context.root_block
+
+    def on_ask(request: gr.Request) -> dict[str, Any]:
+        """A visitor's run waits: which place has it in the queue?"""
+        place = place_in_queue(page, request.session_hash)
+        return {"id": run_id(), "place": place} if place else {"id": run_id()}
+
+    private = {"show_progress": "hidden", "api_visibility": "private"}
+    computing = [
+        generate_button.click(on_generate, controls, [grid, distance_panel], **private, **SAMPLER),
+        resample_button.click(on_siblings, keep, siblings_panel, **private, **SAMPLER),
+        measure_button.click(on_measure, controls, explained_panel, **private, **SAMPLER),
+        sweep_button.click(on_sweep, controls, sweep_panel, **private, **SAMPLER),
+    ]
+    computing += [
+        sheet_panel.nearest(on_nearest, None, nearest_panel, trigger_mode="always_last", **private, **SAMPLER)
+        for sheet_panel in (grid, siblings_panel, sweep_panel)
+    ]
+    for event in computing:
+        # A call that the full queue turned away, or that broke, has no value to show.
+        event.failure(None, js=FAILED)
+    controls.ask(on_ask, None, place, queue=False, **private)
+    stop_button.click(
+        runs.stop, queue=False, show_progress="hidden", api_visibility="private", cancels=computing
+    )
+    usual = pipeline.nestings[first["nesting"]]
+    diversity_api.bind(pipeline, desk, runs, first["class_name"], usual.k, usual.order)
+
+
+def _round(value: Any) -> int:
+    """How many times siblings of this parent have been made, as the browser counts."""
+    return value % 1_000_000 if isinstance(value, int) and not isinstance(value, bool) else 0

@@ -1,0 +1,157 @@
+"""The Diversity tab's calls by name: `/diversity`, `/siblings`, `/temperatures`, `/explained`, `/nearest`."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import gradio as gr
+
+from nestar import batches
+from nestar.pipeline import NestARPipeline
+from nestar.settings import RANGES, SampleSettings, SettingsError
+from nestar.ui.diversity_desk import Desk, Sample
+from nestar.ui.generate import sentences
+from nestar.ui.runs import SAMPLER, Runs
+
+# Siblings of one call unless it says how many; with their parent two rows of four.
+SIBLINGS = 7
+_COUNT = int(RANGES["count"][1])
+_USUAL = SampleSettings(class_name="")
+
+
+def bind(pipeline: NestARPipeline, desk: Desk, runs: Runs, class_name: str, k: int, order: str) -> None:
+    """Bind the calls inside the page's blocks; the arguments are their defaults."""
+    first_class, first_k, first_order = class_name, k, order
+
+    def grown(values: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+        """Those values of a sheet that have pictures."""
+        return (value for value in values if value["images"])
+
+    # gr.api reads the annotations, and one JSON object is what each yield sends.
+    def diversity(
+        request: gr.Request,
+        class_name: str = first_class,
+        k: int = first_k,
+        steps: int = _USUAL.steps,
+        temperature: float = _USUAL.temperature,
+        cfg: float = _USUAL.cfg,
+        seed: int = _USUAL.seed,
+        count: int = _COUNT,
+        order: str = first_order,
+    ) -> dict:
+        """Grow up to 16 pictures as one batch; sample b has seed + b. Streams one JSON object a patch: images
+        (data URIs, PNG when final), samples, module, patch, known, evaluations, seconds, final; the last one
+        has also distances, among the samples and among real pictures, in features."""
+        values = {
+            "k": k,
+            "order": order,
+            "steps": steps,
+            "temperature": temperature,
+            "cfg": cfg,
+            "seed": seed,
+        }
+        with sentences(), runs.run(request) as cancel:
+            settings = pipeline.settings(class_name=class_name, count=count, **values)
+            rows = batches.consecutive(settings)
+            for value in grown(desk.sheets(settings, rows, cancel)):
+                if value["final"] and settings.count > 1:
+                    value["distances"] = desk.distances(settings, rows, cancel)
+                yield value
+
+    def siblings(
+        request: gr.Request,
+        class_name: str = first_class,
+        k: int = first_k,
+        steps: int = _USUAL.steps,
+        temperature: float = _USUAL.temperature,
+        cfg: float = _USUAL.cfg,
+        parent: int = 0,
+        modules: int = 1,
+        seed: int = 1,
+        count: int = SIBLINGS,
+        order: str = first_order,
+    ) -> dict:
+        """Keep modules 1 to `modules` of the sample with seed `parent` and make the rest again from seeds
+        seed, seed + 1, … Streams as /diversity does; the parent comes first."""
+        values = {
+            "k": k,
+            "order": order,
+            "steps": steps,
+            "temperature": temperature,
+            "cfg": cfg,
+            "seed": seed,
+        }
+        with sentences(), runs.run(request) as cancel:
+            settings = pipeline.settings(class_name=class_name, count=count, **values)
+            rows = batches.siblings(settings, pipeline.plan_of(settings), parent, modules)
+            yield from grown(desk.sheets(settings, rows, cancel))
+
+    def temperatures(
+        request: gr.Request,
+        class_name: str = first_class,
+        k: int = first_k,
+        steps: int = _USUAL.steps,
+        cfg: float = _USUAL.cfg,
+        seed: int = _USUAL.seed,
+        order: str = first_order,
+    ) -> dict:
+        """One seed at temperatures from 0 to 1.5, as one batch. Streams as /diversity does."""
+        values = {"k": k, "order": order, "steps": steps, "cfg": cfg, "seed": seed}
+        with sentences(), runs.run(request) as cancel:
+            settings = pipeline.settings(class_name=class_name, **values)
+            yield from grown(desk.sheets(settings, batches.temperature_row(settings), cancel))
+
+    def explained(
+        request: gr.Request,
+        class_name: str = first_class,
+        k: int = first_k,
+        steps: int = _USUAL.steps,
+        temperature: float = _USUAL.temperature,
+        cfg: float = _USUAL.cfg,
+        seed: int = _USUAL.seed,
+        order: str = first_order,
+    ) -> dict:
+        """Measure how much of the differences among samples each module decides. Streams how far it is, then
+        explained: shares (after modules 0 … M), increments (of each module), and their standard errors."""
+        values = {
+            "k": k,
+            "order": order,
+            "steps": steps,
+            "temperature": temperature,
+            "cfg": cfg,
+            "seed": seed,
+        }
+        with sentences(), runs.run(request) as cancel:
+            settings = pipeline.settings(class_name=class_name, **values)
+            yield from desk.explained(settings, cancel)
+
+    def nearest(
+        request: gr.Request,
+        class_name: str = first_class,
+        k: int = first_k,
+        steps: int = _USUAL.steps,
+        temperature: float = _USUAL.temperature,
+        cfg: float = _USUAL.cfg,
+        seed: int = _USUAL.seed,
+        sample: int = 0,
+        order: str = first_order,
+    ) -> dict:
+        """The training picture nearest to number `sample` of a batch, from 0: image (a data URI), class_name,
+        number, distance; unseen, copied: how near real pictures and copies come (5, 50, 95th percentile)."""
+        values = {
+            "k": k,
+            "order": order,
+            "steps": steps,
+            "temperature": temperature,
+            "cfg": cfg,
+            "seed": seed,
+        }
+        with sentences(), runs.run(request) as cancel:
+            settings = pipeline.settings(class_name=class_name, **values)
+            if isinstance(sample, bool) or sample not in range(_COUNT):
+                raise SettingsError(f"sample must be a whole number from 0 to {_COUNT - 1}.")
+            (own,) = batches.seeds_from(settings.seed + int(sample), 1)
+            return desk.nearest(Sample(replace(settings, seed=own)), cancel)
+
+    for call in (diversity, siblings, temperatures, explained, nearest):
+        gr.api(call, api_name=call.__name__, **SAMPLER)

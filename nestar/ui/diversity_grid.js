@@ -1,0 +1,33 @@
+// The grid: what is chosen here becomes the parent of siblings, too.
+sheet.addEventListener("click", () => setTimeout(tellParent));
+
+function tellParent() {
+  if (pressed < 0) return;
+  const detail = { sample: { ...value.settings, ...value.samples[pressed] }, modules: value.modules };
+  document.dispatchEvent(new CustomEvent("nestar:diversity-parent", { detail }));
+}
+
+// On a phone Generate can be pressed far from the grid.
+function bringIntoView() {
+  const { top, bottom } = section.getBoundingClientRect();
+  if (bottom > 0.25 * innerHeight && top < 0.5 * innerHeight) return;
+  const still = matchMedia("(prefers-reduced-motion: reduce)").matches;
+  section.scrollIntoView({ block: "start", behavior: still ? "auto" : "smooth" });
+}
+
+followRuns({
+  button: "diversity-generate",
+  draw(current, fresh) {
+    if (fresh) {
+      laySheet(current.samples.map((sample) => `seed ${sample.seed}`));
+      document.dispatchEvent(new Event("nestar:diversity-fresh"));
+      bringIntoView();
+    }
+    fillSheet(current);
+    find(".progress").textContent = progress(current);
+    if (current.state === "finished" && pressed < 0) {
+      choose(0);
+      tellParent();
+    }
+  },
+});

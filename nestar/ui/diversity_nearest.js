@@ -1,0 +1,66 @@
+// A sample beside the training picture nearest to it, and on one line how near others come: unseen real pictures,
+// and training pictures that have merely gone through the tokenizer, as a copy would.
+const WIDTH = 340;
+let mark = ""; // which sample is asked about
+
+function showImage(image, source, alt) {
+  image.hidden = !source;
+  if (source) image.src = source;
+  else image.removeAttribute("src");
+  image.alt = alt;
+}
+
+function bar([low, middle, high], row, name, at) {
+  const y = 8 + 22 * row;
+  return (
+    `<rect class="${name}" x="${at(low)}" y="${y}" width="${Math.max(2, at(high) - at(low))}" height="10" rx="5"/>` +
+    `<line class="middle" x1="${at(middle)}" x2="${at(middle)}" y1="${y - 1}" y2="${y + 11}"/>`
+  );
+}
+
+function ruler(found) {
+  const known = [["fresh", found.unseen, "unseen real pictures"], ["copied", found.copied, "copies"]];
+  const rows = known.filter(([, marks]) => marks);
+  const most = 1.06 * Math.max(found.distance, ...rows.map((row) => row[1][2]));
+  const at = (distance) => Number(((distance / most) * WIDTH).toFixed(1));
+  const height = 22 * rows.length + 6;
+  const bars = rows.map(([name, marks], row) => bar(marks, row, name, at)).join("");
+  const keys = rows.map(([name, , label]) => `<span class="key ${name}"><i></i>${label}</span>`).join("");
+  return (
+    `<svg viewBox="0 0 ${WIDTH} ${height}" aria-hidden="true">${bars}` +
+    `<line class="own" x1="${at(found.distance)}" x2="${at(found.distance)}" y1="0" y2="${height}"/></svg>` +
+    `<p class="keys"><span class="key own"><i></i>this sample</span>${keys}</p>`
+  );
+}
+
+function verdict(found) {
+  const [low, , high] = found.unseen;
+  const range = `real pictures that training never saw stand ${low.toFixed(1)} to ${high.toFixed(1)} from theirs`;
+  const own = `${found.distance.toFixed(1)} away; ${range}`;
+  if (found.distance >= low) return `${own}. No copy.`;
+  const copies = found.copied && found.distance <= found.copied[2];
+  return `${own}. ${copies ? "As near as a copy." : "Nearer than nearly all of them."}`;
+}
+
+followRuns({
+  draw(found) {
+    if (found.mark !== mark) {
+      wait(); // the answer to an earlier choice
+      return;
+    }
+    const { class_name, number, of } = found;
+    showImage(find(".real"), found.image, `The nearest of ${of} training pictures: ${class_name}, number ${number}`);
+    find(".real-label").textContent = `Nearest of ${of.toLocaleString("en")} training pictures`;
+    find(".ruler").innerHTML = ruler(found);
+    find(".ruler").hidden = false;
+    find(".finding").textContent = verdict(found);
+  },
+});
+document.addEventListener("nestar:diversity-chosen", ({ detail }) => {
+  mark = detail.mark;
+  showImage(find(".chosen"), detail.image, detail.alt);
+  showImage(find(".real"), "", "");
+  find(".ruler").hidden = true;
+  find(".finding").textContent = "";
+  wait();
+});

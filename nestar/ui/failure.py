@@ -1,0 +1,153 @@
+"""The tab "When it fails": what goes wrong, provoked beside a healthy run, and what coordination aligns."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import gradio as gr
+
+from nestar.evaluation.experiments.alignment import TIMES
+from nestar.pipeline import NestARPipeline
+from nestar.settings import SampleSettings, SettingsError, check_choice
+from nestar.ui.assets import asset
+from nestar.ui.generate import first_settings, run_id, sentences
+from nestar.ui.laboratory import COMMAND, METERS, PICTURES, Laboratory, experiment_panels
+from nestar.ui.race import told
+from nestar.ui.runs import SAMPLER, Runs, place_in_queue
+from nestar.ui.signatures import why_not
+
+MOST_PICTURES = 4 * PICTURES
+"""Of one call of `/alignment`."""
+
+
+def build(pipeline: NestARPipeline, runs: Runs, page: gr.Blocks) -> None:
+    """Lay out the tab on `page`, and bind its events, `/failure` and `/alignment`."""
+    first, laboratory = first_settings(pipeline), Laboratory(pipeline)
+    no_velocities = laboratory.why_no_velocities()
+    rows = gr.HTML(
+        None,
+        html_template=asset("failure.html"),
+        js_on_load=asset("calls.js") + asset("failure.js"),
+        apply_default_css=False,
+        elem_id="failures",
+        classes=pipeline.classes,
+        first={"class_name": first.class_name, "seed": str(first.seed)},
+        signatures=signatures_to_json(laboratory, first),
+        meters=meters_to_json(),
+    )
+    panel = gr.HTML(
+        None,
+        html_template=asset("alignment.html"),
+        js_on_load="".join(map(asset, ("token_map.js", "calls.js", "alignment.js"))),
+        apply_default_css=False,
+        elem_id="alignment",
+        reason=no_velocities,
+        weights=[] if no_velocities else laboratory.comparable(),
+        times=TIMES,
+        experiment=experiment_panels(),
+        command=COMMAND,
+    )
+    place = gr.HTML(
+        None, html_template="", js_on_load=asset("place.js"), apply_default_css=False, elem_classes="unseen"
+    )
+
+    def on_provoke(event: gr.EventData, request: gr.Request) -> Iterator[dict[str, Any]]:
+        def work() -> Iterator[dict[str, Any]]:
+            asked = event._data
+            failure = laboratory.find(asked["failure"])
+            values = {"class_name": asked["class_name"], "seed": asked["seed"]}
+            sides = laboratory.sides(failure, k=first.k, order=first.order, **values)
+            with runs.run(request) as cancel:
+                yield from laboratory.provoke(failure, sides, cancel)
+
+        yield from told(work)
+
+    def on_measure(request: gr.Request) -> Iterator[dict[str, Any]]:
+        def work() -> Iterator[dict[str, Any]]:
+            if no_velocities:
+                raise SettingsError(no_velocities)
+            with runs.run(request) as cancel:
+                yield from laboratory.alignment(laboratory.comparable(), PICTURES, cancel)
+
+        yield from told(work)
+
+    def on_ask(request: gr.Request) -> dict[str, Any]:
+        return {"id": run_id(), "place": place_in_queue(page, request.session_hash)}
+
+    # gr.api reads the annotations, and one JSON object is what each yield sends.
+    def failure_api(
+        request: gr.Request,
+        failure: str = next(iter(laboratory.failures)),
+        class_name: str = first.class_name,
+        k: int = first.k,
+        steps: int = first.steps,
+        temperature: float = first.temperature,
+        cfg: float = first.cfg,
+        seed: int = first.seed,
+    ) -> dict:
+        """Provoke a failure beside a healthy run of these settings: steps-1, steps-2, steps-4, cold, hot,
+        guidance, separate, or k. Streams one JSON object a patch: state, sides (label, images as data URIs,
+        known), and at the end figures (of both sides) and consequence, a sentence."""
+        values = {"class_name": class_name, "k": k, "steps": steps, "temperature": temperature, "cfg": cfg}
+        with sentences():
+            found = laboratory.find(failure)
+            sides = laboratory.sides(found, order=first.order, seed=seed, **values)
+            with runs.run(request) as cancel:
+                yield from laboratory.provoke(found, sides, cancel)
+
+    def alignment_api(request: gr.Request, nesting: str = "", pictures: int = PICTURES) -> dict:
+        """How far neighbouring modules' velocities are apart on the tokens both know, on held-out pictures,
+        for the weights named by `nesting` (default: the page's). Streams lines, one a pair of modules, of
+        points t, difference (mean squared), cosine, error_former, error_latter."""
+        with sentences():
+            if no_velocities:
+                raise SettingsError(no_velocities)
+            several = tuple(name for name, each in pipeline.nestings.items() if each.modules > 1)
+            name = check_choice("nesting", nesting, several) if nesting else laboratory.comparable()[0]
+            if isinstance(pictures, bool) or pictures not in range(1, MOST_PICTURES + 1):
+                raise SettingsError(f"pictures must be a whole number from 1 to {MOST_PICTURES}.")
+            with runs.run(request) as cancel:
+                yield from laboratory.alignment([name], int(pictures), cancel)
+
+    quiet = {"show_progress": "hidden", "api_visibility": "private"}
+    # The browser may ask again while it still tidies up after a run that was stopped.
+    again = {"trigger_mode": "multiple", **quiet, **SAMPLER}
+    provoking = rows.provoke(on_provoke, None, rows, **again)
+    measuring = panel.measure(on_measure, None, panel, **again)
+    provoking.failure(None, js="() => { document.dispatchEvent(new Event('nestar:failure-failed')); }")
+    measuring.failure(None, js="() => { document.dispatchEvent(new Event('nestar:alignment-failed')); }")
+    rows.halt(runs.stop, queue=False, cancels=provoking, **quiet)
+    panel.halt(runs.stop, queue=False, cancels=measuring, **quiet)
+    rows.ask(on_ask, None, place, queue=False, **quiet)
+    panel.ask(on_ask, None, place, queue=False, **quiet)
+    gr.api(failure_api, api_name="failure", **SAMPLER)
+    gr.api(alignment_api, api_name="alignment", **SAMPLER)
+
+
+def signatures_to_json(laboratory: Laboratory, first: SampleSettings) -> list[dict[str, Any]]:
+    """What the tab says of each failure before it is provoked with the settings `first`."""
+    return [
+        {
+            "name": one.name,
+            "title": one.title,
+            "why": one.why,
+            "failures": [
+                {
+                    "name": each.name,
+                    "button": each.button,
+                    "count": each.count,
+                    "labels": each.labels(
+                        [replace(first, **side.values) for side in (each.healthy, each.broken)]
+                    ),
+                    "reason": why_not(each, laboratory.pipeline),
+                }
+                for each in one.failures
+            ],
+        }
+        for one in laboratory.signatures
+    ]
+
+
+def meters_to_json() -> list[dict[str, str]]:
+    """What each figure means, as the tab explains it."""
+    return [{"label": meter.label, "hint": meter.hint} for meter in METERS.values()]

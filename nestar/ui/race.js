@@ -1,0 +1,262 @@
+// The race: lanes that grow as the server's patches come in, then a bar chart of what each of them took.
+// The server works in slices, so that others get their turn: this asks for the next one until all have arrived.
+const BARS = [
+  { name: "seconds", title: "Seconds of sampling", hint: () => "Decoding left out.", digits: 2 },
+  { name: "evaluations", title: "Turns", hint: () => "Patches that waited for the one before." },
+  { name: "function_evaluations", title: "Function evaluations", hint: () => "Passes through a network, in a row." },
+  { name: "tokens_processed", title: "Tokens processed", hint: sayTokens },
+];
+const ALIKE = 1.1; // counts whose ratio is below this are called alike
+const NEAR = 0.995; // shares of parameters are said in whole percent
+const contest = find(".contest");
+const form = find("form");
+const { entrants, rules } = props;
+
+let race = null; // the value being shown
+let waiting = false; // Race was pressed and the server has not answered yet
+let ignoring = false; // Stop was pressed while waiting: the answer, if one still comes, is not wanted
+let sliceDone = false; // the server has ended a slice whose last value may still be on its way
+
+// ---- before the start ---------------------------------------------------------------------------
+
+function field() {
+  const nested = entrants.nested ?? [];
+  const chosen = nested.filter((entrant) => String(entrant.nesting.k) === form.elements.k.value);
+  const others = Object.entries(entrants).filter(([kind]) => kind !== "nested");
+  return [...chosen, ...others.map(([, own]) => own[0])];
+}
+
+function million(count) {
+  return count < 1e5 ? `${(count / 1e3).toFixed(0)} thousand` : `${(count / 1e6).toFixed(2)} million`;
+}
+
+function lay() {
+  find(".lanes").innerHTML = field()
+    .map(
+      ({ weights, label, idea, nesting, parameters }) =>
+        `<li class="lane" data-weights="${escaped(weights)}" data-state="ready">` +
+        `<h3>${escaped(label)}</h3><p class="hint idea">${idea}</p>` +
+        `<div class="shot"><img alt="" hidden></div>` +
+        `<p class="clock"><b>0.00 s</b> <span class="word"></span></p>` +
+        `<div class="lane-foot"><div class="mini" aria-hidden="true">${tokenMap(nesting)}</div>` +
+        `<dl><div><dt>Turns</dt><dd data-name="evaluations">${nesting.evaluations}</dd></div>` +
+        `<div><dt>Function evaluations</dt><dd data-name="function_evaluations"></dd></div>` +
+        `<div><dt>Parameters</dt><dd>${million(parameters)}</dd></div></dl></div></li>`,
+    )
+    .join("");
+  // The maps are decoration here: no stops for Tab.
+  for (const token of element.querySelectorAll(".mini [tabindex]")) token.removeAttribute("tabindex");
+  find(".tally").hidden = true;
+  sayRules();
+}
+
+function sayRules() {
+  const counts = field().map((entrant) => entrant.parameters);
+  const [least, most] = [Math.min(...counts), Math.max(...counts)];
+  const within = least / most > NEAR ? "less than 1 %" : `${Math.ceil(100 * (1 - least / most))} %`;
+  const turns = rules.together
+    ? "They share one worker and go in turn, patch by patch: next is always the one with least on its clock."
+    : "They share one worker and go one after another.";
+  const sentences = [
+    `Same class, noise, steps, guidance and device (${rules.device}); parameters differ by ${within}.`,
+    turns,
+    "A clock counts its own lane’s sampling alone. Previews are decoded off the clock.",
+    "Networks that have not run yet run once beforehand, off the clock: first passes are slow.",
+    `After ${rules.limit} s of compute in all, whoever has not arrived is stopped.`,
+  ];
+  if (rules.together) {
+    sentences.push(`Every ${rules.slice} s the race makes way for other visitors; clocks stand still meanwhile.`);
+  }
+  find(".rules ul").innerHTML = sentences.map((sentence) => `<li>${escaped(sentence)}</li>`).join("");
+}
+
+// ---- lanes --------------------------------------------------------------------------------------
+
+const WORDS = { stopped: "stopped", "out of time": "out of time" };
+
+function place(lane) {
+  const ahead = race.lanes.filter((other) => other.state === "finished" && other.seconds < lane.seconds).length;
+  return ["first", "second", "third", "fourth"][ahead] ?? "";
+}
+
+function describe(lane) {
+  const { class_name } = race.settings;
+  if (lane.state === "finished") return `Finished picture of ${class_name} by ${lane.label}`;
+  return `Preview of ${class_name} by ${lane.label}: ${lane.known} of ${lane.of.known} tokens`;
+}
+
+function drawLane(lane) {
+  const box = find(`.lane[data-weights="${CSS.escape(lane.weights)}"]`);
+  if (!box) return;
+  const live = lane.state === "running" && busy();
+  box.dataset.state = lane.state;
+  const image = box.querySelector("img");
+  if (lane.image && image.getAttribute("src") !== lane.image) image.src = lane.image;
+  image.hidden = !lane.image;
+  image.alt = lane.image ? describe(lane) : "";
+  box.querySelector(".clock b").textContent = `${lane.seconds.toFixed(2)} s`;
+  // Places are final when all clocks are.
+  const arrived = lane.state === "finished" ? (busy() ? "done" : place(lane)) : "";
+  box.querySelector(".word").textContent = arrived || WORDS[lane.state] || "";
+  for (const name of ["evaluations", "function_evaluations"]) {
+    const rest = `<span class="of"> of ${lane.of[name]}</span>`;
+    const own = lane.state === "finished" ? lane[name] : `<b>${lane[name]}</b>${rest}`;
+    box.querySelector(`[data-name="${name}"]`).innerHTML = own;
+  }
+  markTokens(box.querySelector(".mini svg"), lane.evaluations, live);
+}
+
+// ---- afterwards ---------------------------------------------------------------------------------
+
+function sayTokens() {
+  const counts = race.lanes.map((lane) => lane.of.tokens_processed);
+  const alike = Math.max(...counts) < ALIKE * Math.min(...counts);
+  return alike ? "Alike: fewer turns are not fewer tokens." : "How often a token entered a network.";
+}
+
+function bars({ name, title, hint, digits = 0 }) {
+  const [ROW, LEFT, RIGHT, WIDTH] = [26, 128, 58, 330];
+  const most = Math.max(...race.lanes.map((lane) => lane[name]), Number.EPSILON);
+  const said = (lane) => (lane.state === "finished" ? "" : "> ") + lane[name].toFixed(digits);
+  const rows = race.lanes.map((lane, row) => {
+    const width = Math.max(2, ((WIDTH - LEFT - RIGHT) * lane[name]) / most);
+    const middle = row * ROW + ROW / 2;
+    const open = lane.state === "finished" ? "" : " open";
+    return (
+      `<text x="0" y="${middle + 4}">${escaped(lane.label)}</text>` +
+      `<rect class="${lane.kind}${open}" x="${LEFT}" y="${middle - 7}" ` +
+      `width="${width.toFixed(1)}" height="14" rx="3"/>` +
+      `<text class="value" x="${(LEFT + width + 6).toFixed(1)}" y="${middle + 4}">${said(lane)}</text>`
+    );
+  });
+  const summary = race.lanes.map((lane) => `${lane.label} ${said(lane)}`).join(", ");
+  return (
+    `<figure><h3>${title}</h3><p class="hint">${hint()}</p>` +
+    `<svg viewBox="0 0 ${WIDTH} ${ROW * race.lanes.length}" role="img" ` +
+    `aria-label="${escaped(`${title}: ${summary}`)}">${rows.join("")}</svg></figure>`
+  );
+}
+
+function verdict() {
+  const nested = race.lanes.find((lane) => lane.kind === "nested" && lane.state === "finished");
+  const late = race.lanes.filter((lane) => lane.state !== "finished");
+  const missing = late.length ? ` Not there in time: ${late.map((lane) => lane.label).join(", ")}.` : "";
+  if (!nested) return missing.trim();
+  const times = race.lanes
+    .filter((lane) => lane !== nested && lane.state === "finished")
+    .map((lane) => `${lane.label} took ${(lane.seconds / nested.seconds).toPrecision(2)} times that`);
+  return `${[`${nested.label}, took ${nested.seconds.toFixed(2)} s`, ...times].join("; ")}.${missing}`;
+}
+
+function drawTally() {
+  const ended = race.state === "finished";
+  find(".tally").hidden = !ended;
+  if (!ended) return;
+  find(".verdict").textContent = verdict();
+  find(".charts").innerHTML = BARS.map(bars).join("");
+}
+
+// ---- the course of a race -----------------------------------------------------------------------
+
+function busy() {
+  return waiting || race?.state === "running" || race?.state === "paused";
+}
+
+function say(sentence, alarming = false) {
+  const said = find(".said");
+  if (said.textContent !== sentence) said.textContent = sentence;
+  said.classList.toggle("alarm", alarming);
+}
+
+function setState() {
+  contest.dataset.state = waiting ? "waiting" : (race?.state ?? "empty");
+  find(".first").setAttribute("aria-disabled", String(busy()));
+  find(".halt").setAttribute("aria-disabled", String(!busy()));
+}
+
+function draw() {
+  race.lanes.forEach(drawLane);
+  drawTally();
+  setState();
+}
+
+function goOn() {
+  if (!sliceDone || race?.state !== "paused") return;
+  sliceDone = false;
+  trigger("lap", { run: race.run });
+}
+
+// No more will come: keep what stands and say why.
+function breakOff(sentence, alarming = true) {
+  ignoring = waiting;
+  waiting = sliceDone = false;
+  if (race && (race.state === "running" || race.state === "paused")) {
+    const lanes = race.lanes.map((lane) => (lane.state === "running" ? { ...lane, state: "stopped" } : lane));
+    race = { ...race, state: "stopped", lanes };
+    draw();
+  }
+  say(sentence, alarming);
+  setState();
+}
+
+function update() {
+  const value = props.value;
+  if (!value?.run) return;
+  if (value.state === "refused") {
+    if (!ignoring) breakOff(value.message);
+    ignoring = false;
+    return;
+  }
+  const fresh = value.run !== race?.run;
+  if (fresh && ignoring) return;
+  // Values that were under way when Stop was pressed come late.
+  if (!fresh && race.state === "stopped") return;
+  if (fresh) lay();
+  waiting = false;
+  race = value;
+  if (value.state !== "paused") say(value.state === "stopped" ? "Stopped." : "");
+  draw();
+  if (value.state === "finished") say("All lanes have ended.");
+  goOn();
+}
+
+form.addEventListener("submit", (event) => {
+  event.preventDefault();
+  if (busy()) return;
+  const { class_name, k, steps, seed } = form.elements;
+  waiting = true;
+  ignoring = sliceDone = false;
+  say("");
+  lay();
+  setState();
+  const values = { class_name: class_name.value, steps: asTyped(steps.value), seed: seed.value };
+  trigger("race", { ...values, k: entrants.nested ? Number(k.value) : null });
+});
+find(".halt").addEventListener("click", () => {
+  if (!busy()) return;
+  trigger("halt");
+  breakOff("Stopped.", false);
+});
+form.elements.k.addEventListener("change", () => busy() || lay());
+document.addEventListener("nestar:race-done", () => {
+  sliceDone = true;
+  goOn();
+});
+attend({
+  busy,
+  waits: () => waiting || race?.state === "paused",
+  say,
+  breakOff,
+  failed: "nestar:race-failed",
+  ask: () => trigger("ask"),
+});
+
+fillSelect(form.elements.class_name, props.classes.map((name) => [name, name]), props.first.class_name);
+fillSelect(form.elements.k, (entrants.nested ?? []).map(({ nesting }) => [nesting.k, nesting.k]), props.first.k);
+find(".with-k").hidden = !entrants.nested;
+form.elements.steps.value = props.first.steps;
+form.elements.seed.value = props.first.seed;
+lay();
+setState();
+watch("value", update);
+update();

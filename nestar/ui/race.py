@@ -1,0 +1,156 @@
+"""The tab "Race": one class and seed through NestAR and the methods it is compared with, side by side."""
+
+import logging
+import math
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import gradio as gr
+
+from nestar.model import WeightsError
+from nestar.pipeline import NestARPipeline
+from nestar.settings import SampleSettings, SettingsError
+from nestar.ui.assets import asset
+from nestar.ui.frames import nesting_to_json
+from nestar.ui.generate import first_settings, refusal, run_id, sentences
+from nestar.ui.lanes import KINDS, LIMIT_SECONDS, SLICE_SECONDS, Entrant, PausedRaces, Race, Starter
+from nestar.ui.runs import SAMPLER, Runs, place_in_queue
+
+log = logging.getLogger(__name__)
+
+
+def build(pipeline: NestARPipeline, runs: Runs, page: gr.Blocks) -> None:
+    """Lay out the tab on `page`, and bind its events and `/race`."""
+    first, starter, paused = first_settings(pipeline), Starter(pipeline), PausedRaces()
+    nested = starter.entrants.get("nested", [])
+    first_k = first.k if nested else None
+    panel = gr.HTML(
+        None,
+        html_template=asset("race.html"),
+        js_on_load="".join(map(asset, ("token_map.js", "calls.js", "race.js"))),
+        apply_default_css=False,
+        elem_id="race",
+        classes=pipeline.classes,
+        first={"class_name": first.class_name, "k": first_k, "steps": first.steps, "seed": str(first.seed)},
+        entrants=entrants_to_json(starter.entrants, first),
+        rules={
+            "together": starter.together,
+            "limit": LIMIT_SECONDS,
+            "slice": SLICE_SECONDS,
+            "device": str(pipeline.device),
+        },
+    )
+    place = gr.HTML(
+        None, html_template="", js_on_load=asset("place.js"), apply_default_css=False, elem_classes="unseen"
+    )
+
+    def slice_of(race: Race, request: gr.Request, seconds: float, warm: bool) -> Iterator[dict[str, Any]]:
+        """Work on a race for a while, then put it aside if it has not ended."""
+        try:
+            with runs.run(request) as cancel:
+                yield race.to_json()
+                if warm:
+                    starter.warm_up(race, cancel)
+                for _ in race.go(cancel, seconds):
+                    yield race.to_json()
+        except BaseException:  # closed while it waited at a yield, too
+            race.close()
+            raise
+        if race.running:
+            paused.put(request.session_hash, race)
+            yield race.to_json() | {"state": "paused"}
+        else:
+            race.close()
+            yield race.to_json()
+
+    def on_race(event: gr.EventData, request: gr.Request) -> Iterator[dict[str, Any]]:
+        paused.drop(request)
+
+        def begin() -> Iterator[dict[str, Any]]:
+            race = starter.race(**{name: event._data[name] for name in ("class_name", "k", "steps", "seed")})
+            # Whole where lanes follow one another: a stream put aside would keep the GPU.
+            yield from slice_of(race, request, SLICE_SECONDS if starter.together else math.inf, warm=True)
+
+        yield from told(begin)
+
+    def on_lap(event: gr.EventData, request: gr.Request) -> Iterator[dict[str, Any]]:
+        def go_on() -> Iterator[dict[str, Any]]:
+            race = paused.take(request.session_hash, event._data["run"])
+            if race is None:
+                raise SettingsError("The race was given up, as too many others began. Start it again.")
+            yield from slice_of(race, request, SLICE_SECONDS, warm=False)
+
+        yield from told(go_on)
+
+    def on_stop(request: gr.Request) -> None:
+        runs.stop(request)
+        paused.drop(request)
+
+    def on_ask(request: gr.Request) -> dict[str, Any]:
+        return {"id": run_id(), "place": place_in_queue(page, request.session_hash)}
+
+    # gr.api reads the annotations, and one JSON object is what each yield sends.
+    def race_api(
+        request: gr.Request,
+        class_name: str = first.class_name,
+        k: int = first.k,
+        steps: int = first.steps,
+        temperature: float = first.temperature,
+        cfg: float = first.cfg,
+        seed: int = first.seed,
+    ) -> dict:
+        """Race NestAR against the other methods with weights. Streams one JSON object a patch: run, state,
+        settings, device, lanes; of each lane state, image (a data URI, PNG when finished), seconds (of
+        sampling), known, evaluations, function_evaluations, tokens_processed, and `of`, their ends."""
+        values = {"class_name": class_name, "steps": steps, "temperature": temperature, "cfg": cfg}
+        with sentences():
+            race = starter.race(k=k, seed=seed, **values)
+            try:
+                with runs.run(request) as cancel:
+                    starter.warm_up(race, cancel)
+                    for _ in race.go(cancel, math.inf):
+                        yield race.to_json()
+                yield race.to_json()
+            finally:
+                race.close()
+
+    quiet = {"show_progress": "hidden", "api_visibility": "private"}
+    # The browser may ask again while it still tidies up after a slice that ended, or a run that was stopped.
+    again = {"trigger_mode": "multiple", **quiet, **SAMPLER}
+    racing = panel.race(on_race, None, panel, **again)
+    lapping = panel.lap(on_lap, None, panel, **again)
+    for each in (racing, lapping):
+        each.success(None, js="() => { document.dispatchEvent(new Event('nestar:race-done')); }")
+        each.failure(None, js="() => { document.dispatchEvent(new Event('nestar:race-failed')); }")
+    panel.halt(on_stop, queue=False, cancels=[racing, lapping], **quiet)
+    panel.ask(on_ask, None, place, queue=False, **quiet)
+    page.unload(paused.drop)
+    gr.api(race_api, api_name="race", **SAMPLER)
+
+
+def told(work: Callable[[], Iterator[dict[str, Any]]]) -> Iterator[dict[str, Any]]:
+    """The values of `work`; if it fails, a value that says why in one sentence."""
+    try:
+        yield from work()
+    except (SettingsError, WeightsError) as error:
+        yield refusal(str(error))
+    except Exception:
+        log.exception("The run failed.")
+        yield refusal("The run failed inside the model; the server's log says why.")
+
+
+def entrants_to_json(found: dict[str, list[Entrant]], settings: SampleSettings) -> dict[str, Any]:
+    """By kind, what the tab says of each before it runs, token map included."""
+    return {
+        kind: [
+            {
+                "weights": entrant.weights,
+                "label": entrant.label,
+                "idea": KINDS[kind][1],
+                "parameters": entrant.parameters,
+                "nesting": nesting_to_json(entrant.nesting, settings),
+            }
+            for entrant in own
+        ]
+        for kind, own in found.items()
+    }

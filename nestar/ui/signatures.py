@@ -1,0 +1,176 @@
+"""How a nesting fails: each failure's signature, why it comes about, and the settings that provoke it."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from nestar.nesting import Nesting
+from nestar.pipeline import NestARPipeline
+from nestar.settings import SampleSettings, find_nesting
+from nestar.ui.generate import first_settings
+
+FEW_STEPS = (1, 2, 4)
+COLD, HOT = 0.0, 1.5
+STRONG = 6.0
+SMALL_K, LARGE_K = 2, 8
+SEEDS = 4
+"""Pictures a side where it is about how seeds differ."""
+
+SEPARATE = "separate"
+"""Variant of weights whose modules were trained without coordination."""
+
+
+@dataclass(frozen=True)
+class Side:
+    """One of two runs: how it is called, with settings by name in braces, and those that are its own."""
+
+    label: str
+    values: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A way to provoke a failure.
+
+    Attributes:
+        count: pictures a side, with seeds in a row.
+        meters: names in `laboratory.MEASURES`, what is measured of both sides.
+        needs: weights without which it cannot be shown.
+        velocities: whether the sides differ in weights, so that their modules' agreement is measured too.
+        versus: whether neither side is the healthy one by itself.
+    """
+
+    name: str
+    button: str
+    healthy: Side
+    broken: Side
+    meters: tuple[str, ...]
+    count: int = 1
+    needs: tuple[str, ...] = ()
+    velocities: bool = False
+    versus: bool = False
+
+    def labels(self, sides: Sequence[SampleSettings]) -> list[str]:
+        """How both sides are called, given their settings."""
+        pair = zip((self.healthy, self.broken), sides, strict=True)
+        return [side.label.format(**vars(settings)) for side, settings in pair]
+
+
+@dataclass(frozen=True)
+class Signature:
+    """A kind of failure as one sees it, why it comes about in one line, and the ways to provoke it."""
+
+    name: str
+    title: str
+    why: str
+    failures: tuple[Failure, ...]
+
+
+def signatures(pipeline: NestARPipeline) -> tuple[Signature, ...]:
+    """All failures that the tab shows, in its order."""
+    first = first_settings(pipeline)
+    own = find_nesting(pipeline.nestings, first.k, first.order)
+    apart = f"{own}.{SEPARATE}"
+    nesting = pipeline.nestings[own]
+    order = first.order if nesting.kind == "nested" else SampleSettings.order
+    small, large = (Nesting.nested(nesting.height, nesting.width, k, order) for k in (SMALL_K, LARGE_K))
+    steps, temperature = Side("Steps: {steps}", {}), Side("Temperature {temperature:g}", {})
+    return (
+        Signature(
+            "steps",
+            "Too few steps",
+            "A patch leaps from noise to data in a few straight lines, where its path is curved.",
+            tuple(
+                Failure(
+                    f"steps-{count}",
+                    "1 step" if count == 1 else f"{count} steps",
+                    steps,
+                    Side(steps.label, {"steps": count}),
+                    ("seams", "detail"),
+                )
+                for count in FEW_STEPS
+            ),
+        ),
+        Signature(
+            "cold",
+            "Temperature too low",
+            "Without noise there is nothing left in which seeds could differ.",
+            (
+                Failure(
+                    "cold",
+                    f"Temperature {COLD:g}",
+                    temperature,
+                    Side(temperature.label, {"temperature": COLD}),
+                    ("spread",),
+                    count=SEEDS,
+                ),
+            ),
+        ),
+        Signature(
+            "hot",
+            "Temperature too high",
+            "Noise stronger than in training: patches begin where no path was learnt.",
+            (
+                Failure(
+                    "hot",
+                    f"Temperature {HOT:g}",
+                    temperature,
+                    Side(temperature.label, {"temperature": HOT}),
+                    ("seams", "detail"),
+                ),
+            ),
+        ),
+        Signature(
+            "guidance",
+            "Guidance too strong",
+            "What the class changes about a velocity is multiplied, and overshoots.",
+            (
+                Failure(
+                    "guidance",
+                    f"Guidance {STRONG:g}",
+                    Side("Guidance {cfg:g}", {}),
+                    Side("Guidance {cfg:g}", {"cfg": STRONG}),
+                    ("contrast", "seams"),
+                ),
+            ),
+        ),
+        Signature(
+            "separate",
+            "No coordination",
+            "Nothing made neighbouring modules agree (λ = 0): look for breaks at patch borders.",
+            (
+                Failure(
+                    "separate",
+                    "λ = 0",
+                    Side("Coordinated", {"nesting": own}),
+                    Side("λ = 0", {"nesting": apart}),
+                    ("seams",),
+                    needs=(own, apart),
+                    velocities=True,
+                ),
+            ),
+        ),
+        Signature(
+            "k",
+            f"k = {SMALL_K} or k = {LARGE_K}: which breaks?",
+            f"The same network cut into {small.modules} small modules or into {large.modules} large ones.",
+            (
+                Failure(
+                    "k",
+                    f"k = {SMALL_K} and k = {LARGE_K}",
+                    Side(f"k = {SMALL_K}", {"nesting": small.name}),
+                    Side(f"k = {LARGE_K}", {"nesting": large.name}),
+                    ("seams", "detail"),
+                    needs=(small.name, large.name),
+                    velocities=True,
+                    versus=True,
+                ),
+            ),
+        ),
+    )
+
+
+def why_not(failure: Failure, pipeline: NestARPipeline) -> str:
+    """Why the failure cannot be shown with these weights, or ""."""
+    missing = [name for name in failure.needs if name not in pipeline.nestings]
+    return f"There are no weights for {' and '.join(missing)} here." if missing else ""

@@ -1,0 +1,465 @@
+"""The Generate tab in a real browser, on small random weights: replay, tokens, velocities, keepsakes."""
+
+import base64
+import io
+import json
+import re
+import time
+from collections.abc import Callable, Iterator
+
+import pytest
+from gradio_client import Client
+from gradio_client.exceptions import AppError
+from PIL import Image
+from playwright.sync_api import expect
+
+import app
+from nestar import keepsakes
+from nestar.nesting import Nesting
+from nestar.pipeline import NestARPipeline
+from nestar.ui.assets import launch_options
+from nestar.ui.frames import from_uri
+from tests.conftest import Visit, visitors
+from tests.small import K2, K4, save_checkpoint
+from tests.test_keepsakes import BAD_FILES, KEPT, with_international_text, with_text
+from tests.test_page import PHONE, RECORD_FRAMES, Hold, decode
+
+RASTER = Nesting.nested(4, 4, 4, "raster")
+# The least time that a replay of the small k = 4 nesting takes, without its last frame's.
+REPLAY_MS = sum(keepsakes.holds([4, 4, 4, 4, 3, 3, 3])[1:-1])
+
+
+def serve(folder, nestings) -> Iterator[tuple[NestARPipeline, str]]:
+    pipeline = NestARPipeline.from_pretrained(save_checkpoint(folder, nestings), device="cpu")
+    demo = app.build_page(pipeline)
+    _, url, _ = demo.launch(prevent_thread_lock=True, quiet=True, **launch_options())
+    yield pipeline, url
+    demo.close(verbose=False)
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory) -> Iterator[tuple[NestARPipeline, str]]:
+    """A page with k = 4 and 2 in lattice order and k = 4 in raster order."""
+    yield from serve(tmp_path_factory.mktemp("small"), [K4, K2, RASTER])
+
+
+@pytest.fixture(scope="module")
+def lattice_only(tmp_path_factory) -> Iterator[tuple[NestARPipeline, str]]:
+    """A page without weights for raster order."""
+    yield from serve(tmp_path_factory.mktemp("lattice"), [K4])
+
+
+@pytest.fixture
+def visit_small(browser, small) -> Iterator[Callable[..., Visit]]:
+    with visitors(browser, small[1]) as open_page:
+        yield open_page
+
+
+@pytest.fixture(scope="module")
+def small_client(small) -> Client:
+    return Client(small[1], verbose=False)
+
+
+@pytest.fixture
+def hold(small, monkeypatch) -> Iterator[Hold]:
+    holding = Hold(small[0], monkeypatch)
+    yield holding
+    holding.released.set()
+
+
+def controls(page) -> dict[str, str]:
+    """What stands in all controls."""
+    numbers = {name: page.locator(f"#dial-{name}").input_value() for name in ("steps", "temperature", "cfg")}
+    return numbers | {
+        "class": page.locator("#classes input:checked").get_attribute("value"),
+        "order": page.locator(".choices input:checked").get_attribute("value"),
+        "k": page.locator(".dial output").inner_text(),
+        "seed": page.locator("#dial-seed").input_value(),
+    }
+
+
+def set_controls(page) -> dict[str, str]:
+    """Set every control to something unlike the defaults; returns what then stands in them."""
+    page.get_by_role("radio", name="fish", exact=True).check()
+    page.get_by_role("radio", name="raster").check()
+    page.get_by_label("Steps a patch, as a number").fill("3")
+    page.get_by_label("Temperature, as a number").fill("0.85")
+    page.get_by_label("Guidance, as a number").fill("1.5")
+    page.locator("#dial-seed").fill("9007199254740993")  # one more than a browser's numbers can hold
+    return controls(page)
+
+
+def expect_message(page, pattern: str) -> None:
+    expect(page.locator(".message")).to_be_visible(timeout=10_000)
+    expect(page.locator(".message")).to_contain_text(re.compile(pattern))
+
+
+# ---- replay --------------------------------------------------------------------------------------
+
+
+def replay_ms(page, speed: str) -> float:
+    """How long the replay takes at that speed, from its first frame to its last."""
+    page.locator(".speed").select_option(speed)
+    page.evaluate("window.seen = []")
+    page.locator(".play").click()
+    page.locator(".stage:not(.playing)").wait_for(timeout=20_000)
+    times = [each["time"] for each in page.evaluate("window.seen")]
+    return times[-1] - times[0]
+
+
+def test_replay_follows_the_speed(visit_small):
+    page = visit_small().page
+    page.evaluate(RECORD_FRAMES)
+    slow, plain, fast = (replay_ms(page, speed) for speed in ("0.5", "1", "4"))
+    assert plain >= 0.95 * REPLAY_MS and slow >= 1.9 * REPLAY_MS
+    assert fast < plain and fast < slow / 2
+
+
+def test_space_and_arrows_work_on_the_timeline(visit_small):
+    page = visit_small().page
+    stage, made = page.locator(".stage"), page.locator('[data-name="evaluations"] b')
+    page.locator(".speed").select_option("0.5")
+    page.locator(".scrubber").focus()
+    page.keyboard.press("ArrowLeft")
+    expect(made).to_have_text("6")
+    page.keyboard.press("Home")
+    expect(made).to_have_text("1")
+    page.keyboard.press("Space")
+    expect(stage).to_have_class(re.compile(r"\bplaying\b"))
+    page.keyboard.press("Space")
+    expect(stage).not_to_have_class(re.compile(r"\bplaying\b"))
+
+
+# ---- the token map -------------------------------------------------------------------------------
+
+
+def lit(page) -> dict[str, set[int]]:
+    """Cells by what the map shows of them while one is looked at."""
+    return {
+        name: set(page.locator(f".token.{name}").evaluate_all("all => all.map(e => Number(e.dataset.cell))"))
+        for name in ("context", "own", "self")
+    }
+
+
+@pytest.mark.parametrize("place", [0, 3, 6, 15])
+def test_a_token_says_what_it_could_see(visit_small, place):
+    page = visit_small().page
+    cell = K4.flat[place]
+    patch = next(patch for patch in K4.patches if patch.start <= place < patch.stop)
+    page.locator(f'.token[data-cell="{cell}"]').hover()
+    assert lit(page) == {
+        "context": set(K4.flat[: patch.start]),
+        "own": set(K4.flat[patch.start : patch.stop]),
+        "self": {cell},
+    }
+    line = page.locator(".looked")
+    expect(line).to_contain_text(f"Module {patch.module}, patch {patch.index}: turn ")
+    expect(line).to_contain_text(re.compile(r"of 7, at \d+\.\d\d s\. It saw"))
+    expect(line).to_contain_text(f"the {patch.start} token" if patch.start else "no token before it")
+    # The velocities of its module stand out.
+    lines = page.locator(".norms polyline:not(.aside)")
+    assert set(lines.evaluate_all("all => all.map(e => e.dataset.module)")) == {str(patch.module)}
+    page.keyboard.press("Escape")
+    expect(page.locator(".norms .aside")).to_have_count(0)
+    assert lit(page) == {"context": set(), "own": set(), "self": set()}
+    expect(line).to_contain_text("Choose a token")
+
+
+def test_leaving_the_map_restores_it(visit_small):
+    page = visit_small().page
+    page.locator('.token[data-cell="5"]').hover()
+    expect(page.locator(".map svg")).to_have_class(re.compile("looking"))
+    page.locator(".hero .title").hover()
+    expect(page.locator(".map svg")).not_to_have_class(re.compile("looking"))
+
+
+def test_the_tokens_are_one_tab_stop_and_arrows_move_between_them(visit_small):
+    page = visit_small().page
+    stops = page.locator('.token[tabindex="0"]')
+    expect(stops).to_have_count(1)
+    stops.focus()
+    for key in ("ArrowRight", "ArrowDown", "ArrowDown", "ArrowLeft", "ArrowLeft"):
+        page.keyboard.press(key)
+    assert page.evaluate("document.activeElement.dataset.cell") == "8"
+    assert lit(page)["self"] == {8}
+    label = page.evaluate("document.activeElement.ariaLabel")
+    assert label.startswith("Row 3, column 1. Module ") and "It saw" in label
+    expect(stops).to_have_count(1)
+    page.keyboard.press("Tab")
+    assert lit(page)["self"] == set()
+
+
+def test_a_tap_looks_at_a_token(visit_small):
+    page = visit_small(**PHONE).page
+    page.locator('.token[data-cell="9"]').tap()
+    assert lit(page)["self"] == {9}
+    page.locator(".hero .title").tap()
+    assert lit(page)["self"] == set()
+
+
+def test_tokens_can_be_looked_at_during_a_run(visit_small, hold):
+    visited = visit_small()
+    page = visited.page
+    hold.after(2)
+    visited.generate()
+    expect(page.locator('[data-name="evaluations"] b')).to_have_text("2", timeout=20_000)
+    page.locator(f'.token[data-cell="{K4.flat[6]}"]').hover()
+    expect(page.locator(".looked")).to_contain_text("still to come. It will see the 4 tokens before it")
+    assert lit(page)["context"] == set(K4.flat[:4])
+    page.locator("#stop").click()
+
+
+# ---- velocities ----------------------------------------------------------------------------------
+
+
+def test_velocities_are_drawn_with_a_line_a_module_as_far_as_the_run_is_shown(visit_small):
+    page = visit_small().page
+    means = page.locator(".norms .mean")
+    expect(means).to_have_count(len(K4.scales))
+    points = [
+        len(line.split()) for line in means.evaluate_all("all => all.map(e => e.getAttribute('points'))")
+    ]
+    assert points == [26, 26]  # 25 steps, and the end of the last one
+    expect(page.locator(".norms .trace")).to_have_count(K4.evaluations)
+    expect(page.locator(".norms svg")).to_have_attribute("aria-label", re.compile("module 1 .*module 2 "))
+    page.locator(".scrubber").fill("1")
+    expect(means).to_have_count(1)
+    inside = page.locator(".norms").evaluate(
+        """box => [...box.querySelectorAll("text, polyline")].every(e => {
+            const [outer, inner] = [box.querySelector("svg"), e].map(each => each.getBoundingClientRect());
+            return inner.left >= outer.left && inner.right <= outer.right && inner.top >= outer.top - 1;
+        })"""
+    )
+    assert inside
+
+
+def test_frames_carry_the_norms_of_the_velocities(small, small_client):
+    job = small_client.submit(class_name="fish", k=2, steps=3, seed=4, api_name="/generate")
+    received = [frame["norms"] for frame in job]
+    expected = [frame.norms for frame in small[0].stream("fish", k=2, steps=3, seed=4)]
+    assert len(received) == K2.evaluations
+    for got, norms in zip(received, expected, strict=True):
+        assert got == pytest.approx(norms, abs=0.002) and len(got) == 3 and min(got) > 0
+
+
+# ---- saving and restoring ------------------------------------------------------------------------
+
+DROP = """([content, name]) => {
+  const bytes = Uint8Array.from(atob(content), (character) => character.charCodeAt(0));
+  const data = new DataTransfer();
+  data.items.add(new File([bytes], name));
+  const target = document.querySelector("#stage .picture");
+  for (const kind of ["dragover", "drop"])
+    target.dispatchEvent(new DragEvent(kind, {dataTransfer: data, bubbles: true, cancelable: true}));
+}"""
+
+
+def drop(page, data: bytes, name: str = "picture.png") -> None:
+    page.evaluate(DROP, [base64.b64encode(data).decode(), name])
+
+
+def saved(page, what: str) -> tuple[str, bytes]:
+    """Name and content of what the button saves."""
+    with page.expect_download() as download:
+        page.locator(f'[data-keep="{what}"]').click()
+    return download.value.suggested_filename, download.value.path().read_bytes()
+
+
+def test_a_saved_picture_dropped_onto_the_page_restores_every_control(visit_small, small):
+    visited = visit_small()
+    page = visited.page
+    before = controls(page)
+    wanted = set_controls(page)
+    assert all(wanted[name] != before[name] for name in wanted if name != "k")
+    visited.generate()
+    visited.wait_until_rested()
+    name, data = saved(page, "png")
+    assert name == "nestar-fish-k4-raster-seed9007199254740993.png"
+    kept = keepsakes.read_png(data)
+    assert kept["seed"] == 9007199254740993 and kept["weights"] == small[0].origin
+    picture = decode(page.locator(".picture img.over").get_attribute("src"))
+    assert Image.open(io.BytesIO(data)).tobytes() == picture.tobytes()
+
+    page.reload()
+    page.locator(".film .ready").first.wait_for()
+    assert controls(page) == before
+    drop(page, data)
+    expect_message(page, r"Restored: fish, k = 4, seed 9007199254740993\. Press Generate to see it\.$")
+    assert controls(page) == wanted
+    expect(page.locator(".stage.dropping")).to_have_count(0)
+    visited.generate()
+    visited.wait_until_rested()
+    assert decode(page.locator(".picture img.over").get_attribute("src")).tobytes() == picture.tobytes()
+
+
+def test_a_saved_picture_can_be_opened_with_a_button(visit_small):
+    page = visit_small(**PHONE).page
+    kept = KEPT | {"class_name": "fish", "seed": 12}
+    with page.expect_file_chooser() as chooser:
+        page.get_by_role("button", name="Open a saved picture").click()
+    data = with_international_text(json.dumps(kept | {"solver": "heun"}))
+    chooser.value.set_files({"name": "a.png", "mimeType": "image/png", "buffer": data})
+    expect_message(page, "Restored: fish, k = 2, seed 12.*made with solver heun and weights from embedded")
+    assert controls(page)["seed"] == "12"
+
+
+UNFIT = {
+    "unknown class": (with_text(json.dumps(KEPT | {"class_name": "unicorn"})), "unicorn"),
+    "k without weights": (with_text(json.dumps(KEPT | {"k": 8})), "k = 8"),
+    "out of range": (with_text(json.dumps(KEPT | {"cfg": -1})), "cfg"),
+    "not a number": (with_text(json.dumps(KEPT | {"temperature": float("nan")})), "temperature"),
+    "wrong kind": (with_text(json.dumps(KEPT | {"steps": {"a": 1}})), "steps"),
+    "no class": (with_text(json.dumps({"version": 1})), "class_name"),
+}
+
+
+def test_files_that_restore_nothing_are_a_sentence_and_change_nothing(visit_small):
+    page = visit_small().page
+    before = controls(page)
+    for fault, (data, word) in (BAD_FILES | UNFIT).items():
+        page.evaluate("document.querySelector('.message').hidden = true")
+        drop(page, data)
+        expect_message(page, word)
+        assert page.locator(".message").inner_text().endswith("."), fault
+        assert controls(page) == before, fault
+
+
+def test_the_animation_shows_the_run_that_is_on_screen(visit_small):
+    page = visit_small().page
+    name, data = saved(page, "animation")
+    assert name == "nestar-flower-k4-seed0.webp"
+    moving = Image.open(io.BytesIO(data))
+    assert moving.n_frames == K4.evaluations
+    expect(page.locator('[data-keep="animation"]')).to_be_enabled()
+
+
+def test_nothing_unfinished_can_be_saved(visit_small, hold):
+    visited = visit_small()
+    page = visited.page
+    hold.after(2)
+    visited.generate()
+    expect(page.locator('[data-name="evaluations"] b')).to_have_text("2", timeout=20_000)
+    for what in ("png", "animation"):
+        expect(page.locator(f'[data-keep="{what}"]')).to_be_disabled()
+    page.locator("#stop").click()
+
+
+def test_a_share_link_restores_every_control(visit_small, small):
+    page = visit_small(permissions=["clipboard-read", "clipboard-write"]).page
+    wanted = set_controls(page)
+    page.get_by_role("button", name="Copy link").click()
+    expect_message(page, "Link copied")
+    link = page.evaluate("navigator.clipboard.readText()")
+    assert link == page.url and link.startswith(small[1])
+    other = visit_small(at=link.removeprefix(small[1])).page
+    expect_message(other, "The link's settings stand in the controls")
+    assert controls(other) == wanted
+    # What is on screen is still the run of every first visit.
+    expect(other.locator(".hero .title")).to_contain_text("seed 0")
+
+
+def test_without_a_clipboard_the_address_is_the_link(visit_small):
+    page = visit_small().page
+    page.evaluate("Object.defineProperty(navigator, 'clipboard', {value: undefined})")
+    page.get_by_role("button", name="Copy link").click()
+    expect_message(page, "copy it from there")
+    assert "seed=0" in page.url and "class=flower" in page.url
+
+
+@pytest.mark.parametrize(
+    ("query", "word"),
+    [("?class=unicorn", "unicorn"), ("?k=8", "k = 8"), ("?seed=-1", "seed"), ("?cfg=x", "cfg")],
+)
+def test_a_link_with_a_bad_value_says_so_and_leaves_the_defaults(visit_small, query, word):
+    before = controls(visit_small().page)
+    page = visit_small(at=query).page
+    expect_message(page, word)
+    assert controls(page) == before
+
+
+def test_a_link_that_asks_for_other_things_is_left_alone(visit_small):
+    page = visit_small(at="?__theme=dark").page
+    page.wait_for_timeout(500)
+    expect(page.locator(".message")).to_be_hidden()
+
+
+# ---- orders --------------------------------------------------------------------------------------
+
+
+def test_raster_order_grows_from_the_corner(visit_small):
+    visited = visit_small()
+    page = visited.page
+    page.get_by_role("radio", name="raster").check()
+    assert page.locator(".ticks .missing").all_inner_texts() == ["2", "8", "16"]
+    visited.generate()
+    visited.wait_until_rested()
+    page.locator(".film button").first.click()
+    known = page.locator(".token.known").evaluate_all("all => all.map(e => Number(e.dataset.cell))")
+    assert sorted(known) == list(range(4))
+    page.get_by_role("radio", name="lattice").check()
+    assert page.locator(".ticks .missing").all_inner_texts() == ["8", "16"]
+
+
+def test_an_order_without_weights_is_marked_and_says_why(browser, lattice_only):
+    with visitors(browser, lattice_only[1]) as open_page:
+        visited = open_page()
+        page = visited.page
+        expect(page.locator(".choices .missing")).to_have_text("raster")
+        page.get_by_role("radio", name="raster").check()
+        expect(page.locator(".dial.order .hint")).to_contain_text("No weights for raster order")
+        visited.generate()
+        expect_message(page, "k = 4 with order raster has no weights")
+
+
+# ---- waiting -------------------------------------------------------------------------------------
+
+
+def test_a_waiting_run_is_told_its_place_in_the_queue(visit_small, small, hold):
+    hold.after(0)
+    crowd = Client(small[1], verbose=False)
+    crowd.submit(api_name="/generate")
+    assert hold.begun.acquire(timeout=20)
+    waiting = crowd.submit(api_name="/generate")
+    time.sleep(0.3)
+    visited = visit_small()
+    visited.generate()
+    expect_message(visited.page, "your run is number 2 of 2 in the queue")
+    waiting.cancel()
+    expect_message(visited.page, "yours is the next run")
+    hold.released.set()
+
+
+# ---- the endpoints -------------------------------------------------------------------------------
+
+
+def test_every_action_has_an_endpoint(small, small_client):
+    result = small_client.predict(
+        class_name="fish",
+        k=4,
+        steps=2,
+        temperature=0.9,
+        cfg=1.5,
+        seed=3,
+        order="raster",
+        api_name="/animation",
+    )
+    moving = Image.open(io.BytesIO(from_uri(result)))
+    assert moving.format == "WEBP" and moving.n_frames == RASTER.evaluations
+    final = list(small_client.submit(class_name="fish", k=2, steps=2, seed=3, api_name="/generate"))[-1]
+    kept = small_client.predict(final["image"], api_name="/settings_of")
+    expected = small[0].settings(class_name="fish", k=2, steps=2, seed=3)
+    assert kept == keepsakes.about(expected, small[0].origin)
+    assert kept == small_client.predict(final["image"].partition(",")[2], api_name="/settings_of")
+
+
+@pytest.mark.parametrize(
+    ("picture", "word"),
+    [
+        ("hello", "base64"),
+        (base64.b64encode(BAD_FILES["plain"][0]).decode(), "no NestAR settings"),
+        (base64.b64encode(UNFIT["unknown class"][0]).decode(), "unicorn"),
+    ],
+)
+def test_settings_of_refuses_with_a_sentence(small_client, picture, word):
+    with pytest.raises(AppError, match=word):
+        small_client.predict(picture, api_name="/settings_of")
