@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from nestar.evaluation.experiments import NAMES
+from nestar.settings import SampleSettings
 
 ROOT = Path(__file__).parents[1]
 RESULTS = Path(__file__).parent / "results"
@@ -62,7 +63,9 @@ def quality_rows() -> Iterator[Row]:
     if not report:
         return
     s, reference, rebuilt = report["settings"], report["reference"], report["reconstruction"]
-    command = f"`python -m nestar evaluate --k 4 --samples {report['samples']} --cfg {s['cfg']:g}`"
+    given = {name: value for name, value in s.items() if value != getattr(SampleSettings, name)}
+    flags = "".join(f" --{name} {value}" for name, value in given.items())
+    command = f"`python -m nestar evaluate --k 4 --samples {report['samples']}{flags}`"
 
     def beside(key: str, form: str) -> str:
         return f"{reference[key]:{form}} / {rebuilt[key]:{form}}"

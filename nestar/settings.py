@@ -32,6 +32,9 @@ class SettingsError(ValueError):
 class SampleSettings:
     """What one call of the sampler needs. Build it with `check_settings`.
 
+    Defaults of temperature, cfg and schedule: the best recall of nine settings of the embedded k = 4, on
+    500 samples of another seed than the README's figures.
+
     Attributes:
         class_name: one of the checkpoint's classes.
         k, order: which nesting; together they pick one of those with weights.
@@ -48,13 +51,13 @@ class SampleSettings:
     class_name: str
     k: int = 4
     steps: int = 25
-    temperature: float = 1.0
-    cfg: float = 2.0
+    temperature: float = 1.15
+    cfg: float = 3.0
     seed: int = 0
     count: int = 1
     order: str = "lattice"
     solver: str = "euler"
-    schedule: str = "constant"
+    schedule: str = "linear"
     nesting: str | None = None
 
 

@@ -14,6 +14,7 @@ from PIL import Image
 
 from nestar.cli import main
 from nestar.pipeline import NestARPipeline
+from nestar.settings import SampleSettings
 from tests.small import K2, K4, SIZE, save_checkpoint
 
 ROOT = Path(__file__).parent.parent
@@ -80,7 +81,7 @@ def test_sample_prints_one_json_object_and_writes_the_picture(
         "steps": 3,
         "solver": "euler",
         "cfg": 2.5,
-        "schedule": "constant",
+        "schedule": SampleSettings.schedule,
         "temperature": 0.9,
         "seed": 7,
         "modules": 2,

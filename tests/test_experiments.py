@@ -534,7 +534,7 @@ def test_the_search_finds_the_best_of_a_separable_objective() -> None:
         return abs(settings.cfg - 1.4) + abs(settings.temperature - 1.2) + (settings.schedule == "constant")
 
     best = search.coordinate_search(score, SolverSettings(steps=7))
-    assert best == SolverSettings(steps=7, cfg=1.5, temperature=1.1, schedule="linear")
+    assert best == SolverSettings(steps=7, cfg=1.5, temperature=1.15, schedule="linear")
     assert len(asked) == len(set(asked)) == search.search_rows() == 7
 
 

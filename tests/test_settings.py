@@ -51,7 +51,7 @@ def refusal(**values) -> str:
 
 def test_defaults():
     assert check() == SampleSettings("fish")
-    assert check() == SampleSettings("fish", 4, 25, 1.0, 2.0, 0, 1, "lattice", "euler", "constant")
+    assert check() == SampleSettings("fish", 4, 25, 1.15, 3.0, 0, 1, "lattice", "euler", "linear")
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from nestar.settings import SCHEDULES
 
 AXES: Mapping[str, Sequence[Any]] = {
     "cfg": (1.0, 1.5, 2.0, 3.0),
-    "temperature": (0.9, 1.0, 1.1),
+    "temperature": (1.0, 1.15, 1.3),
     "schedule": SCHEDULES,
 }
 """What the search tries, in this order."""
