@@ -33,7 +33,7 @@ from nestar.model import NestAR, WeightsError
 from nestar.nesting import Nesting
 from nestar.pipeline import NestARPipeline
 from nestar.sampler import PatchDone, Prefix, SolverSettings, sample
-from nestar.settings import MAX_SEED, SettingsError
+from nestar.settings import MAX_SEED, SampleSettings, SettingsError
 from nestar.ui.diversity_desk import Desk, Sample, rows_of, samples_of
 from tests.small import K2, K4, save_checkpoint, save_tokenizer, small_model, small_tokenizer
 
@@ -408,7 +408,12 @@ def test_a_sample_can_be_asked_for_again(pipe: NestARPipeline, tmp_path: Path) -
     parent, sibling = samples_of(settings, batches.siblings(settings, K4, 7, 1))[:2]
     assert parent.prefix is None and sibling.prefix == Prefix(7, 1)
     assert rows_of(sibling) == Rows((30,), (Prefix(7, 1),))
-    assert sibling.to_json() == {"seed": "30", "temperature": 1.0, "parent": "7", "modules": 1}
+    assert sibling.to_json() == {
+        "seed": "30",
+        "temperature": SampleSettings.temperature,
+        "parent": "7",
+        "modules": 1,
+    }
 
 
 def test_a_stopped_sheet_says_so_and_a_missing_index_too(pipe: NestARPipeline, tmp_path: Path) -> None:

@@ -613,7 +613,7 @@ def test_scaling_compares_with_both_ends() -> None:
 
 
 def test_the_sampler_experiment_combines_the_best_of_each_axis_and_counts_the_cost() -> None:
-    centre = SolverSettings()
+    centre = SolverSettings(temperature=1.0, cfg=2.0, schedule="constant")
 
     def star(axis: str, fid: float, calls: int = 25, **moved: Any) -> dict[str, Any]:
         return row("star", "m", fid, axis=axis, calls=calls, settings=asdict(replace(centre, **moved)))

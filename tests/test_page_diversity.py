@@ -19,6 +19,7 @@ from nestar.batches import SWEEP
 from nestar.evaluation import diversity as measures
 from nestar.evaluation.diversity import FeatureSpace
 from nestar.pipeline import NestARPipeline
+from nestar.settings import SampleSettings
 from nestar.ui import diversity
 from nestar.ui.assets import launch_options
 from nestar.ui.diversity_api import SIBLINGS
@@ -340,7 +341,12 @@ def test_siblings_call_begins_with_the_parent(client, small):
     values = {"class_name": "fish", "k": 4, "steps": 2, "seed": 50, "count": 2}
     *_, last = client.submit(**values, parent=6, modules=1, api_name="/siblings")
     assert len(last["images"]) == 3 and "parent" not in last["samples"][0]
-    assert last["samples"][2] == {"seed": "51", "temperature": 1.0, "parent": "6", "modules": 1}
+    assert last["samples"][2] == {
+        "seed": "51",
+        "temperature": SampleSettings.temperature,
+        "parent": "6",
+        "modules": 1,
+    }
     alone = small("fish", k=4, steps=2, seed=6).image
     extrema = [
         abs(one - other)

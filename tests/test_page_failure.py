@@ -16,7 +16,7 @@ from nestar.data import tiny_worlds
 from nestar.evaluation.experiments.alignment import TIMES, held_out_tokens, velocity_alignment
 from nestar.nesting import Nesting
 from nestar.pipeline import NestARPipeline
-from nestar.settings import SettingsError
+from nestar.settings import SampleSettings, SettingsError
 from nestar.ui import laboratory as laboratory_module
 from nestar.ui.assets import launch_options
 from nestar.ui.laboratory import METERS, HealthyRuns, Laboratory, consequence, experiment_panels, pixels
@@ -61,9 +61,9 @@ def test_both_sides_differ_in_what_the_failure_says_and_nothing_else(family):
         "steps-1": {"steps": (6, 1)},
         "steps-2": {"steps": (6, 2)},
         "steps-4": {"steps": (6, 4)},
-        "cold": {"temperature": (1.0, 0.0)},
-        "hot": {"temperature": (1.0, 1.5)},
-        "guidance": {"cfg": (2.0, 6.0)},
+        "cold": {"temperature": (SampleSettings.temperature, 0.0)},
+        "hot": {"temperature": (SampleSettings.temperature, 1.5)},
+        "guidance": {"cfg": (SampleSettings.cfg, 6.0)},
         "separate": {"nesting": (K4.name, APART)},
         "k": {"nesting": (K2.name, K8.name), "k": (2, 8)},
     }
@@ -319,6 +319,8 @@ def test_the_button_of_the_run_stops_it(visit, hold):
     button(page, "hot").click()
     expect(row(page, "hot").locator(".said")).to_have_text("Stopped.")
     expect(button(page, "hot")).to_have_text("Temperature 1.5")
+    # Gradio takes Stop's own call off the queue a moment later, and a new one with it if that came at once.
+    page.wait_for_timeout(700)
     # The worker is free for the next one, which is held as well.
     button(page, "cold").click()
     expect(row(page, "cold").locator("img:not([hidden])")).to_have_count(4, timeout=20_000)
@@ -405,7 +407,10 @@ def test_failure_endpoint_streams_both_sides(client):
     received = list(client.submit(failure="hot", class_name="fish", steps=3, seed=2, api_name="/failure"))
     ended = received[-1]
     assert ended["state"] == "finished"
-    assert [side["label"] for side in ended["sides"]] == ["Temperature 1", "Temperature 1.5"]
+    assert [side["label"] for side in ended["sides"]] == [
+        f"Temperature {SampleSettings.temperature:g}",
+        "Temperature 1.5",
+    ]
     assert len(received) == 2 * K4.evaluations + 2
     assert ended["sides"][0]["images"] != ended["sides"][1]["images"]
 

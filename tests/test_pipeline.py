@@ -16,7 +16,7 @@ from nestar.images import to_pil
 from nestar.model import WeightsError
 from nestar.nesting import Nesting
 from nestar.pipeline import Frame, NestARPipeline
-from nestar.settings import MAX_SEED, SOLVER_CALLS, SettingsError
+from nestar.settings import MAX_SEED, SOLVER_CALLS, SampleSettings, SettingsError
 from tests.small import CLASSES, K2, K4, SIZE, save_checkpoint, save_tokenizer, small_model, small_tokenizer
 
 # One image instead of three takes other matrix kernels; their rounding may move a pixel by a grey level.
@@ -119,7 +119,7 @@ def test_a_call_is_the_end_of_its_stream(pipe: NestARPipeline) -> None:
         "k": 4,
         "steps": 2,
         "cfg": 3.0,
-        "temperature": 1.0,
+        "temperature": SampleSettings.temperature,
         "seed": 5,
         "modules": 2,
     }
@@ -140,7 +140,7 @@ def test_the_same_seed_and_settings_give_the_same_picture(pipe: NestARPipeline) 
         {"class_name": "flower"},
         {"temperature": 0.5},
         {"cfg": 4},
-        {"schedule": "linear"},
+        {"schedule": "constant"},
         {"k": 2},
         {"steps": 8},
         {"solver": "heun"},

@@ -3,6 +3,7 @@
 import itertools
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ from nestar.sampler import Event, ModuleDone, PatchDone, SolverSettings, SolverS
 from tests.test_model import CHANNELS, make_model
 
 K2, K4, SHORT = Nesting.nested(4, 4, 2), Nesting.nested(4, 4, 4), Nesting.nested(3, 3, 2)
-FEW = SolverSettings(steps=3, cfg=2.0)
+FEW = SolverSettings(steps=3, cfg=2.0, temperature=1.0, schedule="constant")
 
 
 def run(
@@ -72,7 +73,7 @@ def test_a_patch_tells_the_norms_of_its_velocities(solver: str) -> None:
     # One Euler step moves a patch by its velocity.
     model, seeds = make_model(K4), (3, 9)
     noise = grid_noise(seeds, K4.n, CHANNELS)[:, list(K4.flat)]
-    for patch, done in zip(K4.patches, patches(run(model, SolverSettings(steps=1), seeds)), strict=True):
+    for patch, done in zip(K4.patches, patches(run(model, replace(FEW, steps=1), seeds)), strict=True):
         moved = (done.sequence_BNC - noise)[:, patch.start : patch.stop]
         torch.testing.assert_close(done.norms_S, moved.square().mean().sqrt()[None], rtol=1e-4, atol=1e-5)
 
