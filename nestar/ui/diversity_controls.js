@@ -9,30 +9,39 @@ const SELECTS = {
   count: props.counts.map((count) => [count, String(count)]),
 };
 
+// A frame after the tab was first opened Gradio hands the first value back: what was chosen since then stays.
+let held = { ...props.value };
+
 function set(name, value) {
-  props.value = { ...props.value, [name]: value };
+  held = { ...held, [name]: value };
+  props.value = held;
   tell();
+}
+
+function keepHeld() {
+  if (JSON.stringify(props.value) !== JSON.stringify(held)) props.value = held;
+  show();
 }
 
 // What the plot of the modules shows depends on the class and the nesting.
 function tell() {
-  document.dispatchEvent(new CustomEvent("nestar:diversity-controls", { detail: { ...props.value } }));
+  document.dispatchEvent(new CustomEvent("nestar:diversity-controls", { detail: { ...held } }));
 }
 
 function show() {
-  for (const name of Object.keys(SELECTS)) dial(name).querySelector("select").value = String(props.value[name]);
+  for (const name of Object.keys(SELECTS)) dial(name).querySelector("select").value = String(held[name]);
   for (const name of Object.keys(props.sliders)) {
     const number = dial(name).querySelector('input[type="number"]');
     // Rewriting the field being typed in would move its cursor.
-    if (number !== document.activeElement) number.value = props.value[name];
-    dial(name).querySelector('input[type="range"]').value = props.value[name];
+    if (number !== document.activeElement) number.value = held[name];
+    dial(name).querySelector('input[type="range"]').value = held[name];
   }
-  if (seedField !== document.activeElement) seedField.value = props.value.seed;
+  if (seedField !== document.activeElement) seedField.value = held.seed;
 }
 
 for (const [name, options] of Object.entries(SELECTS)) {
   const select = dial(name).querySelector("select");
-  fillSelect(select, options, props.value[name]);
+  fillSelect(select, options, held[name]);
   select.addEventListener("change", () => set(name, options[select.selectedIndex][0]));
 }
 for (const [name, [least, most, step]] of Object.entries(props.sliders)) {
@@ -56,5 +65,5 @@ element.querySelector(".dice").addEventListener("click", () => {
   set("seed", seedField.value);
 });
 document.addEventListener("nestar:diversity-ask", () => trigger("ask"));
-watch("value", show);
+watch("value", keepHeld);
 show();
