@@ -11,12 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from nestar.evaluation.experiments import NAMES
+from nestar.model import summed_over_runs
+from nestar.nesting import Nesting
 from nestar.settings import SampleSettings
 
 ROOT = Path(__file__).parents[1]
 RESULTS = Path(__file__).parent / "results"
 BY = "written by `python -m benchmarks.readme` -->\n"
-SECTIONS = {"results": f"<!-- results: {BY}", "findings": f"<!-- findings: {BY}"}
+SECTIONS = {name: f"<!-- {name}: {BY}" for name in ("results", "family", "findings")}
 """Where the README's written parts begin; each ends with `<!-- end of NAME -->`."""
 
 TARGETS: dict[str, tuple[float, ...]] = {
@@ -39,6 +41,16 @@ FINAL_FIGURES = ("fid", "inception_score", "precision", "recall", "class_accurac
 """What the README shows of an experiment's finalists."""
 NO_FINDINGS = "None has been run at full size yet.\n"
 
+NO_FAMILY = "Only one nesting has been measured so far.\n"
+FAMILY_COLUMNS = {
+    "class_accuracy": "asked class recognised",
+    "precision": "precision",
+    "recall": "recall",
+    "fid": "FID",
+    "seams": "seams",
+}
+"""What the README shows of every embedded nesting."""
+
 Row = tuple[str, str, str, str, str]
 
 
@@ -59,7 +71,7 @@ def goal(key: str, value: float, form: str = "g", unit: str = "") -> str:
 
 def quality_rows() -> Iterator[Row]:
     """Quality of the embedded k = 4 nesting beside the references' own values."""
-    report = read(RESULTS / "evaluate_k4.json")
+    report = read(RESULTS / "evaluate_k4-lattice.json")
     if not report:
         return
     s, reference, rebuilt = report["settings"], report["reference"], report["reconstruction"]
@@ -162,22 +174,22 @@ def speed_rows() -> Iterator[Row]:
         yield "memory of the page", f"{memory} MiB", "", goal("memory_mib", memory, unit=" MiB"), command
 
 
+def embedded_nestings() -> list[str]:
+    """Names of the nestings with embedded weights."""
+    return read(ROOT / "assets" / "config.json").get("nestings", [])
+
+
 def training_rows() -> Iterator[Row]:
     """How long each embedded part was trained."""
     parts = {
         "tokenizer": "tokenizer/tokenizer.json",
-        "nesting, k = 4": "k4-lattice/config.json",
+        **{f"nesting {name}": f"{name}/config.json" for name in embedded_nestings()},
         "feature network": "features/config.json",
     }
     for part, file in parts.items():
         record = read(ROOT / "assets" / file).get("training", {})
         if record:
-            runs = [record]
-            while runs[-1].get("init"):  # a run that began from the weights of another
-                runs.append(runs[-1]["init"])
-            total = {
-                key: sum(run.get(key, 0) for run in runs) for key in ("train_seconds", "steps", "images_seen")
-            }
+            total = {key: summed_over_runs(record, key) for key in ("train_seconds", "steps", "images_seen")}
             minutes = f"{total['train_seconds'] / 60:.0f} min, {record.get('device', 'cpu')}"
             seen = f", {total['images_seen']:,} images seen" if total["images_seen"] else ""
             yield (
@@ -187,6 +199,36 @@ def training_rows() -> Iterator[Row]:
                 "",
                 f"`assets/{file}`",
             )
+
+
+def family_parts() -> Iterator[str]:
+    """A table of all embedded nestings on the same settings, seeds and samples, once there are several."""
+    reports = {}
+    for name in embedded_nestings():
+        report = read(RESULTS / f"evaluate_{name}.json")
+        if report:
+            reports[name] = report
+    if len(reports) < 2:
+        return
+    heads = ["nesting", "images seen", "turns", *FAMILY_COLUMNS.values(), "sampling, s a picture"]
+    yield f"| {' | '.join(heads)} |"
+    yield "|---" * len(heads) + "|"
+    for name, report in reports.items():
+        config = read(ROOT / "assets" / name / "config.json")
+        seen = summed_over_runs(config.get("training"), "images_seen")
+        turns = Nesting.from_dict(config["nesting"]).evaluations
+        figures = [f"{report[key]:{'.1%' if key == 'class_accuracy' else '.3g'}}" for key in FAMILY_COLUMNS]
+        pace = f"{report['sampling_seconds'] / report['samples']:.2f}"
+        yield f"| `{name}` | {seen:,} | {turns} | {' | '.join(figures)} | {pace} |"
+    (samples, seed), *others = {(report["samples"], report["seed"]) for report in reports.values()}
+    if others:
+        raise ValueError("The family's reports are not of equal samples and seeds: measure them alike.")
+    yield ""
+    yield (
+        f"Each by `python -m nestar evaluate --nesting NAME --samples {samples}` (seed {seed}, the "
+        "default settings, chosen for k = 4), sampled in batches on the machine of the table above. Weights "
+        "that have seen fewer images draw worse for that alone."
+    )
 
 
 def table(rows: list[Row]) -> str:
@@ -268,6 +310,7 @@ def written(text: str) -> str:
     """The README's text with its written parts as the results stand."""
     rows = [*quality_rows(), *factor_rows(), *speed_rows(), *training_rows()]
     text = rewritten(text, "results", table(rows))
+    text = rewritten(text, "family", "".join(f"{line}\n" for line in family_parts()) or NO_FAMILY)
     return rewritten(text, "findings", "\n".join(finding_parts()) or NO_FINDINGS)
 
 

@@ -61,11 +61,16 @@ class NestARConfig:
 
 
 class NestAR(nn.Module):
-    """The scaled modules of one nesting."""
+    """The scaled modules of one nesting.
+
+    Attributes:
+        record: how the weights were trained, as the folder they came from says; empty without one.
+    """
 
     def __init__(self, config: NestARConfig):
         super().__init__()
         self.config = config
+        self.record: Mapping[str, Any] = {}
         self.scaled_modules = nn.ModuleList(
             ScaledModule(
                 config.nesting.positions[: scale.tokens],
@@ -83,13 +88,18 @@ class NestAR(nn.Module):
     def device(self) -> torch.device:
         return next(self.parameters()).device
 
+    @property
+    def images_seen(self) -> int:
+        """Training images, with those of the runs whose weights this one began from; 0 if nothing says."""
+        return int(summed_over_runs(self.record, "images_seen"))
+
     def save_pretrained(
         self, folder: str | Path, dtype: torch.dtype = torch.bfloat16, record: Mapping[str, Any] | None = None
     ) -> None:
-        """Write the config, with `record` (how it was trained) beside it, and each module's weights."""
+        """Write the config, with `record` (default: the model's own) beside it, and each module's weights."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        stored = {**self.config.to_dict(), "training": dict(record or {})}
+        stored = {**self.config.to_dict(), "training": dict(self.record if record is None else record)}
         (folder / "config.json").write_text(json.dumps(stored, indent=1) + "\n")
         for number, module in enumerate(self.scaled_modules, 1):
             tensors = {name: value.to(dtype).contiguous() for name, value in module.state_dict().items()}
@@ -104,10 +114,13 @@ class NestAR(nn.Module):
         """
         folder = Path(folder)
         file = folder / "config.json"
+        stored = read_config(file)
         try:
-            model = cls(NestARConfig.from_dict(read_config(file)))
+            model = cls(NestARConfig.from_dict(stored))
         except (KeyError, TypeError, ValueError, ArithmeticError) as error:
             raise WeightsError(f"{file} describes no NestAR ({first_line(error)}).") from None
+        if isinstance(stored.get("training"), dict):
+            model.record = stored["training"]
         for number, module in enumerate(model.scaled_modules, 1):
             load_weights(module, folder / module_file(number))
         return model.eval()
@@ -138,6 +151,16 @@ def read_config(file: Path) -> dict[str, Any]:
     if not isinstance(version, int) or version > FORMAT_VERSION:
         raise WeightsError(f"{file} has format version {version}; this NestAR reads up to {FORMAT_VERSION}.")
     return config
+
+
+def summed_over_runs(record: object, key: str) -> float:
+    """Sum of a count over a training's record and those of the runs it began from (`init`)."""
+    total = 0
+    while isinstance(record, Mapping):
+        count = record.get(key)
+        total += count if isinstance(count, int | float) else 0
+        record = record.get("init")
+    return total
 
 
 def first_line(error: Exception) -> str:

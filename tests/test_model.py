@@ -164,3 +164,18 @@ def test_modules_share_no_parameters() -> None:
     model = make_model(Nesting.nested(4, 4, 4))
     owned = [{p.data_ptr() for p in module.parameters()} for module in model.scaled_modules]
     assert not owned[0] & owned[1]
+
+
+@pytest.mark.parametrize(
+    ("record", "images"),
+    [
+        ({}, 0),
+        ({"images_seen": 500, "steps": 4}, 500),
+        ({"images_seen": 500, "init": {"images_seen": 300, "init": {"images_seen": 20}}}, 820),
+        ({"images_seen": "many", "init": ["no record"]}, 0),
+    ],
+)
+def test_images_seen_count_the_runs_that_a_training_began_from(record: dict, images: int) -> None:
+    model = make_model(Nesting.one_shot(2, 2))
+    model.record = record
+    assert model.images_seen == images

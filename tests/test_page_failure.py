@@ -19,7 +19,10 @@ from nestar.pipeline import NestARPipeline
 from nestar.settings import SampleSettings, SettingsError
 from nestar.ui import laboratory as laboratory_module
 from nestar.ui.assets import launch_options
+from nestar.ui.failure import signatures_to_json
+from nestar.ui.generate import first_settings
 from nestar.ui.laboratory import METERS, HealthyRuns, Laboratory, consequence, experiment_panels, pixels
+from nestar.ui.signatures import unequal
 from tests.conftest import visitors
 from tests.small import K2, K4, small_model, small_tokenizer
 from tests.test_page import CONTRAST, PHONE, Hold
@@ -53,6 +56,21 @@ def provoked(laboratory: Laboratory, name: str, cancel=None, **values) -> list[d
 
 
 # ---- what is run and measured ------------------------------------------------------------------------
+
+
+def test_weights_trained_on_different_numbers_of_images_are_not_compared_in_silence():
+    pipeline = pipeline_of(K4, K2, apart=True)
+    laboratory = Laboratory(pipeline)
+    separate, large = laboratory.failures["separate"], laboratory.failures["k"]
+    assert unequal(separate, pipeline) == "", "nothing says that they differ"
+    pipeline.models[K4.name].record = {"images_seen": 12_000, "init": {"images_seen": 500}}
+    pipeline.models[APART].record = {"images_seen": 4000}
+    said = unequal(separate, pipeline)
+    assert "12,500 and 4,000" in said
+    assert unequal(large, pipeline) == "", "it cannot be shown at all"
+    assert unequal(laboratory.failures["hot"], pipeline) == ""
+    rows = {row["name"]: row for row in signatures_to_json(laboratory, first_settings(pipeline))}
+    assert rows["separate"]["failures"][0]["remark"] == said
 
 
 def test_both_sides_differ_in_what_the_failure_says_and_nothing_else(family):
@@ -319,8 +337,7 @@ def test_the_button_of_the_run_stops_it(visit, hold):
     button(page, "hot").click()
     expect(row(page, "hot").locator(".said")).to_have_text("Stopped.")
     expect(button(page, "hot")).to_have_text("Temperature 1.5")
-    # Gradio takes Stop's own call off the queue a moment later, and a new one with it if that came at once.
-    page.wait_for_timeout(700)
+    # Gradio cancels with Stop what is sent in the same moment: the panel waits until Stop is done.
     # The worker is free for the next one, which is held as well.
     button(page, "cold").click()
     expect(row(page, "cold").locator("img:not([hidden])")).to_have_count(4, timeout=20_000)

@@ -31,6 +31,8 @@ REPLAY_MS = sum(keepsakes.holds([4, 4, 4, 4, 3, 3, 3])[1:-1])
 
 def serve(folder, nestings) -> Iterator[tuple[NestARPipeline, str]]:
     pipeline = NestARPipeline.from_pretrained(save_checkpoint(folder, nestings), device="cpu")
+    for model in pipeline.models.values():
+        model.record = {"images_seen": 1000 * model.config.nesting.k}
     demo = app.build_page(pipeline)
     _, url, _ = demo.launch(prevent_thread_lock=True, quiet=True, **launch_options())
     yield pipeline, url
@@ -463,3 +465,16 @@ def test_every_action_has_an_endpoint(small, small_client):
 def test_settings_of_refuses_with_a_sentence(small_client, picture, word):
     with pytest.raises(AppError, match=word):
         small_client.predict(picture, api_name="/settings_of")
+
+
+def test_k_says_on_how_many_pictures_its_weights_were_trained_where_they_differ(
+    visit_small, browser, lattice_only
+):
+    page = visit_small().page
+    expect(page.locator("#hint-k")).to_have_text(
+        re.compile(r"turns instead of 16\. Trained on 4,000 pictures\.$")
+    )
+    page.locator("#dial-k").fill("0")
+    expect(page.locator("#hint-k")).to_have_text(re.compile(r"Trained on 2,000 pictures\.$"))
+    with visitors(browser, lattice_only[1]) as open_page:
+        expect(open_page().page.locator("#hint-k")).to_have_text(re.compile(r"turns instead of 16\.$"))

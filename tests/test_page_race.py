@@ -40,7 +40,10 @@ def pipeline_of(*nestings: Nesting, **variants: Nesting) -> NestARPipeline:
 
 @pytest.fixture(scope="module")
 def family() -> NestARPipeline:
-    return pipeline_of(*FAMILY)
+    pipeline = pipeline_of(*FAMILY)
+    for model in pipeline.models.values():
+        model.record = {"images_seen": 9000 if model.config.nesting.kind == "nested" else 5000}
+    return pipeline
 
 
 # ---- who runs --------------------------------------------------------------------------------------
@@ -439,3 +442,11 @@ def test_race_endpoint_streams_all_lanes_to_their_end(client, family):
 def test_race_endpoint_refuses_with_a_sentence(client):
     with pytest.raises(AppError, match="k = 16"):
         client.predict(k=16, api_name="/race")
+
+
+def test_lanes_say_on_how_many_images_they_were_trained_and_what_that_means(visit):
+    page = visit()
+    expect(page.locator(".lane").first).to_contain_text("9,000")
+    expect(page.locator(".lane").last).to_contain_text("5,000")
+    page.locator(".rules summary").click()
+    expect(page.locator(".rules")).to_contain_text("compare their clocks here, not their pictures")

@@ -1,9 +1,13 @@
 """The README's written parts."""
 
+import json
+from pathlib import Path
+
 import pytest
 
 from benchmarks import readme
 from nestar.evaluation.experiments import NAMES
+from tests.small import K2, K4
 
 REPORT = {
     "question": "Which is best?",
@@ -43,6 +47,44 @@ def test_a_part_is_replaced_between_its_marks_alone():
     once = readme.rewritten(text, "findings", "new\n")
     assert once == f"above\n{readme.SECTIONS['findings']}new\n<!-- end of findings -->\nbelow"
     assert readme.rewritten(once, "findings", "new\n") == once
+
+
+def write(file: Path, stored: dict) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(stored))
+
+
+@pytest.fixture
+def two_nestings(tmp_path, monkeypatch) -> Path:
+    """A repository with two nestings that have been measured alike."""
+    monkeypatch.setattr(readme, "ROOT", tmp_path)
+    monkeypatch.setattr(readme, "RESULTS", tmp_path / "results")
+    names = [nesting.name for nesting in (K4, K2)]
+    write(tmp_path / "assets/config.json", {"nestings": [*names, "k9-not-measured"]})
+    for nesting, images in ((K4, 700), (K2, 300)):
+        training = {"images_seen": images, "init": {"images_seen": 50}}
+        write(
+            tmp_path / "assets" / nesting.name / "config.json",
+            {"nesting": nesting.to_dict(), "training": training},
+        )
+        figures = {"class_accuracy": 0.9, "precision": 0.8, "recall": 0.7, "fid": 12.34, "seams": 1.1}
+        more = {"samples": 500, "seed": 0, "sampling_seconds": 100}
+        write(tmp_path / f"results/evaluate_{nesting.name}.json", figures | more)
+    return tmp_path
+
+
+def test_the_family_stands_beside_each_other_with_what_it_saw(two_nestings):
+    lines = list(readme.family_parts())
+    assert f"| `{K4.name}` | 750 | {K4.evaluations} | 90.0% | 0.8 | 0.7 | 12.3 | 1.1 | 0.20 |" in lines
+    assert f"| `{K2.name}` | 350 | {K2.evaluations} | 90.0% | 0.8 | 0.7 | 12.3 | 1.1 | 0.20 |" in lines
+    assert not any("k9" in line for line in lines)
+
+
+def test_members_measured_otherwise_are_not_put_beside_each_other(two_nestings):
+    file = two_nestings / f"results/evaluate_{K2.name}.json"
+    write(file, json.loads(file.read_text()) | {"samples": 100})
+    with pytest.raises(ValueError, match="equal samples"):
+        list(readme.family_parts())
 
 
 def test_the_readme_stands_as_its_command_writes_it():

@@ -4,10 +4,6 @@ const DASHES = ["", "5 4", "2 3", "9 3 2 3", "1 4", "12 4"];
 const aligning = find(".aligning");
 const button = find(".measure");
 
-let value = null; // the run being shown
-let waiting = false; // Measure was pressed and the server has not answered yet
-let ignoring = false; // it was stopped while it waited: the answer, if one still comes, is not wanted
-
 // A round number at or above `most`, and that many thirds of it as marks.
 function ceiling(most) {
   if (!(most > 0)) return 1;
@@ -53,7 +49,7 @@ function mean(numbers) {
 }
 
 function drawLive() {
-  const lines = (value?.lines ?? []).map(({ weights, pair, points }) => {
+  const lines = (calls.value?.lines ?? []).map(({ weights, pair, points }) => {
     const among = props.weights.indexOf(weights);
     const name = props.weights.length > 1 ? `, ${among ? "λ = 0" : "coordinated"}` : "";
     return {
@@ -93,10 +89,6 @@ function drawExperiment() {
   box.insertAdjacentHTML("beforeend", `<p class="hint">Trained alike but for λ${images}.</p>`);
 }
 
-function busy() {
-  return waiting || value?.state === "running";
-}
-
 function say(sentence, alarming = false) {
   const said = find(".said");
   if (said.textContent !== sentence) said.textContent = sentence;
@@ -104,62 +96,32 @@ function say(sentence, alarming = false) {
 }
 
 function showButton() {
-  aligning.dataset.state = waiting ? "waiting" : (value?.state ?? "empty");
-  button.textContent = busy() ? "Stop" : "Measure";
+  aligning.dataset.state = calls.state();
+  button.textContent = calls.busy() ? "Stop" : "Measure";
   button.disabled = Boolean(props.reason);
 }
 
-// No more will come: keep what stands and say why.
-function breakOff(sentence, alarming = true) {
-  ignoring = waiting;
-  if (!waiting && value?.state === "running") value = { ...value, state: "stopped" };
-  waiting = false;
-  say(sentence, alarming);
-  showButton();
+function summary({ state, pictures }) {
+  if (state === "running") return "";
+  if (state === "stopped") return "Stopped.";
+  const late = state === "out of time" ? "Time was up. " : "";
+  return `${late}Mean squared difference over t, on ${plural(pictures, "held-out picture")}; 0 is agreement.`;
 }
 
-function summary() {
-  if (value.state === "running") return "";
-  if (value.state === "stopped") return "Stopped.";
-  const late = value.state === "out of time" ? "Time was up. " : "";
-  return `${late}Mean squared difference over t, on ${plural(value.pictures, "held-out picture")}; 0 is agreement.`;
-}
-
-function update() {
-  const next = props.value;
-  if (!next?.run) return;
-  if (next.state === "refused") {
-    if (!ignoring) breakOff(next.message);
-    ignoring = false;
-    return;
-  }
-  const fresh = next.run !== value?.run;
-  if (fresh && ignoring) return;
-  // Values that were under way when Stop was pressed come late.
-  if (!fresh && value.state === "stopped") return;
-  waiting = false;
-  value = next;
-  say(summary());
-  drawLive();
-  showButton();
-}
-
-button.addEventListener("click", () => {
-  if (busy()) {
-    trigger("halt");
-    breakOff("Stopped.", false);
-    return;
-  }
-  waiting = true;
-  ignoring = false;
-  say("");
-  showButton();
-  trigger("measure");
+const calls = followCalls({
+  say,
+  show: showButton,
+  draw: drawLive,
+  sentence: summary,
+  failed: "nestar:alignment-failed",
+  ask: () => trigger("ask"),
 });
-attend({ busy, waits: () => waiting, say, breakOff, failed: "nestar:alignment-failed", ask: () => trigger("ask") });
+button.addEventListener("click", () => {
+  if (calls.busy()) calls.stop(() => trigger("halt"));
+  else calls.start("measure", () => trigger("measure"));
+});
 drawLive();
 drawExperiment();
 showButton();
 if (props.reason) say(props.reason);
-watch("value", update);
-update();
+calls.update();

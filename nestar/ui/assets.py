@@ -28,6 +28,11 @@ def asset(name: str) -> str:
     return (FOLDER / name).read_text(encoding="utf-8")
 
 
+def tells(event: str) -> str:
+    """JavaScript that tells the page's scripts of an event."""
+    return f"() => {{ document.dispatchEvent(new Event('nestar:{event}')); }}"
+
+
 def template_text(text: str) -> str:
     """`text` as literal HTML in a `gr.HTML` template, which Handlebars and JavaScript evaluate.
 

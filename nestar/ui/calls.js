@@ -1,9 +1,10 @@
-// What the panels of "Race" and "When it fails" do alike while a call is on its way: say what it waits for, and
-// notice when no answer will come.
+// What the panels of "Diversity", "Race" and "When it fails" do alike: follow one call at a time from the press of a
+// button to its end, say what it waits for, and notice when no answer will come.
 const PATIENCE_MS = 600; // a longer wait for the server's answer is explained
 const PLACE_MS = 1000; // how often a call that waits asks for its place in the queue
 const CHECK_MS = 3000; // how often the server is asked whether it is there, while a call is on its way
 const ANSWER_MS = 15000; // a server that takes longer than this to say so is not
+const HALT_MS = 2000; // after this a Stop of whose end nobody told counts as carried out
 const find = (selector) => element.querySelector(selector);
 
 function plural(count, word) {
@@ -12,17 +13,6 @@ function plural(count, word) {
 
 function escaped(text) {
   return String(text).replace(/[&<>"']/g, (character) => `&#${character.charCodeAt(0)};`);
-}
-
-// Numbers are sent as typed: the server checks them in one place and answers with a sentence.
-function asTyped(text) {
-  const number = Number(text);
-  return text.trim() === "" || Number.isNaN(number) ? text : number;
-}
-
-function fillSelect(select, options, chosen) {
-  select.replaceChildren(...options.map(([value, label]) => new Option(label, value)));
-  select.value = String(chosen);
 }
 
 // Whether the server answers, and how many calls wait there, if it says so.
@@ -38,6 +28,89 @@ async function askServer() {
   } catch {
     return { there: false };
   }
+}
+
+// The calls of a panel, one at a time; their values come in `props.value`. The panel's own script says and draws:
+// `say(sentence, alarming)`; `show()`: the state has changed; `draw(value, fresh)`: a value came, or what stands was
+// stopped; `fresh`: the first of its run; `sentence(value)`: what to say of it, undefined to leave what stands there;
+// `paused`: the state, if there is one, in which a run waits for its turn again; `stopped(value)`: what is left of it
+// when no more comes; `failed`, `ask`: see `attend`.
+function followCalls({ say, show, draw, sentence, paused, stopped, failed, ask }) {
+  let ignoring = false; // it was stopped while it waited: the answer, if one still comes, is not wanted
+  let halting = null; // the timer of a Stop on its way, which would take along what is sent now
+  let send = null; // what was asked for meanwhile
+  const calls = {
+    value: null, // what is being shown
+    asked: null, // what was asked for and the server has not begun yet
+    state: () => (calls.asked !== null ? "waiting" : (calls.value?.state ?? "empty")),
+    waits: () => ["waiting", paused].includes(calls.state()),
+    busy: () => calls.waits() || calls.state() === "running",
+    // `asked`: what is asked for, not null; `call()` sends it.
+    start(asked, call = () => {}) {
+      calls.asked = asked;
+      ignoring = false;
+      say("");
+      show();
+      if (halting === null) call();
+      else send = call;
+    },
+    // `halt()` sends the Stop.
+    stop(halt = () => {}) {
+      if (!calls.busy()) return;
+      const waited = calls.asked !== null;
+      send = null;
+      clearTimeout(halting);
+      halting = setTimeout(release, HALT_MS);
+      halt();
+      calls.breakOff("Stopped.", false);
+      ignoring = waited;
+    },
+    // No more will come: keep what stands and say why.
+    breakOff(words, alarming = true) {
+      say(words, alarming);
+      const going = calls.asked === null && calls.busy();
+      calls.asked = null;
+      if (going) calls.value = stopped?.(calls.value) ?? { ...calls.value, state: "stopped" };
+      show();
+      if (going) draw(calls.value, false);
+    },
+    update() {
+      const next = props.value;
+      if (!next?.run) return;
+      if (next.state === "refused") {
+        if (!ignoring) calls.breakOff(next.message);
+        ignoring = false;
+        return;
+      }
+      const fresh = next.run !== calls.value?.run;
+      if (fresh && ignoring) return;
+      // Values that were under way when Stop was pressed come late.
+      if (!fresh && calls.value.state === "stopped") return;
+      calls.asked = null;
+      calls.value = next;
+      const words = sentence(next);
+      if (words !== undefined) say(words);
+      show();
+      draw(next, fresh);
+    },
+  };
+
+  function release() {
+    clearTimeout(halting);
+    halting = null;
+    send?.();
+    send = null;
+  }
+
+  // A call that Stop has ended counts with Gradio as one that failed, and this is when Stop is done with it.
+  document.addEventListener(failed, (event) => {
+    if (halting === null) return;
+    event.stopImmediatePropagation();
+    release();
+  });
+  attend({ ...calls, say, failed, ask });
+  watch("value", calls.update);
+  return calls;
 }
 
 // `busy()`: a call is on its way; `waits()`: the server has not begun with it; `say(sentence)`; `breakOff(sentence)`:

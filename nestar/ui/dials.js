@@ -1,11 +1,6 @@
-// The dials: k, steps, temperature, cfg and seed as one value. Numbers are sent as typed: the server checks them
-// in one place and answers with a sentence.
+// The dials: k, order, steps, temperature, cfg and seed as one value.
 const plans = props.plans;
-const dial = (name) => element.querySelector(`[data-name="${name}"]`);
 const kRange = element.querySelector("#dial-k");
-const seedField = element.querySelector("#dial-seed");
-const NUMBERS = Object.keys(props.sliders);
-const LARGEST_ROLL = 100000;
 const ORDERS = {
   lattice: "Coarse first: module 1 spans the picture.",
   raster: "Corner first: module 1 begins at the top left.",
@@ -14,11 +9,6 @@ const ORDERS = {
 
 function set(name, value) {
   props.value = { ...props.value, [name]: value };
-}
-
-function asTyped(text) {
-  const number = Number(text);
-  return text.trim() === "" || Number.isNaN(number) ? text : number;
 }
 
 // The k positions of the order that is chosen.
@@ -38,6 +28,12 @@ function whyMissing(plan) {
     : `No weights for k = ${plan.k}. Every k needs modules of its own; here are those for k = ${trained}.`;
 }
 
+// Weights that saw fewer pictures than others draw worse, and not because of their k.
+function trainedOn(plan) {
+  const counts = new Set(plans.filter((each) => each.has_weights).map((each) => each.images));
+  return counts.size > 1 && plan.images ? ` Trained on ${plan.images.toLocaleString("en")} pictures.` : "";
+}
+
 function showK() {
   const offered = positions();
   const plan = offered.find((each) => each.k === props.value.k);
@@ -49,7 +45,7 @@ function showK() {
   dial("k").classList.toggle("missing", Boolean(whyMissing(plan)));
   const modules = plan.modules === 1 ? "1 module" : `${plan.modules} modules`;
   const turns = plan.evaluations === plan.n ? "token by token" : `${plan.evaluations} turns instead of ${plan.n}`;
-  dial("k").querySelector(".hint").textContent = whyMissing(plan) || `${modules}, ${turns}.`;
+  dial("k").querySelector(".hint").textContent = whyMissing(plan) || `${modules}, ${turns}.${trainedOn(plan)}`;
   dial("k").querySelector(".ticks").innerHTML = offered
     .map((each) => {
       const classes = [each.has_weights ? "" : "missing", each === plan ? "current" : ""].join(" ").trim();
@@ -79,13 +75,7 @@ function setOrder(order) {
 function show() {
   showK();
   showOrder();
-  for (const name of NUMBERS) {
-    const number = dial(name).querySelector('input[type="number"]');
-    // Rewriting the field being typed in would move its cursor.
-    if (number !== document.activeElement) number.value = props.value[name];
-    dial(name).querySelector('input[type="range"]').value = props.value[name];
-  }
-  if (seedField !== document.activeElement) seedField.value = props.value.seed;
+  showNumbers(props.value);
 }
 
 kRange.addEventListener("input", () => {
@@ -103,26 +93,6 @@ dial("order").addEventListener("change", (event) => {
   setOrder(event.target.value);
   show();
 });
-for (const name of NUMBERS) {
-  const [least, most, step] = props.sliders[name];
-  const number = dial(name).querySelector('input[type="number"]');
-  const range = dial(name).querySelector('input[type="range"]');
-  Object.assign(range, { min: least, max: most, step });
-  [number.min, number.max] = props.ranges[name];
-  number.step = step;
-  range.addEventListener("input", () => {
-    number.value = range.value;
-    set(name, Number(range.value));
-  });
-  number.addEventListener("input", () => {
-    range.value = number.value;
-    set(name, asTyped(number.value));
-  });
-}
-seedField.addEventListener("input", () => set("seed", seedField.value));
-element.querySelector(".dice").addEventListener("click", () => {
-  seedField.value = Math.floor(Math.random() * LARGEST_ROLL);
-  set("seed", seedField.value);
-});
+wireNumbers(set);
 watch("value", show);
 show();

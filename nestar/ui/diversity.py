@@ -17,7 +17,7 @@ from nestar.pipeline import NestARPipeline
 from nestar.sampler import Prefix
 from nestar.settings import RANGES, SampleSettings, SettingsError, check_seed
 from nestar.ui import diversity_api
-from nestar.ui.assets import asset
+from nestar.ui.assets import asset, tells
 from nestar.ui.diversity_api import SIBLINGS
 from nestar.ui.diversity_desk import ASKED, PARENTS, Desk, Sample, paced, refused
 from nestar.ui.generate import FIRST_CLASS, SLIDERS, run_id
@@ -28,7 +28,6 @@ log = logging.getLogger(__name__)
 COUNTS = (4, 9, 16)
 PANEL = ("calls.js", "diversity_panel.js")
 SHEET = (*PANEL, "diversity_sheet.js")
-FAILED = "() => { document.dispatchEvent(new Event('nestar:diversity-failed')); }"
 
 
 def choices(pipeline: NestARPipeline) -> list[dict[str, str]]:
@@ -100,7 +99,7 @@ def build(pipeline: NestARPipeline, runs: Runs, index: Path | None = None) -> No
         with gr.Column(elem_id="diversity-side", min_width=0):
             controls = panel(
                 "diversity_controls.html",
-                ("calls.js", "diversity_controls.js"),
+                ("fields.js", "controls.js", "diversity_controls.js"),
                 "diversity-controls",
                 value=first,
                 classes=list(pipeline.classes),
@@ -241,7 +240,7 @@ def build(pipeline: NestARPipeline, runs: Runs, index: Path | None = None) -> No
     ]
     for event in computing:
         # A call that the full queue turned away, or that broke, has no value to show.
-        event.failure(None, js=FAILED)
+        event.failure(None, js=tells("diversity-failed"))
     controls.ask(on_ask, None, place, queue=False, **private)
     stop_button.click(
         runs.stop, queue=False, show_progress="hidden", api_visibility="private", cancels=computing

@@ -1,20 +1,21 @@
 // Two heat maps on one colour scale: distances among the samples, and among as many real pictures.
 const READING = "The stronger the colour, the farther apart. Point at a cell, or use the arrow keys, to read it.";
-const names = { samples: (index) => `seed ${value.seeds[index]}`, real: (index) => `real picture ${index + 1}` };
+const names = { samples: (index) => `seed ${calls.value.seeds[index]}`, real: (index) => `real picture ${index + 1}` };
 
 function cellText(map, row, column) {
-  const distance = value[map].matrix[row][column].toFixed(2);
+  const distance = calls.value[map].matrix[row][column].toFixed(2);
   const [one, other] = [names[map](row), names[map](column)];
   return row === column ? `${one} and itself: 0` : `${one} and ${other}: ${distance}`;
 }
 
 function lay(map, most) {
   const figure = find(`[data-name="${map}"]`);
-  figure.hidden = !value[map];
-  if (!value[map]) return;
-  const { matrix, mean, least, most: farthest } = value[map];
+  const shown = calls.value[map];
+  figure.hidden = !shown;
+  if (!shown) return;
+  const { matrix, mean, least, most: farthest } = shown;
   const heat = figure.querySelector(".heat");
-  const title = map === "real" ? `Real ${value.class_name}` : "Samples";
+  const title = map === "real" ? `Real ${calls.value.class_name}` : "Samples";
   heat.setAttribute("aria-label", `${title}: distance of every two pictures`);
   heat.style.setProperty("--pictures", matrix.length);
   heat.replaceChildren(
@@ -69,7 +70,7 @@ element.addEventListener("keydown", (event) => {
 });
 element.addEventListener("pointerleave", () => {
   for (const each of element.querySelectorAll(".heat .read")) each.classList.remove("read");
-  if (value) find(".reading").textContent = READING;
+  if (calls.value) find(".reading").textContent = READING;
 });
 // Until the new pictures are finished these are distances of the ones before.
 document.addEventListener("nestar:diversity-fresh", () => section.classList.add("stale"));

@@ -50,7 +50,7 @@ function showResult({ explained, modules, whose, parents, siblings }, when) {
 }
 
 function showStored() {
-  if (value) return;
+  if (calls.value) return;
   const found = stored();
   if (found) showResult(found, "Measured beforehand");
   else {
@@ -81,8 +81,8 @@ followRuns({
 document.addEventListener("nestar:diversity-controls", ({ detail }) => {
   const other = detail.nesting !== asked.nesting || detail.class_name !== asked.class_name;
   asked = detail;
-  if (!other || busy()) return;
-  value = null; // what was measured is of another class or of other weights
+  if (!other || calls.busy()) return;
+  calls.value = null; // what was measured is of another class or of other weights
   showStored();
 });
 showStored();

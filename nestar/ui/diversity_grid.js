@@ -3,7 +3,8 @@ sheet.addEventListener("click", () => setTimeout(tellParent));
 
 function tellParent() {
   if (pressed < 0) return;
-  const detail = { sample: { ...value.settings, ...value.samples[pressed] }, modules: value.modules };
+  const { settings, samples, modules } = calls.value;
+  const detail = { sample: { ...settings, ...samples[pressed] }, modules };
   document.dispatchEvent(new CustomEvent("nestar:diversity-parent", { detail }));
 }
 

@@ -45,7 +45,7 @@ function verdict(found) {
 followRuns({
   draw(found) {
     if (found.mark !== mark) {
-      wait(); // the answer to an earlier choice
+      calls.start(mark); // this was the answer to an earlier choice
       return;
     }
     const { class_name, number, of } = found;
@@ -62,5 +62,5 @@ document.addEventListener("nestar:diversity-chosen", ({ detail }) => {
   showImage(find(".real"), "", "");
   find(".ruler").hidden = true;
   find(".finding").textContent = "";
-  wait();
+  calls.start(mark);
 });

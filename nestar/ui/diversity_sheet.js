@@ -51,6 +51,7 @@ function choose(place) {
   for (const button of document.querySelectorAll("#diversity .sample")) {
     button.setAttribute("aria-pressed", String(button === own));
   }
+  const { value } = calls;
   const sample = { ...value.settings, ...value.samples[place] };
   const mark = `${value.run}:${place}`;
   const detail = { mark, image: value.images[place], alt: describe(value, value.samples[place]) };

@@ -7,4 +7,4 @@ followRuns({
   },
 });
 // What will come stands there before it does.
-if (!value) laySheet(props.sweep.map((temperature) => temperature.toFixed(1)));
+if (!calls.value) laySheet(props.sweep.map((temperature) => temperature.toFixed(1)));

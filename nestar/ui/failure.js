@@ -3,10 +3,6 @@ const failing = find(".failing");
 const form = find("form");
 const TILES = { 1: "one", 4: "four" };
 
-let value = null; // the run being shown
-let asked = null; // the failure whose button was pressed and which the server has not begun yet
-let ignoring = false; // it was stopped while it waited: the answer, if one still comes, is not wanted
-
 function rowOf(failure) {
   return find(`.signature[data-failures~="${CSS.escape(failure)}"]`);
 }
@@ -26,24 +22,21 @@ function rowHtml({ title, why, failures }) {
       `<button type="button" class="press" data-failure="${name}" data-label="${escaped(button)}"` +
       `${reason ? " disabled" : ""}>${escaped(button)}</button>`,
   );
-  const reason = first.reason ? `<p class="hint reason">${escaped(first.reason)}</p>` : "";
+  const hint = (kind) => (first[kind] ? `<p class="hint ${kind}">${escaped(first[kind])}</p>` : "");
   return (
     `<li class="signature" data-failures="${failures.map((each) => each.name).join(" ")}">` +
     `<div class="about"><h2>${escaped(title)}</h2><p>${escaped(why)}</p>` +
-    `<div class="presses">${buttons.join("")}</div>${reason}<p class="said" role="status"></p></div>` +
+    `<div class="presses">${buttons.join("")}</div>${hint("reason")}${hint("remark")}<p class="said" role="status"></p></div>` +
     `<div class="pair">${first.labels.map((label) => sideHtml(label, first.count)).join("")}</div></li>`
   );
 }
 
-function busy() {
-  return asked !== null || value?.state === "running";
-}
-
+// The failure whose call is on its way.
 function atWork() {
-  return asked ?? (value?.state === "running" ? value.failure : null);
+  return calls.asked ?? (calls.busy() ? calls.value.failure : null);
 }
 
-function say(sentence, alarming = false, failure = atWork() ?? value?.failure) {
+function say(sentence, alarming = false, failure = atWork() ?? calls.value?.failure) {
   const said = failure && rowOf(failure)?.querySelector(".said");
   if (!said) return;
   if (said.textContent !== sentence) said.textContent = sentence;
@@ -53,7 +46,7 @@ function say(sentence, alarming = false, failure = atWork() ?? value?.failure) {
 // The button of the run under way stops it; all others wait.
 function showButtons() {
   const working = atWork();
-  failing.dataset.state = asked ? "waiting" : (value?.state ?? "empty");
+  failing.dataset.state = calls.state();
   for (const button of element.querySelectorAll("[data-failure]")) {
     const own = button.dataset.failure === working;
     button.textContent = own ? "Stop" : button.dataset.label;
@@ -62,8 +55,8 @@ function showButtons() {
   }
 }
 
-function drawSide(box, side, place) {
-  const { class_name, seed } = value.settings;
+function drawSide(box, side, place, { settings, figures }) {
+  const { class_name, seed } = settings;
   const shots = [...box.querySelectorAll(".shot img")];
   box.querySelector("b").textContent = side.label;
   for (const [index, image] of shots.entries()) {
@@ -75,53 +68,24 @@ function drawSide(box, side, place) {
     const stage = side.known === side.n ? "" : `, ${side.known} of ${side.n} tokens`;
     image.alt = `${class_name}, seed ${own}, ${side.label}${stage}`;
   }
-  box.querySelector("dl").innerHTML = value.figures
+  box.querySelector("dl").innerHTML = figures
     .map(({ label, texts }) => `<div><dt>${label}</dt><dd>${texts[place]}</dd></div>`)
     .join("");
 }
 
-function draw() {
+function draw(value) {
   const boxes = rowOf(value.failure).querySelectorAll(".side");
-  value.sides.forEach((side, place) => drawSide(boxes[place], side, place));
+  value.sides.forEach((side, place) => drawSide(boxes[place], side, place, value));
 }
 
-// No more will come: keep what stands and say why.
-function breakOff(sentence, alarming = true) {
-  const failure = atWork();
-  ignoring = asked !== null;
-  if (!asked && value?.state === "running") value = { ...value, state: "stopped" };
-  asked = null;
-  say(sentence, alarming, failure);
-  showButtons();
-}
-
-function update() {
-  const next = props.value;
-  if (!next?.run) return;
-  if (next.state === "refused") {
-    if (!ignoring) breakOff(next.message);
-    ignoring = false;
-    return;
-  }
-  const fresh = next.run !== value?.run;
-  if (fresh && ignoring) return;
-  // Values that were under way when Stop was pressed come late.
-  if (!fresh && value.state === "stopped") return;
-  asked = null;
-  value = next;
-  const sentences = { running: "", stopped: "Stopped.", finished: value.consequence };
-  say(sentences[value.state] ?? "", false, value.failure);
-  draw();
-  showButtons();
-}
-
-function provoke(failure) {
-  asked = failure;
-  ignoring = false;
-  say("");
-  showButtons();
-  trigger("provoke", { failure, class_name: form.elements.class_name.value, seed: form.elements.seed.value });
-}
+const calls = followCalls({
+  say,
+  show: showButtons,
+  draw,
+  sentence: ({ state, consequence }) => ({ stopped: "Stopped.", finished: consequence })[state] ?? "",
+  failed: "nestar:failure-failed",
+  ask: () => trigger("ask"),
+});
 
 find(".meters dl").innerHTML = props.meters
   .map(({ label, hint }) => `<dt>${escaped(label)}</dt><dd>${escaped(hint)}</dd>`)
@@ -133,20 +97,12 @@ form.addEventListener("submit", (event) => event.preventDefault());
 failing.addEventListener("click", (event) => {
   const button = event.target.closest("[data-failure]");
   if (!button) return;
-  if (!busy()) provoke(button.dataset.failure);
-  else if (button.dataset.failure === atWork()) {
-    trigger("halt");
-    breakOff("Stopped.", false);
+  const { failure } = button.dataset;
+  if (failure === atWork()) calls.stop(() => trigger("halt"));
+  else if (!calls.busy()) {
+    const values = { class_name: form.elements.class_name.value, seed: form.elements.seed.value };
+    calls.start(failure, () => trigger("provoke", { failure, ...values }));
   }
 });
-attend({
-  busy,
-  waits: () => asked !== null,
-  say,
-  breakOff,
-  failed: "nestar:failure-failed",
-  ask: () => trigger("ask"),
-});
 showButtons();
-watch("value", update);
-update();
+calls.update();

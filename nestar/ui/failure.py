@@ -9,12 +9,12 @@ import gradio as gr
 from nestar.evaluation.experiments.alignment import TIMES
 from nestar.pipeline import NestARPipeline
 from nestar.settings import SampleSettings, SettingsError, check_choice
-from nestar.ui.assets import asset
+from nestar.ui.assets import asset, tells
 from nestar.ui.generate import first_settings, run_id, sentences
 from nestar.ui.laboratory import COMMAND, METERS, PICTURES, Laboratory, experiment_panels
 from nestar.ui.race import told
 from nestar.ui.runs import SAMPLER, Runs, place_in_queue
-from nestar.ui.signatures import why_not
+from nestar.ui.signatures import unequal, why_not
 
 MOST_PICTURES = 4 * PICTURES
 """Of one call of `/alignment`."""
@@ -27,7 +27,7 @@ def build(pipeline: NestARPipeline, runs: Runs, page: gr.Blocks) -> None:
     rows = gr.HTML(
         None,
         html_template=asset("failure.html"),
-        js_on_load=asset("calls.js") + asset("failure.js"),
+        js_on_load="".join(map(asset, ("fields.js", "calls.js", "failure.js"))),
         apply_default_css=False,
         elem_id="failures",
         classes=pipeline.classes,
@@ -114,8 +114,8 @@ def build(pipeline: NestARPipeline, runs: Runs, page: gr.Blocks) -> None:
     again = {"trigger_mode": "multiple", **quiet, **SAMPLER}
     provoking = rows.provoke(on_provoke, None, rows, **again)
     measuring = panel.measure(on_measure, None, panel, **again)
-    provoking.failure(None, js="() => { document.dispatchEvent(new Event('nestar:failure-failed')); }")
-    measuring.failure(None, js="() => { document.dispatchEvent(new Event('nestar:alignment-failed')); }")
+    provoking.failure(None, js=tells("failure-failed"))
+    measuring.failure(None, js=tells("alignment-failed"))
     rows.halt(runs.stop, queue=False, cancels=provoking, **quiet)
     panel.halt(runs.stop, queue=False, cancels=measuring, **quiet)
     rows.ask(on_ask, None, place, queue=False, **quiet)
@@ -140,6 +140,7 @@ def signatures_to_json(laboratory: Laboratory, first: SampleSettings) -> list[di
                         [replace(first, **side.values) for side in (each.healthy, each.broken)]
                     ),
                     "reason": why_not(each, laboratory.pipeline),
+                    "remark": unequal(each, laboratory.pipeline),
                 }
                 for each in one.failures
             ],

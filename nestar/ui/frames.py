@@ -118,8 +118,9 @@ def nesting_to_json(nesting: Nesting, settings: SampleSettings) -> dict[str, Any
     }
 
 
-def plans_to_json(plans: Iterable[tuple[Nesting, bool]]) -> list[dict[str, Any]]:
-    """What the order and k controls say of each position, and whether there are weights for it."""
+def plans_to_json(plans: Iterable[tuple[Nesting, bool]], images: Mapping[str, int]) -> list[dict[str, Any]]:
+    """What the order and k controls say of each position, and whether there are weights for it; `images`:
+    how many images weights were trained on, by name."""
     return [
         {
             "order": nesting.order,
@@ -128,6 +129,7 @@ def plans_to_json(plans: Iterable[tuple[Nesting, bool]]) -> list[dict[str, Any]]
             "modules": len(nesting.scales),
             "evaluations": nesting.evaluations,
             "has_weights": has_weights,
+            "images": images.get(nesting.name, 0),
         }
         for nesting, has_weights in plans
     ]

@@ -242,10 +242,12 @@ def build(pipeline: NestARPipeline, runs: Runs) -> None:
         dials = gr.HTML(
             controls(first),
             html_template=asset("dials.html"),
-            js_on_load=asset("dials.js"),
+            js_on_load="".join(map(asset, ("fields.js", "controls.js", "dials.js"))),
             apply_default_css=False,
             elem_id="dials",
-            plans=plans_to_json(k_plans(pipeline)),
+            plans=plans_to_json(
+                k_plans(pipeline), {name: model.images_seen for name, model in pipeline.models.items()}
+            ),
             sliders=SLIDERS,
             ranges=RANGES,
         )

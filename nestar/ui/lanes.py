@@ -41,11 +41,13 @@ KINDS = {
 
 @dataclass(frozen=True)
 class Entrant:
-    """Weights that can run: the name of their folder, their nesting, and how many parameters they have."""
+    """Weights that can run: the name of their folder, their nesting, how many parameters they have, and how
+    many images they were trained on (0: nothing says)."""
 
     weights: str
     nesting: Nesting
     parameters: int
+    images: int = 0
 
     @property
     def label(self) -> str:
@@ -66,7 +68,8 @@ def entrants(pipeline: NestARPipeline) -> dict[str, list[Entrant]]:
         nesting = model.config.nesting
         own = found[nesting.kind]
         if name == nesting.name and (nesting.order == order if nesting.kind == "nested" else not own):
-            own.append(Entrant(name, nesting, sum(parameter.numel() for parameter in model.parameters())))
+            parameters = sum(parameter.numel() for parameter in model.parameters())
+            own.append(Entrant(name, nesting, parameters, model.images_seen))
     found["nested"].sort(key=lambda entrant: entrant.nesting.k)
     return {kind: own for kind, own in found.items() if own}
 

@@ -12,9 +12,6 @@ const contest = find(".contest");
 const form = find("form");
 const { entrants, rules } = props;
 
-let race = null; // the value being shown
-let waiting = false; // Race was pressed and the server has not answered yet
-let ignoring = false; // Stop was pressed while waiting: the answer, if one still comes, is not wanted
 let sliceDone = false; // the server has ended a slice whose last value may still be on its way
 
 // ---- before the start ---------------------------------------------------------------------------
@@ -33,7 +30,7 @@ function million(count) {
 function lay() {
   find(".lanes").innerHTML = field()
     .map(
-      ({ weights, label, idea, nesting, parameters }) =>
+      ({ weights, label, idea, nesting, parameters, images }) =>
         `<li class="lane" data-weights="${escaped(weights)}" data-state="ready">` +
         `<h3>${escaped(label)}</h3><p class="hint idea">${idea}</p>` +
         `<div class="shot"><img alt="" hidden></div>` +
@@ -41,7 +38,9 @@ function lay() {
         `<div class="lane-foot"><div class="mini" aria-hidden="true">${tokenMap(nesting)}</div>` +
         `<dl><div><dt>Turns</dt><dd data-name="evaluations">${nesting.evaluations}</dd></div>` +
         `<div><dt>Function evaluations</dt><dd data-name="function_evaluations"></dd></div>` +
-        `<div><dt>Parameters</dt><dd>${million(parameters)}</dd></div></dl></div></li>`,
+        `<div><dt>Parameters</dt><dd>${million(parameters)}</dd></div>` +
+        (images ? `<div><dt>Training images</dt><dd>${images.toLocaleString("en")}</dd></div>` : "") +
+        `</dl></div></li>`,
     )
     .join("");
   // The maps are decoration here: no stops for Tab.
@@ -64,6 +63,9 @@ function sayRules() {
     "Networks that have not run yet run once beforehand, off the clock: first passes are slow.",
     `After ${rules.limit} s of compute in all, whoever has not arrived is stopped.`,
   ];
+  if (new Set(field().map((entrant) => entrant.images)).size > 1) {
+    sentences.push("They were not trained on equally many images: compare their clocks here, not their pictures.");
+  }
   if (rules.together) {
     sentences.push(`Every ${rules.slice} s the race makes way for other visitors; clocks stand still meanwhile.`);
   }
@@ -75,12 +77,12 @@ function sayRules() {
 const WORDS = { stopped: "stopped", "out of time": "out of time" };
 
 function place(lane) {
-  const ahead = race.lanes.filter((other) => other.state === "finished" && other.seconds < lane.seconds).length;
+  const ahead = calls.value.lanes.filter((other) => other.state === "finished" && other.seconds < lane.seconds).length;
   return ["first", "second", "third", "fourth"][ahead] ?? "";
 }
 
 function describe(lane) {
-  const { class_name } = race.settings;
+  const { class_name } = calls.value.settings;
   if (lane.state === "finished") return `Finished picture of ${class_name} by ${lane.label}`;
   return `Preview of ${class_name} by ${lane.label}: ${lane.known} of ${lane.of.known} tokens`;
 }
@@ -88,7 +90,7 @@ function describe(lane) {
 function drawLane(lane) {
   const box = find(`.lane[data-weights="${CSS.escape(lane.weights)}"]`);
   if (!box) return;
-  const live = lane.state === "running" && busy();
+  const live = lane.state === "running" && calls.busy();
   box.dataset.state = lane.state;
   const image = box.querySelector("img");
   if (lane.image && image.getAttribute("src") !== lane.image) image.src = lane.image;
@@ -96,7 +98,7 @@ function drawLane(lane) {
   image.alt = lane.image ? describe(lane) : "";
   box.querySelector(".clock b").textContent = `${lane.seconds.toFixed(2)} s`;
   // Places are final when all clocks are.
-  const arrived = lane.state === "finished" ? (busy() ? "done" : place(lane)) : "";
+  const arrived = lane.state === "finished" ? (calls.busy() ? "done" : place(lane)) : "";
   box.querySelector(".word").textContent = arrived || WORDS[lane.state] || "";
   for (const name of ["evaluations", "function_evaluations"]) {
     const rest = `<span class="of"> of ${lane.of[name]}</span>`;
@@ -109,16 +111,16 @@ function drawLane(lane) {
 // ---- afterwards ---------------------------------------------------------------------------------
 
 function sayTokens() {
-  const counts = race.lanes.map((lane) => lane.of.tokens_processed);
+  const counts = calls.value.lanes.map((lane) => lane.of.tokens_processed);
   const alike = Math.max(...counts) < ALIKE * Math.min(...counts);
   return alike ? "Alike: fewer turns are not fewer tokens." : "How often a token entered a network.";
 }
 
 function bars({ name, title, hint, digits = 0 }) {
   const [ROW, LEFT, RIGHT, WIDTH] = [26, 128, 58, 330];
-  const most = Math.max(...race.lanes.map((lane) => lane[name]), Number.EPSILON);
+  const most = Math.max(...calls.value.lanes.map((lane) => lane[name]), Number.EPSILON);
   const said = (lane) => (lane.state === "finished" ? "" : "> ") + lane[name].toFixed(digits);
-  const rows = race.lanes.map((lane, row) => {
+  const rows = calls.value.lanes.map((lane, row) => {
     const width = Math.max(2, ((WIDTH - LEFT - RIGHT) * lane[name]) / most);
     const middle = row * ROW + ROW / 2;
     const open = lane.state === "finished" ? "" : " open";
@@ -129,27 +131,27 @@ function bars({ name, title, hint, digits = 0 }) {
       `<text class="value" x="${(LEFT + width + 6).toFixed(1)}" y="${middle + 4}">${said(lane)}</text>`
     );
   });
-  const summary = race.lanes.map((lane) => `${lane.label} ${said(lane)}`).join(", ");
+  const summary = calls.value.lanes.map((lane) => `${lane.label} ${said(lane)}`).join(", ");
   return (
     `<figure><h3>${title}</h3><p class="hint">${hint()}</p>` +
-    `<svg viewBox="0 0 ${WIDTH} ${ROW * race.lanes.length}" role="img" ` +
+    `<svg viewBox="0 0 ${WIDTH} ${ROW * calls.value.lanes.length}" role="img" ` +
     `aria-label="${escaped(`${title}: ${summary}`)}">${rows.join("")}</svg></figure>`
   );
 }
 
 function verdict() {
-  const nested = race.lanes.find((lane) => lane.kind === "nested" && lane.state === "finished");
-  const late = race.lanes.filter((lane) => lane.state !== "finished");
+  const nested = calls.value.lanes.find((lane) => lane.kind === "nested" && lane.state === "finished");
+  const late = calls.value.lanes.filter((lane) => lane.state !== "finished");
   const missing = late.length ? ` Not there in time: ${late.map((lane) => lane.label).join(", ")}.` : "";
   if (!nested) return missing.trim();
-  const times = race.lanes
+  const times = calls.value.lanes
     .filter((lane) => lane !== nested && lane.state === "finished")
     .map((lane) => `${lane.label} took ${(lane.seconds / nested.seconds).toPrecision(2)} times that`);
   return `${[`${nested.label}, took ${nested.seconds.toFixed(2)} s`, ...times].join("; ")}.${missing}`;
 }
 
 function drawTally() {
-  const ended = race.state === "finished";
+  const ended = calls.value.state === "finished";
   find(".tally").hidden = !ended;
   if (!ended) return;
   find(".verdict").textContent = verdict();
@@ -158,10 +160,6 @@ function drawTally() {
 
 // ---- the course of a race -----------------------------------------------------------------------
 
-function busy() {
-  return waiting || race?.state === "running" || race?.state === "paused";
-}
-
 function say(sentence, alarming = false) {
   const said = find(".said");
   if (said.textContent !== sentence) said.textContent = sentence;
@@ -169,86 +167,62 @@ function say(sentence, alarming = false) {
 }
 
 function setState() {
-  contest.dataset.state = waiting ? "waiting" : (race?.state ?? "empty");
-  find(".first").setAttribute("aria-disabled", String(busy()));
-  find(".halt").setAttribute("aria-disabled", String(!busy()));
+  contest.dataset.state = calls.state();
+  find(".first").setAttribute("aria-disabled", String(calls.busy()));
+  find(".halt").setAttribute("aria-disabled", String(!calls.busy()));
 }
 
-function draw() {
+function draw(race, fresh) {
+  if (fresh) lay();
   race.lanes.forEach(drawLane);
   drawTally();
-  setState();
+  goOn();
 }
 
 function goOn() {
-  if (!sliceDone || race?.state !== "paused") return;
+  if (!sliceDone || calls.value?.state !== "paused") return;
   sliceDone = false;
-  trigger("lap", { run: race.run });
+  trigger("lap", { run: calls.value.run });
 }
 
-// No more will come: keep what stands and say why.
-function breakOff(sentence, alarming = true) {
-  ignoring = waiting;
-  waiting = sliceDone = false;
-  if (race && (race.state === "running" || race.state === "paused")) {
-    const lanes = race.lanes.map((lane) => (lane.state === "running" ? { ...lane, state: "stopped" } : lane));
-    race = { ...race, state: "stopped", lanes };
-    draw();
-  }
-  say(sentence, alarming);
-  setState();
+function sentence({ state }) {
+  if (state === "paused") return undefined; // what it waits for stays
+  return { stopped: "Stopped.", finished: "All lanes have ended." }[state] ?? "";
 }
 
-function update() {
-  const value = props.value;
-  if (!value?.run) return;
-  if (value.state === "refused") {
-    if (!ignoring) breakOff(value.message);
-    ignoring = false;
-    return;
-  }
-  const fresh = value.run !== race?.run;
-  if (fresh && ignoring) return;
-  // Values that were under way when Stop was pressed come late.
-  if (!fresh && race.state === "stopped") return;
-  if (fresh) lay();
-  waiting = false;
-  race = value;
-  if (value.state !== "paused") say(value.state === "stopped" ? "Stopped." : "");
-  draw();
-  if (value.state === "finished") say("All lanes have ended.");
-  goOn();
+function stopped(race) {
+  const lanes = race.lanes.map((lane) => (lane.state === "running" ? { ...lane, state: "stopped" } : lane));
+  return { ...race, state: "stopped", lanes };
 }
+
+const calls = followCalls({
+  say,
+  show: setState,
+  draw,
+  sentence,
+  paused: "paused",
+  stopped,
+  failed: "nestar:race-failed",
+  ask: () => trigger("ask"),
+});
 
 form.addEventListener("submit", (event) => {
   event.preventDefault();
-  if (busy()) return;
+  if (calls.busy()) return;
   const { class_name, k, steps, seed } = form.elements;
-  waiting = true;
-  ignoring = sliceDone = false;
-  say("");
-  lay();
-  setState();
   const values = { class_name: class_name.value, steps: asTyped(steps.value), seed: seed.value };
-  trigger("race", { ...values, k: entrants.nested ? Number(k.value) : null });
+  sliceDone = false;
+  lay();
+  calls.start("race", () => trigger("race", { ...values, k: entrants.nested ? Number(k.value) : null }));
 });
 find(".halt").addEventListener("click", () => {
-  if (!busy()) return;
-  trigger("halt");
-  breakOff("Stopped.", false);
+  sliceDone = false;
+  calls.stop(() => trigger("halt"));
 });
-form.elements.k.addEventListener("change", () => busy() || lay());
+form.elements.k.addEventListener("change", () => calls.busy() || lay());
 document.addEventListener("nestar:race-done", () => {
   sliceDone = true;
   goOn();
-});
-attend({
-  busy,
-  waits: () => waiting || race?.state === "paused",
-  say,
-  breakOff,
-  failed: "nestar:race-failed",
-  ask: () => trigger("ask"),
 });
 
 fillSelect(form.elements.class_name, props.classes.map((name) => [name, name]), props.first.class_name);
@@ -258,5 +232,4 @@ form.elements.steps.value = props.first.steps;
 form.elements.seed.value = props.first.seed;
 lay();
 setState();
-watch("value", update);
-update();
+calls.update();

@@ -10,7 +10,7 @@ import gradio as gr
 from nestar.model import WeightsError
 from nestar.pipeline import NestARPipeline
 from nestar.settings import SampleSettings, SettingsError
-from nestar.ui.assets import asset
+from nestar.ui.assets import asset, tells
 from nestar.ui.frames import nesting_to_json
 from nestar.ui.generate import first_settings, refusal, run_id, sentences
 from nestar.ui.lanes import KINDS, LIMIT_SECONDS, SLICE_SECONDS, Entrant, PausedRaces, Race, Starter
@@ -27,7 +27,7 @@ def build(pipeline: NestARPipeline, runs: Runs, page: gr.Blocks) -> None:
     panel = gr.HTML(
         None,
         html_template=asset("race.html"),
-        js_on_load="".join(map(asset, ("token_map.js", "calls.js", "race.js"))),
+        js_on_load="".join(map(asset, ("token_map.js", "fields.js", "calls.js", "race.js"))),
         apply_default_css=False,
         elem_id="race",
         classes=pipeline.classes,
@@ -120,8 +120,8 @@ def build(pipeline: NestARPipeline, runs: Runs, page: gr.Blocks) -> None:
     racing = panel.race(on_race, None, panel, **again)
     lapping = panel.lap(on_lap, None, panel, **again)
     for each in (racing, lapping):
-        each.success(None, js="() => { document.dispatchEvent(new Event('nestar:race-done')); }")
-        each.failure(None, js="() => { document.dispatchEvent(new Event('nestar:race-failed')); }")
+        each.success(None, js=tells("race-done"))
+        each.failure(None, js=tells("race-failed"))
     panel.halt(on_stop, queue=False, cancels=[racing, lapping], **quiet)
     panel.ask(on_ask, None, place, queue=False, **quiet)
     page.unload(paused.drop)
@@ -148,6 +148,7 @@ def entrants_to_json(found: dict[str, list[Entrant]], settings: SampleSettings) 
                 "label": entrant.label,
                 "idea": KINDS[kind][1],
                 "parameters": entrant.parameters,
+                "images": entrant.images,
                 "nesting": nesting_to_json(entrant.nesting, settings),
             }
             for entrant in own

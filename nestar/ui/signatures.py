@@ -170,6 +170,17 @@ def signatures(pipeline: NestARPipeline) -> tuple[Signature, ...]:
     )
 
 
+def unequal(failure: Failure, pipeline: NestARPipeline) -> str:
+    """A sentence where the weights that a failure compares saw different numbers of images, or ""."""
+    if why_not(failure, pipeline) or not failure.needs:
+        return ""
+    images = [pipeline.models[name].images_seen for name in failure.needs]
+    if len(set(images)) == 1:
+        return ""
+    seen = " and ".join(f"{count:,}" for count in images)
+    return f"They saw different numbers of training images, {seen}: not all you see is due to this."
+
+
 def why_not(failure: Failure, pipeline: NestARPipeline) -> str:
     """Why the failure cannot be shown with these weights, or ""."""
     missing = [name for name in failure.needs if name not in pipeline.nestings]
