@@ -1,4 +1,4 @@
-"""The command line: `python -m nestar sample | train | evaluate | index`."""
+"""The command line: `python -m nestar sample | train | assemble | push | evaluate | index | experiment`."""
 
 from __future__ import annotations
 
@@ -45,6 +45,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_sample(commands.add_parser("sample", help="make one picture"))
     _add_train(commands.add_parser("train", help="train a part, or the family of nestings"))
     _add_assemble(commands.add_parser("assemble", help="put trained parts together into a checkpoint folder"))
+    _add_push(commands.add_parser("push", help="publish a checkpoint folder on the Hugging Face Hub"))
     _add_evaluate(commands.add_parser("evaluate", help="measure a nesting's samples against Tiny Worlds"))
     _add_index(commands.add_parser("index", help="describe training pictures, so that copies would be found"))
     _add_experiment(commands.add_parser("experiment", help="one of the paper's questions, with a figure"))
@@ -387,6 +388,44 @@ def _assemble(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _add_push(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("folder", type=Path, help="the checkpoint's folder, as `assemble` makes it")
+    parser.add_argument("repository", help="Hub repository (user/name); made if it does not exist")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="show what would go, and the card; send nothing"
+    )
+    parser.add_argument("--private", action="store_true", help="a new repository is private")
+    parser.add_argument(
+        "--results",
+        type=Path,
+        help="folder with reports, evaluate_<nesting>.json, for the card (default: FOLDER/results)",
+    )
+    parser.add_argument("--licence", default="mit", help="the Hub's identifier of a licence (default: mit)")
+    parser.add_argument("--data", help="a sentence on the training data (known for Tiny Worlds)")
+    parser.set_defaults(run=_push)
+
+
+def _push(arguments: argparse.Namespace) -> int:
+    from nestar.publish import prepare, push
+
+    publication = prepare(
+        arguments.folder,
+        arguments.repository,
+        results=arguments.results or arguments.folder / "results",
+        licence=arguments.licence,
+        data=arguments.data,
+    )
+    if not arguments.dry_run:
+        print(push(publication, arguments.repository, private=arguments.private))
+        return 0
+    listing = list(publication.listing())
+    for path, size in listing:
+        print(f"{size:>12,}  {path}")
+    print(f"{sum(size for _, size in listing):>12,}  bytes would go to {arguments.repository}\n")
+    print(publication.card)
+    return 0
+
+
 def _add_evaluate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--samples", type=int, default=5000, help="samples and references (default: 5000)")
     _add_settings(parser)
@@ -404,6 +443,7 @@ def _add_evaluate(parser: argparse.ArgumentParser) -> None:
 def _evaluate(arguments: argparse.Namespace) -> int:
     from nestar.evaluation.inception import features_named
     from nestar.evaluation.report import evaluate
+    from nestar.model import fingerprint_of
     from nestar.pipeline import NestARPipeline
 
     pipeline = _pipeline(arguments)
@@ -422,7 +462,7 @@ def _evaluate(arguments: argparse.Namespace) -> int:
         )
     except ValueError as error:
         raise SettingsError(str(error)) from None
-    report = {**report, "weights": pipeline.origin}
+    report = {**report, "weights": pipeline.origin, "fingerprint": fingerprint_of(model)}
     if arguments.out:
         arguments.out.write_text(json.dumps(report, indent=1) + "\n")
     if arguments.json:

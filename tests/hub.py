@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 import os
@@ -43,7 +44,7 @@ class StandInHub:
     """Serves `repositories`, a folder or an error code by id, at one commit; `served` lists what it gave."""
 
     def __init__(self, repositories: Mapping[str, Path | str]):
-        self.repositories = repositories
+        self.repositories = dict(repositories)
         self.served: list[str] = []
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
         self.url = f"http://127.0.0.1:{self.server.server_port}"
@@ -111,6 +112,90 @@ class StandInHub:
 
             def log_message(self, *_: object) -> None:
                 pass
+
+        return Handler
+
+
+WRITER = "hf_writer"
+"""The one token that may write."""
+
+
+class WritableHub(StandInHub):
+    """A stand-in that also takes commits, into folders below `root`: small files inline, weights by LFS."""
+
+    def __init__(self, root: Path):
+        super().__init__({})
+        self.root = root
+        self.commits: list[list[str]] = []  # paths of each
+        self._objects: dict[str, bytes] = {}
+
+    def take(self, path: str, body: bytes) -> Any:
+        """The answer to a POST or PUT: an object for JSON."""
+        parts = unquote(urlsplit(path).path).strip("/").split("/")
+        if parts == ["api", "repos", "create"]:
+            asked = json.loads(body)
+            repository = f"{asked['organization']}/{asked['name']}"
+            self.repositories.setdefault(repository, self.root / repository.replace("/", "--"))
+            return {"url": f"{self.url}/{repository}", "name": repository}
+        if parts == ["api", "validate-yaml"]:  # of a model card's head
+            return {"errors": [], "warnings": []}
+        if parts[0] == "lfs":
+            assert hashlib.sha256(body).hexdigest() == parts[1]
+            self._objects[parts[1]] = body
+            return {}
+        if parts[-2:] == ["objects", "batch"]:
+            objects = [
+                {**each, "actions": {"upload": {"href": f"{self.url}/lfs/{each['oid']}"}}}
+                for each in json.loads(body)["objects"]
+            ]
+            return {"transfer": "basic", "objects": objects}
+        if parts[4] == "preupload":
+            modes = {True: "lfs", False: "regular"}
+            names = [each["path"] for each in json.loads(body)["files"]]
+            return {
+                "files": [
+                    {"path": name, "uploadMode": modes[name.endswith(".safetensors")], "shouldIgnore": False}
+                    for name in names
+                ]
+            }
+        assert parts[4] == "commit", path
+        return self._commit("/".join(parts[2:4]), [json.loads(line) for line in body.splitlines()])
+
+    def _commit(self, repository: str, lines: list[dict[str, Any]]) -> dict[str, Any]:
+        folder, paths = self.repositories[repository], []
+        for line in lines:
+            value = line["value"]
+            if line["key"] == "header":
+                continue
+            data = (
+                self._objects[value["oid"]]
+                if line["key"] == "lfsFile"
+                else base64.b64decode(value["content"])
+            )
+            target = folder / value["path"]
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes(data)
+            paths.append(value["path"])
+        self.commits.append(sorted(paths))
+        return {
+            "commitUrl": f"{self.url}/{repository}/commit/{COMMIT}",
+            "commitOid": COMMIT,
+            "hookOutput": "",
+        }
+
+    def _handler(hub) -> type[BaseHTTPRequestHandler]:
+        class Handler(super()._handler()):
+            def do_POST(self) -> None:
+                body = self.rfile.read(int(self.headers["Content-Length"]))
+                allowed = self.command == "PUT" or self.headers["Authorization"] == f"Bearer {WRITER}"
+                answer = json.dumps(hub.take(self.path, body) if allowed else {"error": "no"}).encode()
+                self.send_response(200 if allowed else 403)
+                self.send_header("Content-Type", "application/json")
+                self.send_header("Content-Length", str(len(answer)))
+                self.end_headers()
+                self.wfile.write(answer)
+
+            do_PUT = do_POST
 
         return Handler
 

@@ -1,0 +1,129 @@
+"""Publishing on the Hub: what goes, the model card, and the upload, to a stand-in on 127.0.0.1."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from nestar import cli
+from nestar.data import tiny_worlds
+from nestar.model import NestAR, WeightsError, fingerprint_of
+from nestar.publish import CARD, prepare
+from tests.hub import WRITER, Loader, WritableHub
+from tests.small import CLASSES, K2, K4, save_checkpoint, save_config, small_model
+
+REPOSITORY = "user/new-weights"
+RECORD = {"images_seen": 900, "config": {"coordination": 0.1}, "init": {"images_seen": 100}}
+FIGURES = {"class_accuracy": 0.987, "precision": 0.8, "recall": 0.7, "fid": 12.34, "seams": 1.1}
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    """A checkpoint with a record of its training, a report on it, and files that are no part of it."""
+    place = save_checkpoint(tmp_path / "made")
+    small_model(K4).save_pretrained(place / K4.name, record=RECORD)
+    (place / "figures").mkdir()
+    (place / "figures/private.png").write_bytes(b"mine")
+    report = {"samples": 500, "settings": {"steps": 25}, "reference": {"recall": 0.94}, **FIGURES}
+    (place / "results").mkdir()
+    for name in (K4.name, K2.name):
+        own = fingerprint_of(NestAR.from_pretrained(place / name)) if name == K4.name else "of others"
+        (place / f"results/evaluate_{name}.json").write_text(json.dumps(report | {"fingerprint": own}))
+    return place
+
+
+@pytest.fixture
+def hub(tmp_path) -> Iterator[WritableHub]:
+    started = WritableHub(tmp_path / "hub")
+    yield started
+    started.stop()
+
+
+def push(hub: WritableHub, folder: Path, home: Path, *flags: str, token: str = WRITER, to: str = REPOSITORY):
+    """The command as a user runs it: huggingface_hub reads its endpoint when it is imported."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
+    environment |= {"HF_ENDPOINT": hub.url, "HF_HOME": str(home), "HF_HUB_DISABLE_XET": "1"}
+    if token:
+        environment["HF_TOKEN"] = token
+    command = [sys.executable, "-m", "nestar", "push", str(folder), to, *flags]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+
+
+def test_what_is_published_comes_back_bit_for_bit(hub, folder, tmp_path):
+    done = push(hub, folder, tmp_path / "home")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip().startswith(f"{hub.url}/{REPOSITORY}/commit/")
+    (paths,) = hub.commits
+    assert CARD in paths and "config.json" in paths and f"{K4.name}/module_1.safetensors" in paths
+    assert not [path for path in paths if path.startswith(("figures", "results"))]
+    loader = Loader(hub.url, tmp_path / "cache")
+    try:
+        answer = loader.load(REPOSITORY)
+    finally:
+        loader.close()
+    assert "error" not in answer
+    there = hub.repositories[REPOSITORY]
+    for name in (K4.name, K2.name):
+        mine, back = NestAR.from_pretrained(folder / name), NestAR.from_pretrained(there / name)
+        assert mine.record == back.record and mine.config == back.config
+        for key, value in mine.state_dict().items():
+            assert torch.equal(value, back.state_dict()[key]), key
+
+
+def test_a_dry_run_shows_what_would_go_and_sends_nothing(folder, capsys):
+    assert cli.main(["push", str(folder), REPOSITORY, "--dry-run"]) == 0
+    said = capsys.readouterr().out
+    size = (folder / K4.name / "module_1.safetensors").stat().st_size
+    assert f"{size:,}  {K4.name}/module_1.safetensors" in said
+    assert f"bytes would go to {REPOSITORY}" in said and "# new-weights" in said
+    assert "private.png" not in said
+
+
+def test_the_card_says_how_to_load_what_is_here_and_what_was_measured(folder):
+    card = prepare(folder, REPOSITORY, results=folder / "results").card
+    assert card.startswith("---\nlicense: mit\nlibrary_name: nestar\n")
+    assert f'NestARPipeline.from_pretrained("{REPOSITORY}")' in card
+    row = next(line for line in card.splitlines() if line.startswith(f"| `{K4.name}` | 2 |"))
+    assert "| 7 of 16 |" in row and "| 1,000 | 0.1 |" in row
+    (measured,) = [line for line in card.splitlines() if line.endswith("| 0.987 | 0.8 | 0.7 | 12.3 | 1.1 |")]
+    assert measured.startswith(f"| `{K4.name}` | 500 | steps 25 |"), "and none of other weights"
+    assert "recall 0.94" in card and '"images_seen": 900' in card
+    assert "do not say what" in card and "Classes: flower, fish, hot-air balloon." in card
+
+
+def test_the_data_is_named_where_it_is_known_or_given(folder):
+    assert "my photographs" in prepare(folder, REPOSITORY, data="These are my photographs.").card
+    for nesting in (K4, K2):
+        small_model(nesting, len(tiny_worlds.CLASSES)).save_pretrained(folder / nesting.name)
+    save_config(folder, (K4, K2), tiny_worlds.CLASSES)
+    assert "Tiny Worlds: illustrated scenes of 12 kinds" in prepare(folder, REPOSITORY).card
+    assert len(CLASSES) == 3
+
+
+@pytest.mark.parametrize(
+    ("token", "to", "said"),
+    [
+        ("", REPOSITORY, "needs a Hub token"),
+        ("hf_reader", REPOSITORY, f"does not let this token write to {REPOSITORY}"),
+        (WRITER, "no/such/name", "'no/such/name' is no Hub repository id (user/name)."),
+    ],
+)
+def test_a_hub_that_does_not_take_it_is_one_sentence(hub, folder, tmp_path, token, to, said):
+    done = push(hub, folder, tmp_path / "home", token=token, to=to)
+    assert done.returncode == 2
+    assert said in done.stderr and len(done.stderr.strip().splitlines()) == 1
+    assert hub.commits == []
+
+
+def test_damaged_weights_are_not_published(folder):
+    (folder / K2.name / "module_2.safetensors").write_bytes(b"half a file")
+    with pytest.raises(WeightsError, match=r"module_2\.safetensors"):
+        prepare(folder, REPOSITORY)
+    save_config(folder, ())
+    with pytest.raises(WeightsError, match="nothing to publish"):
+        prepare(folder, REPOSITORY)
