@@ -18,6 +18,7 @@ from pathlib import Path
 import torch
 
 from nestar.pipeline import NestARPipeline
+from nestar.settings import SampleSettings
 from nestar.ui.frames import picture
 
 RESULTS = Path(__file__).parent / "results"
@@ -39,9 +40,9 @@ def measure(pipeline: NestARPipeline, k: int, steps: int, cfg: float, seed: int)
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--k", type=int, default=4)
-    parser.add_argument("--steps", type=int, default=25)
-    parser.add_argument("--cfg", type=float, default=2.0)
+    parser.add_argument("--k", type=int, default=SampleSettings.k)
+    parser.add_argument("--steps", type=int, default=SampleSettings.steps)
+    parser.add_argument("--cfg", type=float, default=SampleSettings.cfg)
     parser.add_argument("--runs", type=int, default=15)
     parser.add_argument("--device", default="auto")
     parser.add_argument("--out", type=Path, default=RESULTS / "first_picture.json")

@@ -524,4 +524,5 @@ def _add_experiment(parser: argparse.ArgumentParser) -> None:
     from nestar.evaluation.experiments import command
 
     command.add_arguments(parser)
+    _add_source(parser)
     parser.set_defaults(run=command.run)

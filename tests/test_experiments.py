@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
 import sys
@@ -21,7 +20,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from nestar import plots
+from nestar import cli, plots
 from nestar.data import tiny_worlds
 from nestar.evaluation import inception, report
 from nestar.evaluation.experiments import (
@@ -208,9 +207,8 @@ def test_the_command_writes_where_it_is_told_and_prints_its_finding(
 
 
 def run(*given: str) -> int:
-    parser = argparse.ArgumentParser()
-    command.add_arguments(parser)
-    return command.run(parser.parse_args(given))
+    arguments = cli._parser().parse_args(["experiment", *given])
+    return arguments.run(arguments)
 
 
 @pytest.mark.parametrize(

@@ -281,6 +281,18 @@ def test_the_grid_grows_when_played_and_only_then(visit_how):
     assert scrubber.input_value() == paused
 
 
+def test_nothing_moves_by_itself_for_who_asked_for_less_motion(visit_how):
+    page = visit_how(reduced_motion="reduce")
+    moving = "document.getAnimations().filter((each) => each.playState === 'running').length"
+    values = "[...document.querySelectorAll('.how input[type=range]')].map((range) => range.value).join()"
+    before = page.evaluate(values)
+    page.wait_for_timeout(600)
+    assert page.evaluate(values) == before and page.evaluate(moving) == 0
+    set_dials(page, 2, 8)
+    page.locator(".how .scrubber").first.press("ArrowRight")
+    assert page.evaluate(moving) == 0
+
+
 def test_a_token_under_the_pointer_says_what_it_could_see(visit_how):
     page = visit_how()
     nest = panel(page, "nest")

@@ -7,6 +7,7 @@ import pytest
 
 from benchmarks import readme
 from nestar.evaluation.experiments import NAMES
+from nestar.model import NestAR, fingerprint_of
 from tests.small import K2, K4
 
 REPORT = {
@@ -85,6 +86,17 @@ def test_members_measured_otherwise_are_not_put_beside_each_other(two_nestings):
     write(file, json.loads(file.read_text()) | {"samples": 100})
     with pytest.raises(ValueError, match="equal samples"):
         list(readme.family_parts())
+
+
+MEASURED = sorted(readme.RESULTS.glob("evaluate_*.json"))
+
+
+@pytest.mark.parametrize("file", MEASURED, ids=[file.stem for file in MEASURED])
+def test_the_figures_are_those_of_the_embedded_weights(file):
+    report = json.loads(file.read_text())
+    weights = readme.ROOT / "assets" / file.stem.removeprefix("evaluate_")
+    assert report["weights"] == "embedded"
+    assert report["fingerprint"] == fingerprint_of(NestAR.from_pretrained(weights))
 
 
 def test_the_readme_stands_as_its_command_writes_it():

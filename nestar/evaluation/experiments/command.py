@@ -22,13 +22,8 @@ MEMBER, PRESET, IMAGES = "k4-lattice", "tiny-worlds-k4", 200_000
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Arguments of the command; the caller sets `run`."""
+    """Arguments of the command; the caller adds those of the weights' source, and sets `run`."""
     parser.add_argument("name", choices=NAMES, metavar="NAME", help=", ".join(NAMES))
-    parser.add_argument(
-        "--repo", help="Hub repository or local folder with weights (default: NESTAR_REPO, else embedded)"
-    )
-    parser.add_argument("--revision", help="branch, tag or commit of the Hub repository")
-    parser.add_argument("--device", default="auto", help="auto, cpu or cuda (default: auto)")
     parser.add_argument(
         "--features",
         type=Path,
