@@ -19,6 +19,7 @@ from nestar.nesting import Nesting
 from nestar.pipeline import NestARPipeline
 from nestar.ui.assets import launch_options
 from nestar.ui.frames import from_uri
+from nestar.ui.generate import FIRST_SEED
 from tests.conftest import Visit, visitors
 from tests.small import K2, K4, save_checkpoint
 from tests.test_keepsakes import BAD_FILES, KEPT, with_international_text, with_text
@@ -329,7 +330,7 @@ def test_files_that_restore_nothing_are_a_sentence_and_change_nothing(visit_smal
 def test_the_animation_shows_the_run_that_is_on_screen(visit_small):
     page = visit_small().page
     name, data = saved(page, "animation")
-    assert name == "nestar-flower-k4-seed0.webp"
+    assert name == f"nestar-flower-k4-seed{FIRST_SEED}.webp"
     moving = Image.open(io.BytesIO(data))
     assert moving.n_frames == K4.evaluations
     expect(page.locator('[data-keep="animation"]')).to_be_enabled()
@@ -357,7 +358,7 @@ def test_a_share_link_restores_every_control(visit_small, small):
     expect_message(other, "The link's settings stand in the controls")
     assert controls(other) == wanted
     # What is on screen is still the run of every first visit.
-    expect(other.locator(".hero .title")).to_contain_text("seed 0")
+    expect(other.locator(".hero .title")).to_contain_text(f"seed {FIRST_SEED}")
 
 
 def test_without_a_clipboard_the_address_is_the_link(visit_small):
@@ -365,7 +366,7 @@ def test_without_a_clipboard_the_address_is_the_link(visit_small):
     page.evaluate("Object.defineProperty(navigator, 'clipboard', {value: undefined})")
     page.get_by_role("button", name="Copy link").click()
     expect_message(page, "copy it from there")
-    assert "seed=0" in page.url and "class=flower" in page.url
+    assert f"seed={FIRST_SEED}" in page.url and "class=flower" in page.url
 
 
 @pytest.mark.parametrize(
