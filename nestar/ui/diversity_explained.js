@@ -4,16 +4,21 @@ let asked = props.first; // class and nesting that the controls name
 
 const percent = (share) => `${Math.round(100 * share)} %`;
 
-function plot({ increments, increment_errors, shares }, modules) {
+// Whether there are too many bars for words below them.
+const isNarrow = (increments) => increments.length > 4;
+
+function plot({ increments, increment_errors, shares }) {
   const least = Math.min(0, ...increments.map((share, place) => share - increment_errors[place]));
   const most = Math.max(...increments.map((share, place) => share + increment_errors[place]), 0.05);
   const y = (share) => TOP + ((most - share) / (most - least)) * (HEIGHT - TOP - FOOT);
   const step = WIDTH / increments.length;
+  const narrow = isNarrow(increments);
+  const soFar = (share) => (narrow ? `Σ ${percent(share)}` : `${percent(share)} so far`);
   const bars = increments.map((share, place) => {
     const [middle, error] = [step * (place + 0.5), increment_errors[place]];
     const [high, low] = [y(Math.max(share, 0)), y(Math.min(share, 0))];
     const thick = Math.min(56, step * 0.62);
-    const label = increments.length > 4 ? place + 1 : `Module ${place + 1}`;
+    const label = narrow ? place + 1 : `Module ${place + 1}`;
     return (
       `<g style="${moduleStyle(place + 1, 0.5)}">` +
       `<rect class="share" x="${middle - thick / 2}" y="${high}" width="${thick}" ` +
@@ -21,12 +26,12 @@ function plot({ increments, increment_errors, shares }, modules) {
       `<path class="error" d="M${middle} ${y(share - error)}V${y(share + error)}"/>` +
       `<text class="value" x="${middle}" y="${y(Math.max(0, share + error)) - 6}">${percent(share)}</text>` +
       `<text class="name" x="${middle}" y="${HEIGHT - FOOT + 16}">${label}</text>` +
-      `<text class="total" x="${middle}" y="${HEIGHT - FOOT + 32}">${percent(shares[place + 1])} so far</text></g>`
+      `<text class="total" x="${middle}" y="${HEIGHT - FOOT + 32}">${soFar(shares[place + 1])}</text></g>`
     );
   });
   const words = increments.map((share, place) => `module ${place + 1} ${percent(share)}`).join(", ");
   return (
-    `<svg viewBox="0 0 ${WIDTH} ${HEIGHT}" role="img" class="${modules.length > 4 ? "many" : ""}" ` +
+    `<svg viewBox="0 0 ${WIDTH} ${HEIGHT}" role="img" class="${narrow ? "many" : ""}" ` +
     `aria-label="Share of the differences that each module decides: ${words}">` +
     `<line class="axis" x1="0" x2="${WIDTH}" y1="${y(0)}" y2="${y(0)}"/>${bars.join("")}</svg>`
   );
@@ -39,14 +44,15 @@ function stored() {
   const own = found.classes[asked.class_name];
   const classes = Object.keys(found.classes).length;
   const whose = own ? asked.class_name : `mean over ${classes === 1 ? "1 class" : `${classes} classes`}`;
-  const { modules, parents, siblings } = found;
-  return { explained: own ?? found.mean, modules, whose, parents, siblings };
+  const { parents, siblings } = found;
+  return { explained: own ?? found.mean, whose, parents, siblings };
 }
 
-function showResult({ explained, modules, whose, parents, siblings }, when) {
-  find(".plot").innerHTML = plot(explained, modules);
+function showResult({ explained, whose, parents, siblings }, when) {
+  find(".plot").innerHTML = plot(explained);
   const families = `${plural(parents, "parent")} with ${plural(siblings, "sibling")} each`;
-  find(".caption").textContent = `${when}: ${whose}, ${families}. The lines are standard errors.`;
+  const sums = isNarrow(explained.increments) ? " Σ: with all modules before." : "";
+  find(".caption").textContent = `${when}: ${whose}, ${families}. The lines are standard errors.${sums}`;
 }
 
 function showStored() {
@@ -70,8 +76,8 @@ followRuns({
         `aria-valuenow="${Math.round(100 * share)}" style="--done:${share}"><i></i></div>`;
       find(".caption").textContent = `${current.done} of ${plural(current.of, "turn")}`;
     } else if (current.explained) {
-      const { explained, modules, class_name: whose } = current;
-      showResult({ explained, modules, whose, ...explained }, "Measured now");
+      const { explained, class_name: whose } = current;
+      showResult({ explained, whose, ...explained }, "Measured now");
     } else {
       find(".plot").innerHTML = "";
       find(".caption").textContent = "Stopped before there was a result.";
