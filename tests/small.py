@@ -48,10 +48,12 @@ def save_config(folder: Path, nestings: Sequence[Nesting], classes: Sequence[str
     (folder / "config.json").write_text(json.dumps(stored))
 
 
-def save_checkpoint(folder: Path, nestings: Sequence[Nesting] = (K4, K2)) -> Path:
+def save_checkpoint(
+    folder: Path, nestings: Sequence[Nesting] = (K4, K2), classes: Sequence[str] = CLASSES
+) -> Path:
     """A whole checkpoint of random weights in `folder`."""
     for nesting in nestings:
-        small_model(nesting).save_pretrained(folder / nesting.name)
+        small_model(nesting, len(classes)).save_pretrained(folder / nesting.name)
     save_tokenizer(small_tokenizer(), folder / "tokenizer")
-    save_config(folder, nestings)
+    save_config(folder, nestings, classes)
     return folder

@@ -12,6 +12,7 @@ import torch
 
 from nestar import keepsakes
 from nestar.data import tiny_worlds
+from nestar.data.imagenet import other_names
 from nestar.images import to_pil
 from nestar.model import WeightsError
 from nestar.nesting import Nesting
@@ -50,6 +51,8 @@ MAX_CAVEAT = 120
 FIRST_CLASS = "lighthouse"
 FIRST_SEED = 2  # by day: its picture is bright enough to be read at a glance, at every size
 THUMBNAIL_SIDE = 96
+# More classes than this are searched, not looked through.
+AT_A_GLANCE = 24
 # Any Tiny World does for a class's small picture; these are the same on every start.
 THUMBNAIL_SEED = 7
 
@@ -64,18 +67,23 @@ def thumbnail(class_name: str) -> str:
 
 
 def class_cards(classes: tuple[str, ...]) -> str:
-    """The class chooser: one radio button a class, as a card with its name and picture."""
+    """The class chooser: one radio button a class, as a card with its name and picture; of more classes than
+    one sees at a glance, a field to search them by any of their names."""
     cards = []
+    others = other_names(classes)
     for name in classes:
         source = thumbnail(name)
         # The name stands beside it, so the picture is decoration to a screen reader.
         sides = f'width="{THUMBNAIL_SIDE}" height="{THUMBNAIL_SIDE}"'
         picture = f'<img src="{source}" alt="" {sides}>' if source else '<i class="blank"></i>'
+        also = template_text(", ".join(others.get(name, ())))
         cards.append(
-            f'<label class="card"><input type="radio" name="nestar-class" value="{template_text(name)}">'
+            f'<label class="card" data-others="{also}">'
+            f'<input type="radio" name="nestar-class" value="{template_text(name)}">'
             f"{picture}<span>{template_text(name)}</span></label>"
         )
-    return asset("classes.html").replace("<!-- cards -->", "".join(cards))
+    text = asset("classes_many.html" if len(classes) > AT_A_GLANCE else "classes.html")
+    return text.replace("<!-- count -->", f"{len(classes):,}").replace("<!-- cards -->", "".join(cards))
 
 
 def shown_order(pipeline: NestARPipeline) -> str:
