@@ -3,31 +3,39 @@
 A checkpoint folder holds
 
     config.json            format version, classes, image size, names of the nestings
-    tokenizer/             diffusers' AutoencoderKL, and tokenizer.json (fold, scale)
+    tokenizer/             diffusers' AutoencoderKL, and tokenizer.json (fold, scale); or none, where the
+                           config's `tokenizer` names another repository: {"repository": "user/repo",
+                           "revision": …, "folder": …, "patch": 1, "scale": 0.2325}
     <nesting>/             config.json and module_<m>.safetensors, one folder a nesting
     <nesting>.<variant>/   the same nesting, trained in another way (k4-lattice.separate)
 
-Only JSON and safetensors files are ever read.
+Only JSON and safetensors files are ever read. From the Hub they come when they are asked for.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain, count
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import AutoencoderKL
 
+from nestar.hub import HubRepository, Progress
 from nestar.model import (
     FORMAT_VERSION,
     NestAR,
+    Outline,
     WeightsError,
     first_line,
     load_weights,
+    module_file,
     read_config,
     read_json,
 )
@@ -35,56 +43,133 @@ from nestar.nesting import Nesting
 from nestar.tokenizer import Tokenizer
 
 EMBEDDED = Path(__file__).resolve().parent.parent / "assets"
-PROBE_SECONDS = 2.0
-"""How long the Hub may take to answer before the cache is used; its client alone would try for minutes."""
+TOKENIZER_FILES = ("config.json", "diffusion_pytorch_model.safetensors")
+"""What diffusers stores of an AutoencoderKL."""
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A folder of weights and how to name it to a reader: "embedded", a path, or `repo@commit`."""
+    """A folder of weights and how to name it to a reader: "embedded", a path, or `repo@commit`.
+
+    Attributes:
+        tokenizer_place: where the tokenizer lies if not in the folder, as the config says.
+        repository: whose folder it is, if it is on the Hub: files may not have come yet.
+    """
 
     folder: Path
     origin: str
     classes: tuple[str, ...]
     size: int
     nestings: tuple[str, ...]
+    tokenizer_place: Mapping[str, Any] | None = None
+    repository: HubRepository | None = None
 
-    def nesting(self, name: str) -> NestAR:
-        """The model of one nesting, float32, on the CPU."""
-        model = NestAR.from_pretrained(self.folder / name)
-        if model.config.classes != len(self.classes):
+    def outline(self, name: str) -> Outline:
+        """What a nesting's config says."""
+        self._fetch([f"{name}/config.json"])
+        outline = Outline.read(self.folder / name)
+        if outline.config.classes != len(self.classes):
             raise WeightsError(
-                f"{self.folder / name / 'config.json'} is for {model.config.classes} classes; "
+                f"{self.folder / name / 'config.json'} is for {outline.config.classes} classes; "
                 f"the checkpoint has {len(self.classes)}."
             )
-        return model
+        return outline
 
-    def tokenizer(self) -> Tokenizer:
+    def nesting(self, name: str, progress: Progress | None = None) -> NestAR:
+        """The model of one nesting, float32, on the CPU."""
+        modules = len(self.outline(name).config.nesting.scales)
+        self._fetch([f"{name}/{module_file(number)}" for number in range(1, modules + 1)], progress)
+        return NestAR.from_pretrained(self.folder / name)
+
+    def tokenizer(self, progress: Progress | None = None) -> Tokenizer:
         """The tokenizer, float32, on the CPU."""
-        return load_tokenizer(self.folder / "tokenizer")
+        place = self.tokenizer_place
+        if place is None:
+            names = (*TOKENIZER_FILES, "tokenizer.json")
+            self._fetch([f"tokenizer/{name}" for name in names], progress)
+            return load_tokenizer(self.folder / "tokenizer")
+        config = self.folder / "config.json"
+        within = str(place.get("folder") or "").strip("/")
+        paths = [f"{within}/{name}" if within else name for name in TOKENIZER_FILES]
+        try:
+            name, patch, scale = str(place["repository"]), int(place["patch"]), float(place["scale"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise WeightsError(f"The tokenizer that {config} names lacks a valid {error}.") from None
+        repository = HubRepository.open(name, place.get("revision"), first=paths[0])
+        repository.fetch(paths, progress)
+        return build_tokenizer(repository.folder / within, patch=patch, scale=scale)
+
+    def _fetch(self, paths: Sequence[str], progress: Progress | None = None) -> None:
+        if self.repository is not None:
+            self.repository.fetch(paths, progress)
 
 
 def open_checkpoint(source: str | Path | None = None, revision: str | None = None) -> Checkpoint:
     """Find a checkpoint and read its config; weights are read when asked for.
 
     Args:
-        source: None for the embedded weights, a local folder, or a Hub repository id (`user/name`).
+        source: None for the embedded weights, a local folder, or a Hub repository id (`user/repo`, or
+            `user/repo@revision` where `revision` is not given).
 
     Raises:
         WeightsError: one sentence that names the repository, folder or file at fault.
     """
+    repository = None
     if source is None:
         folder, origin = EMBEDDED, "embedded"
     elif Path(source).is_dir():
         folder, origin = Path(source), str(source)
     else:
-        folder, origin = _from_hub(str(source), revision)
+        name, _, named = str(source).partition("@")
+        repository = HubRepository.open(name, revision or named or None)
+        folder, origin = repository.folder, repository.origin
     config = read_config(folder / "config.json")
     try:
         classes, nestings = tuple(map(str, config["classes"])), tuple(map(str, config["nestings"]))
-        return Checkpoint(folder, origin, classes, int(config["size"]), nestings)
+        place = config.get("tokenizer")
+        if not (place is None or isinstance(place, dict)):
+            raise ValueError("tokenizer")
+        return Checkpoint(folder, origin, classes, int(config["size"]), nestings, place, repository)
     except (KeyError, TypeError, ValueError) as error:
         raise WeightsError(f"{folder / 'config.json'} lacks a valid {error}.") from None
+
+
+def open_checkpoints(source: str | Path | None = None, revision: str | None = None) -> list[Checkpoint]:
+    """The checkpoints of one source, or of several parted by commas, see `open_checkpoint`.
+
+    Raises:
+        WeightsError: as there; or a revision is given for several.
+    """
+    if source is None or Path(source).is_dir():
+        return [open_checkpoint(source)]
+    names = [name.strip() for name in str(source).split(",")]
+    if len(names) > 1 and revision is not None:
+        raise WeightsError(f"A revision goes with one repository; of several, write {names[0]}@{revision}.")
+    return [open_checkpoint(name, revision) for name in names]
+
+
+def check_beside(first: Checkpoint, tokenizer: Tokenizer, other: Checkpoint) -> None:
+    """Whether nestings of `other` can be served with those of `first`, whose tokenizer is given.
+
+    Raises:
+        WeightsError: their classes or their tokenizers differ.
+    """
+    if other is first:
+        return
+    if other.classes != first.classes:
+        raise WeightsError(f"{other.origin} cannot stand beside {first.origin}: it has other classes.")
+    if other.tokenizer().fingerprint != tokenizer.fingerprint:
+        raise WeightsError(f"{other.origin} cannot stand beside {first.origin}: it has another tokenizer.")
+
+
+def free_name(name: str, origin: str, taken: Iterable[str]) -> str:
+    """`name`, or where that is taken a variant of it that says where it comes from (`k4-lattice.repo`)."""
+    if name not in taken:
+        return name
+    repository = re.split(r"[\\/]", origin.partition("@")[0])[-1]
+    plain = f"{name}.{repository}"
+    names = chain([plain], (f"{plain}-{number}" for number in count(2)))
+    return next(each for each in names if each not in taken)
 
 
 def weights_name(nesting: Nesting, variant: str = "") -> str:
@@ -143,7 +228,7 @@ def _name_of(part: Path) -> str:
 
 
 def default_source() -> str | None:
-    """The repository or folder named by NESTAR_REPO, or None: the embedded weights."""
+    """What NESTAR_REPO names, one repository or folder or several, or None: the embedded weights."""
     return os.environ.get("NESTAR_REPO") or None
 
 
@@ -154,14 +239,19 @@ def load_tokenizer(folder: Path) -> Tokenizer:
         patch, scale = int(described["patch"]), float(described["scale"])
     except (KeyError, TypeError, ValueError) as error:
         raise WeightsError(f"{folder / 'tokenizer.json'} lacks a valid {error}.") from None
-    config = folder / "config.json"
+    return build_tokenizer(folder, patch=patch, scale=scale)
+
+
+def build_tokenizer(folder: Path, *, patch: int, scale: float) -> Tokenizer:
+    """A tokenizer of an AutoencoderKL in diffusers format, with fold and scale as given."""
+    config, weights = (folder / name for name in TOKENIZER_FILES)
     network = read_json(config)
     try:
         autoencoder = AutoencoderKL.from_config(network)
     except Exception as error:  # diffusers raises many kinds
         raise WeightsError(f"{config} describes no AutoencoderKL ({first_line(error)}).") from None
     # Not diffusers' own loader: where tensors are missing it only warns, and goes on with random values.
-    load_weights(autoencoder, folder / "diffusion_pytorch_model.safetensors")
+    load_weights(autoencoder, weights)
     return Tokenizer(autoencoder, patch=patch, scale=scale).float().eval()
 
 
@@ -178,52 +268,3 @@ def resolve_device(name: str) -> torch.device:
     if device.type == "cuda" and not torch.cuda.is_available():
         raise WeightsError("No CUDA device was found: use --device cpu or auto.")
     return device
-
-
-def _from_hub(repository: str, revision: str | None) -> tuple[Path, str]:
-    """Download, or take from the cache where the Hub does not answer; returns folder and origin."""
-    from huggingface_hub import get_hf_file_metadata, hf_hub_url, snapshot_download
-    from huggingface_hub.errors import (
-        EntryNotFoundError,
-        GatedRepoError,
-        HFValidationError,
-        LocalEntryNotFoundError,
-        RepositoryNotFoundError,
-        RevisionNotFoundError,
-    )
-    from huggingface_hub.utils import validate_repo_id
-
-    named = f"{repository}@{revision}" if revision else repository
-    wanted = ["*.json", "*.safetensors"]
-    try:
-        validate_repo_id(repository)
-        try:
-            config_url = hf_hub_url(repository, "config.json", revision=revision)
-            get_hf_file_metadata(config_url, timeout=PROBE_SECONDS)
-            reached = True
-        except (GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError, EntryNotFoundError):
-            raise
-        except Exception:  # no network, a time-out, a server error: the cache may still serve
-            reached = False
-        folder = snapshot_download(
-            repository, revision=revision, allow_patterns=wanted, local_files_only=not reached
-        )
-    except GatedRepoError:
-        raise WeightsError(f"Hub repository {named} is gated: ask for access and log in.") from None
-    except RevisionNotFoundError:
-        raise WeightsError(f"Hub repository {repository} has no revision {revision!r}.") from None
-    except LocalEntryNotFoundError:  # a kind of EntryNotFoundError: it must come first
-        raise WeightsError(f"The Hub does not answer and {named} is not in the cache.") from None
-    except EntryNotFoundError:
-        raise WeightsError(
-            f"Hub repository {named} has no config.json: it holds no NestAR weights."
-        ) from None
-    except RepositoryNotFoundError:
-        raise WeightsError(f"Hub repository {repository} was not found, or is private.") from None
-    except HFValidationError:
-        raise WeightsError(
-            f"{repository!r} is neither a folder here nor a Hub repository id (user/name)."
-        ) from None
-    except Exception as error:
-        raise WeightsError(f"{named} could not be downloaded ({type(error).__name__}).") from None
-    return Path(folder), f"{repository}@{Path(folder).name[:7]}"

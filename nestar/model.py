@@ -9,6 +9,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +61,46 @@ class NestARConfig:
         return cls(**{**known, "nesting": Nesting.from_dict(stored["nesting"])})
 
 
+@dataclass(frozen=True)
+class Outline:
+    """What a nesting's config says of its weights, before any of them is read.
+
+    Attributes:
+        record: how they were trained; empty where the config does not say.
+    """
+
+    config: NestARConfig
+    record: Mapping[str, Any]
+
+    @property
+    def images_seen(self) -> int:
+        """Training images, with those of the runs whose weights these began from; 0 if nothing says."""
+        return int(summed_over_runs(self.record, "images_seen"))
+
+    @cached_property
+    def parameters(self) -> int:
+        """Parameters of all modules together."""
+        with torch.device("meta"):
+            return sum(parameter.numel() for parameter in NestAR(self.config).parameters())
+
+    @classmethod
+    def read(cls, folder: str | Path) -> Outline:
+        """From a nesting's folder.
+
+        Raises:
+            WeightsError: its config is missing, damaged or describes no NestAR; it is named.
+        """
+        file = Path(folder) / "config.json"
+        stored = read_config(file)
+        record = stored.get("training")
+        try:
+            outline = cls(NestARConfig.from_dict(stored), record if isinstance(record, dict) else {})
+            outline.parameters  # noqa: B018  (a shape that no module can have fails here)
+        except (KeyError, TypeError, ValueError, ArithmeticError, RuntimeError) as error:
+            raise WeightsError(f"{file} describes no NestAR ({first_line(error)}).") from None
+        return outline
+
+
 class NestAR(nn.Module):
     """The scaled modules of one nesting.
 
@@ -89,9 +130,9 @@ class NestAR(nn.Module):
         return next(self.parameters()).device
 
     @property
-    def images_seen(self) -> int:
-        """Training images, with those of the runs whose weights this one began from; 0 if nothing says."""
-        return int(summed_over_runs(self.record, "images_seen"))
+    def outline(self) -> Outline:
+        """Its shape and record."""
+        return Outline(self.config, self.record)
 
     def save_pretrained(
         self, folder: str | Path, dtype: torch.dtype = torch.bfloat16, record: Mapping[str, Any] | None = None
@@ -113,14 +154,9 @@ class NestAR(nn.Module):
             WeightsError: a file is missing, damaged, of the wrong shape, or no safetensors; it is named.
         """
         folder = Path(folder)
-        file = folder / "config.json"
-        stored = read_config(file)
-        try:
-            model = cls(NestARConfig.from_dict(stored))
-        except (KeyError, TypeError, ValueError, ArithmeticError) as error:
-            raise WeightsError(f"{file} describes no NestAR ({first_line(error)}).") from None
-        if isinstance(stored.get("training"), dict):
-            model.record = stored["training"]
+        outline = Outline.read(folder)
+        model = cls(outline.config)
+        model.record = outline.record
         for number, module in enumerate(model.scaled_modules, 1):
             load_weights(module, folder / module_file(number))
         return model.eval()

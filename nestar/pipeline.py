@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,9 @@ from torch import Tensor
 
 from nestar import batches
 from nestar.batches import Rows
-from nestar.checkpoints import Checkpoint, open_checkpoint, resolve_device
+from nestar.checkpoints import check_beside, free_name, open_checkpoints, resolve_device
 from nestar.images import to_pil
-from nestar.model import NestAR, WeightsError
+from nestar.model import NestAR, Outline, WeightsError
 from nestar.nesting import Nesting
 from nestar.sampler import PatchDone, SolverSettings, sample
 from nestar.settings import SampleSettings, SettingsError, check_number, check_settings, find_nesting
@@ -113,10 +114,50 @@ class Result:
         }
 
 
+class Models(Mapping[str, NestAR]):
+    """Models by name, on one device, each loaded when it is first asked for.
+
+    Args:
+        outlines: what is known of each beforehand.
+        load: gives a model by name, on the CPU; it may raise WeightsError, and is then asked again.
+    """
+
+    def __init__(
+        self, outlines: Mapping[str, Outline], load: Callable[[str], NestAR], device: torch.device
+    ) -> None:
+        self._outlines, self._load, self._device = dict(outlines), load, device
+        self._lock = threading.Lock()
+        self.loaded: dict[str, NestAR] = {}
+
+    def __getitem__(self, name: str) -> NestAR:
+        if name not in self._outlines:
+            raise KeyError(name)
+        with self._lock:  # two visitors may ask at once
+            if name not in self.loaded:
+                self.loaded[name] = self._load(name).to(self._device).eval()
+        return self.loaded[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._outlines)
+
+    def __len__(self) -> int:
+        return len(self._outlines)
+
+    def load_all(self) -> None:
+        """Load every one now."""
+        for name in self:
+            self[name]
+
+    def outline(self, name: str) -> Outline:
+        """Shape and record of a model, which need not be loaded for it."""
+        return self.loaded[name].outline if name in self.loaded else self._outlines[name]
+
+
 class NestARPipeline:
-    """Loaded weights, ready to sample. Build it with `from_pretrained`.
+    """Weights, ready to sample. Build it with `from_pretrained`.
 
     Attributes:
+        models: by name; those from the Hub are fetched when they are first used.
         classes: class names, in the order of their ids.
         nestings: those with weights, by name.
         origin: "embedded", a folder, or `user/repo@commit`.
@@ -124,17 +165,21 @@ class NestARPipeline:
 
     def __init__(
         self,
-        models: dict[str, NestAR],
+        models: Mapping[str, NestAR],
         tokenizer: Tokenizer,
         *,
         classes: tuple[str, ...],
         origin: str,
         device: torch.device,
     ):
-        self.models = {name: model.to(device).eval() for name, model in models.items()}
+        if not isinstance(models, Models):
+            given = dict(models)
+            models = Models({name: m.outline for name, m in given.items()}, given.__getitem__, device)
+            models.load_all()
+        self.models = models
         self.tokenizer = tokenizer.to(device).eval()
         self.classes, self.origin, self.device = classes, origin, device
-        self.nestings: dict[str, Nesting] = {name: model.config.nesting for name, model in models.items()}
+        self.nestings: dict[str, Nesting] = {name: models.outline(name).config.nesting for name in models}
 
     @classmethod
     def from_pretrained(
@@ -143,27 +188,41 @@ class NestARPipeline:
         """Load weights.
 
         Args:
-            source: None for the embedded weights, a local folder, or a Hub repository id.
+            source: None for the embedded weights, a local folder, or a Hub repository id (`user/repo` or
+                `user/repo@revision`); or several of these, parted by commas, if they share classes and
+                tokenizer. Of a repository only what is needed is fetched, when it is first used.
+            revision: of a single repository.
             device: `auto` (CUDA where there is one), `cpu` or `cuda`.
 
         Raises:
             WeightsError: one sentence that names the repository, folder or file at fault.
         """
-        checkpoint: Checkpoint = open_checkpoint(source, revision)
-        models = {name: checkpoint.nesting(name) for name in checkpoint.nestings}
-        tokenizer = checkpoint.tokenizer()
-        for name, model in models.items():
-            if model.config.channels != tokenizer.channels:
-                raise WeightsError(
-                    f"{checkpoint.folder / name / 'config.json'} is for tokens of {model.config.channels} "
-                    f"channels; the tokenizer in {checkpoint.folder / 'tokenizer'} has {tokenizer.channels}."
-                )
+        on = resolve_device(device)
+        checkpoints = open_checkpoints(source, revision)
+        tokenizer = checkpoints[0].tokenizer()
+        outlines: dict[str, Outline] = {}
+        loaders: dict[str, Callable[[], NestAR]] = {}
+        for checkpoint in checkpoints:
+            check_beside(checkpoints[0], tokenizer, checkpoint)
+            for stored in checkpoint.nestings:
+                outline = checkpoint.outline(stored)
+                if outline.config.channels != tokenizer.channels:
+                    raise WeightsError(
+                        f"{checkpoint.folder / stored / 'config.json'} is for tokens of "
+                        f"{outline.config.channels} channels; the tokenizer of {checkpoint.origin} has "
+                        f"{tokenizer.channels}."
+                    )
+                name = free_name(stored, checkpoint.origin, outlines)
+                outlines[name], loaders[name] = outline, partial(checkpoint.nesting, stored)
+        models = Models(outlines, lambda name: loaders[name](), on)
+        if all(checkpoint.repository is None for checkpoint in checkpoints):
+            models.load_all()  # what is damaged is found out now
         return cls(
             models,
             tokenizer,
-            classes=checkpoint.classes,
-            origin=checkpoint.origin,
-            device=resolve_device(device),
+            classes=checkpoints[0].classes,
+            origin=", ".join(checkpoint.origin for checkpoint in checkpoints),
+            device=on,
         )
 
     def settings(self, **values: object) -> SampleSettings:

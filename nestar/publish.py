@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nestar.checkpoints import Checkpoint, open_checkpoint
+from nestar.checkpoints import TOKENIZER_FILES, Checkpoint, open_checkpoint
 from nestar.data import tiny_worlds
 from nestar.model import NestAR, WeightsError, fingerprint_of, module_file, read_json
 
@@ -73,10 +73,8 @@ def prepare(
     if not models:
         raise WeightsError(f"{folder} has no nesting yet: there is nothing to publish.")
     names = ["config.json"]
-    names += [
-        f"tokenizer/{name}"
-        for name in ("config.json", "tokenizer.json", "diffusion_pytorch_model.safetensors")
-    ]
+    if checkpoint.tokenizer_place is None:  # else the config names the repository that has it
+        names += [f"tokenizer/{name}" for name in (*TOKENIZER_FILES, "tokenizer.json")]
     for name, model in models.items():
         modules = range(1, len(model.scaled_modules) + 1)
         names += [f"{name}/config.json", *(f"{name}/{module_file(number)}" for number in modules)]
@@ -170,7 +168,7 @@ def _card(
         parameters = sum(parameter.numel() for parameter in model.parameters())
         settings = model.record.get("config")
         coordination = settings.get("coordination", "?") if isinstance(settings, Mapping) else "?"
-        seen = f"{model.images_seen:,}" if model.images_seen else "?"
+        seen = f"{model.outline.images_seen:,}" if model.outline.images_seen else "?"
         yield (
             f"| `{name}` | {own.modules} | {own.evaluations} of {own.n} | {parameters / 1e6:.2f} million "
             f"| {seen} | {coordination if own.modules > 1 else '-'} |"

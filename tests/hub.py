@@ -23,17 +23,29 @@ LOADER = """
 import json, sys, time
 from nestar.checkpoints import open_checkpoint
 from nestar.model import WeightsError
+from nestar.pipeline import NestARPipeline
+
+def whole(source, revision):
+    told = []
+    checkpoint = open_checkpoint(source, revision)
+    for name in checkpoint.nestings:
+        checkpoint.nesting(name, lambda *progress: told.append(progress))
+    tokenizer = checkpoint.tokenizer()
+    return {"origin": checkpoint.origin, "tokenizer": tokenizer.fingerprint, "told": told, "files": sorted(
+        str(file.relative_to(checkpoint.folder))
+        for file in checkpoint.folder.rglob("*") if file.is_file())}
+
+def painted(source, revision, nesting):
+    pipe = NestARPipeline.from_pretrained(source, revision=revision, device="cpu")
+    pipe("flower", steps=1, nesting=nesting)
+    return {"origin": pipe.origin, "nestings": list(pipe.nestings), "loaded": list(pipe.models.loaded)}
+
 print("ready", flush=True)
 for line in sys.stdin:
     began = time.perf_counter()
     try:
-        checkpoint = open_checkpoint(**json.loads(line))
-        for name in checkpoint.nestings:
-            checkpoint.nesting(name)
-        checkpoint.tokenizer()
-        answer = {"origin": checkpoint.origin, "files": sorted(
-            str(file.relative_to(checkpoint.folder))
-            for file in checkpoint.folder.rglob("*") if file.is_file())}
+        asked = json.loads(line)
+        answer = painted(**asked) if "nesting" in asked else whole(**asked)
     except WeightsError as error:
         answer = {"error": str(error)}
     print(json.dumps({**answer, "seconds": time.perf_counter() - began}), flush=True)
@@ -41,11 +53,18 @@ for line in sys.stdin:
 
 
 class StandInHub:
-    """Serves `repositories`, a folder or an error code by id, at one commit; `served` lists what it gave."""
+    """Serves `repositories`, a folder or an error code by id, at one commit.
+
+    Attributes:
+        served: paths of the files it gave.
+        damage: by the end of a path, what is done to that file: `cut` (the first answer breaks off half-way),
+            `torn` (every answer does), `swapped` (other bytes than its hash says).
+    """
 
     def __init__(self, repositories: Mapping[str, Path | str]):
         self.repositories = dict(repositories)
         self.served: list[str] = []
+        self.damage: dict[str, str] = {}
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
         self.url = f"http://127.0.0.1:{self.server.server_port}"
         threading.Thread(
@@ -92,21 +111,40 @@ class StandInHub:
             ]
         return None, json.dumps(listed).encode()
 
+    def damaged(self, path: str, body: bytes) -> bytes:
+        """The bytes that are sent in place of `body`."""
+        ending = next((ending for ending in self.damage if path.endswith(ending)), None)
+        if ending is None:
+            return body
+        how = self.damage[ending]
+        if how == "cut":
+            del self.damage[ending]
+        return body[::-1] if how == "swapped" else body[: len(body) // 2]
+
     def _handler(hub) -> type[BaseHTTPRequestHandler]:
         class Handler(BaseHTTPRequestHandler):
             def do_HEAD(self) -> None:
                 error, body = hub.answer(self.path)
                 status = {None: 200, "GatedRepo": 403, "RepoNotFound": 401}.get(error, 404)
+                # Weights are kept under their SHA-256, small files under a hash of git's.
+                digest = hashlib.sha256 if self.path.endswith(".safetensors") else hashlib.sha1
+                tag, size = digest(body).hexdigest(), len(body)
+                start = 0
+                if self.command == "GET" and (asked := self.headers.get("Range")) and status == 200:
+                    start, status = int(asked.removeprefix("bytes=").partition("-")[0]), 206
+                    body = body[start:]
                 self.send_response(status)
                 if error:
                     self.send_header("X-Error-Code", error)
                 self.send_header("X-Repo-Commit", COMMIT)
-                self.send_header("ETag", f'"{hashlib.sha1(body).hexdigest()}"')
+                self.send_header("ETag", f'"{tag}"')
+                if status == 206:
+                    self.send_header("Content-Range", f"bytes {start}-{size - 1}/{size}")
                 self.send_header("Content-Length", str(len(body)))
                 self.end_headers()
                 if self.command == "GET":
                     hub.served.append(self.path.split("?")[0])
-                    self.wfile.write(body)
+                    self.wfile.write(hub.damaged(self.path, body))
 
             do_GET = do_HEAD
 
@@ -218,9 +256,10 @@ class Loader:
         )
         assert self.process.stdout.readline() == "ready\n"
 
-    def load(self, source: str, revision: str | None = None) -> dict[str, Any]:
-        """Load everything; returns origin and files, or the error's sentence, and the seconds it took."""
-        self.process.stdin.write(json.dumps({"source": source, "revision": revision}) + "\n")
+    def load(self, source: str, revision: str | None = None, **more: str) -> dict[str, Any]:
+        """Load everything of a repository, or with `nesting` make a picture by it; returns origin and files,
+        or which nestings there are and which of them were loaded, or the error's sentence; and seconds."""
+        self.process.stdin.write(json.dumps({"source": source, "revision": revision, **more}) + "\n")
         self.process.stdin.flush()
         return json.loads(self.process.stdout.readline())
 

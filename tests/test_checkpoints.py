@@ -1,12 +1,11 @@
-"""Where weights come from: round trips, damage of every kind, devices, and the Hub."""
+"""Where weights come from: round trips, damage of every kind, and devices."""
 
 from __future__ import annotations
 
 import json
 import pickle
 import shutil
-import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -18,7 +17,6 @@ from nestar.checkpoints import assemble, load_tokenizer, open_checkpoint, resolv
 from nestar.model import FORMAT_VERSION, NestAR, WeightsError
 from nestar.pipeline import NestARPipeline
 from nestar.settings import SettingsError, find_nesting
-from tests.hub import COMMIT, Loader, StandInHub
 from tests.small import (
     CHANNELS,
     CLASSES,
@@ -253,89 +251,6 @@ def test_devices(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("tpu", "mps", "", "CUDA"):
         with pytest.raises(WeightsError, match=f"^Unknown device '{name}': allowed are auto, cpu and cuda.$"):
             resolve_device(name)
-
-
-@pytest.fixture(scope="module")
-def published(saved: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The checkpoint as somebody might publish it, with files beside it that must not be fetched."""
-    folder = Path(shutil.copytree(saved, tmp_path_factory.mktemp("published") / "repository"))
-    for name in (
-        "pytorch_model.bin",
-        f"{K4.name}/module_1.bin",
-        "tokenizer/diffusion_pytorch_model.bin",
-        "run.py",
-    ):
-        (folder / name).write_bytes(pickle.dumps("arbitrary code"))
-    return folder
-
-
-@pytest.fixture(scope="module")
-def hub(published: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[StandInHub]:
-    """One Hub for all tests of this file."""
-    other = tmp_path_factory.mktemp("other")
-    (other / "model.safetensors").write_bytes(b"something else")
-    started = StandInHub({"user/weights": published, "user/other": other, "user/gated": "GatedRepo"})
-    yield started
-    started.stop()
-
-
-@pytest.fixture(scope="module")
-def loader(hub: StandInHub, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Loader]:
-    started = Loader(hub.url, tmp_path_factory.mktemp("hf"))
-    yield started
-    started.close()
-
-
-def test_the_hub_by_commit_without_pickles(hub: StandInHub, loader: Loader) -> None:
-    answer = loader.load("user/weights")
-    assert answer.get("origin") == f"user/weights@{COMMIT[:7]}"
-    expected = [CONFIG, TOKENIZER, TOKENIZER_CONFIG, TOKENIZER_SCALE]
-    for nesting in (K4, K2):
-        expected += [f"{nesting.name}/config.json"]
-        expected += [f"{nesting.name}/module_{scale.number}.safetensors" for scale in nesting.scales]
-    assert answer["files"] == sorted(expected)
-    assert sum(path.endswith(".safetensors") for path in hub.served) == 7
-    assert not [path for path in hub.served if path.endswith((".bin", ".py"))]
-    assert loader.load("user/weights", "v1")["origin"] == f"user/weights@{COMMIT[:7]}"
-
-
-@pytest.mark.parametrize(
-    ("source", "revision", "said"),
-    [
-        ("user/gone", None, "Hub repository user/gone was not found, or is private."),
-        ("user/gated", None, "Hub repository user/gated is gated: ask for access and log in."),
-        ("user/weights", "nowhere", "Hub repository user/weights has no revision 'nowhere'."),
-        ("user/other", None, "Hub repository user/other has no config.json: it holds no NestAR weights."),
-        (
-            "no/such/folder",
-            None,
-            "'no/such/folder' is neither a folder here nor a Hub repository id (user/name).",
-        ),
-    ],
-)
-def test_what_the_hub_refuses_is_one_sentence(
-    loader: Loader, source: str, revision: str | None, said: str
-) -> None:
-    answer = loader.load(source, revision)
-    assert answer.get("error") == said
-    assert answer["seconds"] < 15
-
-
-def test_a_silent_hub_and_a_dead_one(hub: StandInHub, loader: Loader) -> None:
-    """What has been downloaded is served from the cache, and what has not is refused, within seconds.
-
-    The last test of this file: it stops the Hub that the others share.
-    """
-    assert "origin" in loader.load("user/weights")
-    hub.stop()
-    with socket.create_server(("127.0.0.1", hub.server.server_port), backlog=16):  # accepts, never answers
-        silent = [loader.load("user/weights"), loader.load("user/new")]
-    dead = [loader.load("user/weights"), loader.load("user/new", "v1")]
-    assert [answer[0].get("origin") for answer in (silent, dead)] == [f"user/weights@{COMMIT[:7]}"] * 2
-    assert silent[1].get("error") == "The Hub does not answer and user/new is not in the cache."
-    assert dead[1].get("error") == "The Hub does not answer and user/new@v1 is not in the cache."
-    # Left to itself huggingface_hub retries for 23 s, or 388 s where nothing answers.
-    assert max(answer["seconds"] for answer in silent + dead) < 15
 
 
 def test_assemble_puts_trained_parts_together(tmp_path: Path) -> None:

@@ -309,7 +309,7 @@ def test_a_tokenizer_of_other_channels_is_refused_and_both_are_named(tmp_path: P
         NestARPipeline.from_pretrained(tmp_path, device="cpu")
     assert str(caught.value) == (
         f"{tmp_path / K4.name / 'config.json'} is for tokens of 4 channels; "
-        f"the tokenizer in {tmp_path / 'tokenizer'} has 8."
+        f"the tokenizer of {tmp_path} has 8."
     )
 
 

@@ -64,7 +64,7 @@ def first_controls(pipeline: NestARPipeline) -> dict[str, Any]:
 def committed(pipeline: NestARPipeline, space: FeatureSpace) -> dict[str, Any]:
     """What `python -m benchmarks.diversity` has measured on these very weights, by nesting."""
     found = {}
-    for name, model in pipeline.models.items():
+    for name, model in pipeline.models.loaded.items():  # of the others, what is asked for is measured
         try:
             stored = stored_results(name, model, space)
         except WeightsError as error:

@@ -255,7 +255,8 @@ def build(pipeline: NestARPipeline, runs: Runs) -> None:
             apply_default_css=False,
             elem_id="dials",
             plans=plans_to_json(
-                k_plans(pipeline), {name: model.images_seen for name, model in pipeline.models.items()}
+                k_plans(pipeline),
+                {name: pipeline.models.outline(name).images_seen for name in pipeline.models},
             ),
             sliders=SLIDERS,
             ranges=RANGES,

@@ -64,12 +64,11 @@ def entrants(pipeline: NestARPipeline) -> dict[str, list[Entrant]]:
     """
     order = shown_order(pipeline)
     found: dict[str, list[Entrant]] = {kind: [] for kind in KINDS}
-    for name, model in pipeline.models.items():
-        nesting = model.config.nesting
+    for name, nesting in pipeline.nestings.items():
         own = found[nesting.kind]
         if name == nesting.name and (nesting.order == order if nesting.kind == "nested" else not own):
-            parameters = sum(parameter.numel() for parameter in model.parameters())
-            own.append(Entrant(name, nesting, parameters, model.images_seen))
+            outline = pipeline.models.outline(name)
+            own.append(Entrant(name, nesting, outline.parameters, outline.images_seen))
     found["nested"].sort(key=lambda entrant: entrant.nesting.k)
     return {kind: own for kind, own in found.items() if own}
 

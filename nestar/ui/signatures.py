@@ -174,7 +174,7 @@ def unequal(failure: Failure, pipeline: NestARPipeline) -> str:
     """A sentence where the weights that a failure compares saw different numbers of images, or ""."""
     if why_not(failure, pipeline) or not failure.needs:
         return ""
-    images = [pipeline.models[name].images_seen for name in failure.needs]
+    images = [pipeline.models.outline(name).images_seen for name in failure.needs]
     if len(set(images)) == 1:
         return ""
     seen = " and ".join(f"{count:,}" for count in images)

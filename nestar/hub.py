@@ -1,0 +1,195 @@
+"""A repository on the Hugging Face Hub at one commit; its files come when they are asked for.
+
+What has come once is kept in the Hub client's cache and serves without the Hub, too.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from nestar.model import WeightsError
+
+PROBE_SECONDS = 2.0
+"""How long the Hub may take to answer before the cache is used; its client alone would try for minutes."""
+
+Progress = Callable[[str, int, int], None]
+"""Told of a download on its way: the file's path in the repository, bytes that are here, bytes in all."""
+
+
+@dataclass(frozen=True)
+class HubRepository:
+    """A repository at one commit.
+
+    Attributes:
+        folder: where its files lie once they have come, under their paths in the repository.
+        commit: 40 hex digits.
+    """
+
+    name: str
+    commit: str
+    folder: Path
+
+    @property
+    def origin(self) -> str:
+        """`user/repo@commit`, with as much of the commit as tells it apart."""
+        return f"{self.name}@{self.commit[:7]}"
+
+    @classmethod
+    def open(cls, name: str, revision: str | None = None, first: str = "config.json") -> HubRepository:
+        """Find the commit that `revision` (default: the main branch) names, by fetching the file `first`.
+
+        Raises:
+            WeightsError: one sentence on why there is none.
+        """
+        from huggingface_hub import hf_hub_download
+
+        named = f"{name}@{revision}" if revision else name
+        with _one_sentence(name, revision, named, f"has no {first}: it holds no NestAR weights"):
+            reached = _answers(name, first, revision)
+            file = Path(hf_hub_download(name, first, revision=revision, local_files_only=not reached))
+        folder = file.parents[len(Path(first).parts) - 1]
+        return cls(name, folder.name, folder)
+
+    def missing(self, paths: Iterable[str]) -> list[str]:
+        """Those of these files that have not come yet."""
+        return [path for path in paths if not (self.folder / path).exists()]
+
+    def fetch(self, paths: Iterable[str], progress: Progress | None = None) -> None:
+        """Bring the files that have not come yet. A download that broke off goes on where it stood.
+
+        Raises:
+            WeightsError: a file is not there or cannot be had; one sentence names it.
+        """
+        from huggingface_hub import hf_hub_download
+
+        for path in self.missing(paths):
+            with _one_sentence(self.name, self.commit, f"{path} of {self.origin}", f"has no {path}"):
+                reached = _answers(self.name, path, self.commit)
+                hf_hub_download(
+                    self.name,
+                    path,
+                    revision=self.commit,
+                    local_files_only=not reached,
+                    tqdm_class=_told(progress, path) if progress else None,
+                )
+            self._verify(path)
+
+    def _verify(self, path: str) -> None:
+        """Weights are kept under their hash, which the client trusts: read it again, and keep no others."""
+        kept = (self.folder / path).resolve()
+        if not re.fullmatch("[0-9a-f]{64}", kept.name):  # small files go by another hash
+            return
+        with kept.open("rb") as file:
+            own = hashlib.file_digest(file, "sha256").hexdigest()
+        if own != kept.name:
+            (self.folder / path).unlink()
+            kept.unlink()
+            raise WeightsError(f"{path} of {self.origin} came damaged: its hash is not the Hub's. Try again.")
+
+
+def _answers(name: str, path: str, revision: str | None) -> bool:
+    """Whether the Hub answers in time that the file is there.
+
+    Raises:
+        HfHubHTTPError: it answers that there is no such file, or that it may not be had.
+    """
+    from huggingface_hub import get_hf_file_metadata, hf_hub_url
+    from huggingface_hub.errors import (
+        EntryNotFoundError,
+        GatedRepoError,
+        HFValidationError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+    from huggingface_hub.utils import validate_repo_id
+
+    validate_repo_id(name)
+    said = (EntryNotFoundError, GatedRepoError, HFValidationError)
+    try:
+        get_hf_file_metadata(hf_hub_url(name, path, revision=revision), timeout=PROBE_SECONDS)
+    except (*said, RepositoryNotFoundError, RevisionNotFoundError):
+        raise
+    except Exception:  # no network, a time-out, a server error: the cache may still serve
+        return False
+    return True
+
+
+@contextmanager
+def _one_sentence(name: str, revision: str | None, named: str, absent: str) -> Iterator[None]:
+    """The Hub client's errors as one sentence each.
+
+    Args:
+        named: what was asked for; absent: what the repository then lacks, after "Hub repository user/repo".
+    """
+    from huggingface_hub.errors import (
+        EntryNotFoundError,
+        FileMetadataError,
+        GatedRepoError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+
+    try:
+        yield
+    except GatedRepoError:  # a kind of RepositoryNotFoundError: it must come first
+        raise WeightsError(f"Hub repository {named} is gated: ask for access and log in.") from None
+    except RevisionNotFoundError:
+        raise WeightsError(f"Hub repository {name} has no revision {revision!r}.") from None
+    except LocalEntryNotFoundError:  # a kind of EntryNotFoundError
+        raise WeightsError(f"The Hub does not answer and {named} is not in the cache.") from None
+    except EntryNotFoundError:
+        at = f"{name}@{revision[:7]}" if revision else name
+        raise WeightsError(f"Hub repository {at} {absent}.") from None
+    except RepositoryNotFoundError:
+        raise WeightsError(f"Hub repository {named} was not found, or is private.") from None
+    except HFValidationError:
+        raise WeightsError(
+            f"{name!r} is neither a folder here nor a Hub repository id (user/name)."
+        ) from None
+    except FileMetadataError:
+        raise WeightsError(f"What answers for the Hub does not describe {named}.") from None
+    except OSError as error:
+        if "onsistency check" in str(error):  # the client's word for a file of another length
+            raise WeightsError(f"{named} came incomplete: try again.") from None
+        raise WeightsError(f"{named} could not be downloaded ({type(error).__name__}).") from None
+    except Exception as error:
+        raise WeightsError(f"{named} could not be downloaded ({type(error).__name__}).") from None
+
+
+def _told(progress: Progress, path: str) -> type[tqdm]:
+    """The client's progress bar, as one that tells `progress` and shows nothing."""
+
+    class Told(tqdm):
+        def __init__(self, *arguments: Any, **options: Any):
+            options.pop("name", None)
+            super().__init__(*arguments, **{**options, "disable": False, "file": _Nowhere()})
+
+        def display(self, *_: Any, **__: Any) -> None:
+            pass
+
+        def update(self, n: float | None = 1) -> bool | None:
+            moved = super().update(n)
+            progress(path, int(self.n), int(self.total or 0))
+            return moved
+
+    return Told
+
+
+class _Nowhere:
+    """A stream that swallows what is written to it."""
+
+    def write(self, _: str) -> None:
+        pass
+
+    def flush(self) -> None:
+        pass

@@ -1,0 +1,227 @@
+"""Weights from the Hub, through a stand-in for it on 127.0.0.1."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import re
+import shutil
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from nestar.checkpoints import load_tokenizer
+from tests.hub import COMMIT, Loader, StandInHub
+from tests.small import K2, K4, save_checkpoint, save_tokenizer, small_tokenizer
+
+CONFIG = "config.json"
+TOKENIZER = "tokenizer/diffusion_pytorch_model.safetensors"
+TOKENIZER_CONFIG = "tokenizer/config.json"
+TOKENIZER_SCALE = "tokenizer/tokenizer.json"
+WEIGHTS = f"{K4.name}/module_2.safetensors"
+SERVED = f"/user/weights/resolve/{COMMIT}"
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The checkpoint as somebody might publish it, with files beside it that must not be fetched."""
+    folder = save_checkpoint(tmp_path_factory.mktemp("published") / "repository")
+    for name in (
+        "pytorch_model.bin",
+        f"{K4.name}/module_1.bin",
+        "tokenizer/diffusion_pytorch_model.bin",
+        "run.py",
+    ):
+        (folder / name).write_bytes(pickle.dumps("arbitrary code"))
+    return folder
+
+
+def borrowing(folder: Path, place: dict[str, object]) -> Path:
+    """A checkpoint whose config says that its tokenizer lies in another repository."""
+    save_checkpoint(folder, [K4])
+    shutil.rmtree(folder / "tokenizer")
+    stored = json.loads((folder / CONFIG).read_text())
+    (folder / CONFIG).write_text(json.dumps({**stored, "tokenizer": place}))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def hub(published: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[StandInHub]:
+    """One Hub for all tests of this file."""
+    other = tmp_path_factory.mktemp("other")
+    (other / "model.safetensors").write_bytes(b"something else")
+    birds = save_checkpoint(tmp_path_factory.mktemp("birds"), [K4], ("wren", "robin", "owl"))
+    odd, more = tmp_path_factory.mktemp("odd"), tmp_path_factory.mktemp("more")
+    for folder in (odd, more):
+        save_checkpoint(folder, [K4])
+    tokenizer = small_tokenizer()
+    with torch.no_grad():
+        next(tokenizer.parameters()).add_(1)
+    save_tokenizer(tokenizer, odd / "tokenizer")
+    place = {"repository": "user/weights", "folder": "tokenizer", "patch": 4, "scale": 0.5}
+    places = {
+        "user/borrowed": place,
+        "user/borrowed-wrong": {name: value for name, value in place.items() if name != "patch"},
+        "user/borrowed-gone": {**place, "repository": "user/gone"},
+    }
+    started = StandInHub(
+        {
+            "user/weights": published,
+            "user/other": other,
+            "user/gated": "GatedRepo",
+            "user/birds": birds,
+            "user/odd": odd,
+            "user/more": more,
+            **{name: borrowing(tmp_path_factory.mktemp("borrowed"), place) for name, place in places.items()},
+        }
+    )
+    yield started
+    started.stop()
+
+
+@pytest.fixture(scope="module")
+def loader(hub: StandInHub, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Loader]:
+    started = Loader(hub.url, tmp_path_factory.mktemp("hf"))
+    yield started
+    started.close()
+
+
+def test_the_hub_by_commit_without_pickles(hub: StandInHub, loader: Loader) -> None:
+    answer = loader.load("user/weights")
+    assert answer.get("origin") == f"user/weights@{COMMIT[:7]}"
+    expected = [CONFIG, TOKENIZER, TOKENIZER_CONFIG, TOKENIZER_SCALE]
+    for nesting in (K4, K2):
+        expected += [f"{nesting.name}/config.json"]
+        expected += [f"{nesting.name}/module_{scale.number}.safetensors" for scale in nesting.scales]
+    assert answer["files"] == sorted(expected)
+    assert sum(path.endswith(".safetensors") for path in hub.served) == 7
+    assert not [path for path in hub.served if path.endswith((".bin", ".py"))]
+    assert loader.load("user/weights", "v1")["origin"] == f"user/weights@{COMMIT[:7]}"
+
+
+@pytest.mark.parametrize(
+    ("source", "revision", "said"),
+    [
+        ("user/gone", None, "Hub repository user/gone was not found, or is private."),
+        ("user/gated", None, "Hub repository user/gated is gated: ask for access and log in."),
+        ("user/weights", "nowhere", "Hub repository user/weights has no revision 'nowhere'."),
+        ("user/other", None, "Hub repository user/other has no config.json: it holds no NestAR weights."),
+        (
+            "no/such/folder",
+            None,
+            "'no/such/folder' is neither a folder here nor a Hub repository id (user/name).",
+        ),
+    ],
+)
+def test_what_the_hub_refuses_is_one_sentence(
+    loader: Loader, source: str, revision: str | None, said: str
+) -> None:
+    answer = loader.load(source, revision)
+    assert answer.get("error") == said
+    assert answer["seconds"] < 15
+
+
+def test_only_what_is_used_is_fetched(hub: StandInHub, tmp_path: Path) -> None:
+    """A page on a repository of many nestings opens on one of them."""
+    loader = Loader(hub.url, tmp_path)
+    hub.served.clear()
+    answer = loader.load("user/weights", nesting=K4.name)
+    loader.close()
+    assert answer.get("loaded") == [K4.name] and answer["nestings"] == [K4.name, K2.name]
+    assert [path for path in hub.served if f"/{K2.name}/" in path] == [f"{SERVED}/{K2.name}/config.json"]
+    assert f"{SERVED}/{K4.name}/module_1.safetensors" in hub.served
+
+
+def test_a_tokenizer_comes_from_its_own_repository(hub: StandInHub, loader: Loader, published: Path) -> None:
+    """As diffusers stores it: the published KL-16 serves as it is, fold and scale stand in our config."""
+    own = load_tokenizer(published / "tokenizer")
+    answer = loader.load("user/borrowed")
+    assert answer.get("tokenizer") == own.fingerprint
+    assert not [file for file in answer["files"] if file.startswith("tokenizer/")]
+    assert loader.load("user/borrowed-wrong")["error"].endswith("config.json names lacks a valid 'patch'.")
+    assert loader.load("user/borrowed-gone")["error"] == (
+        "Hub repository user/gone was not found, or is private."
+    )
+
+
+def test_several_repositories_show_their_nestings_together(loader: Loader) -> None:
+    both = loader.load("user/weights, user/more@v1", nesting="k4-lattice.more")
+    assert both.get("nestings") == [K4.name, K2.name, f"{K4.name}.more"]
+    assert both["loaded"] == [f"{K4.name}.more"]
+    assert both["origin"] == f"user/weights@{COMMIT[:7]}, user/more@{COMMIT[:7]}"
+
+
+@pytest.mark.parametrize(
+    ("source", "said"),
+    [
+        (
+            "user/weights,user/birds",
+            "user/birds@.* cannot stand beside user/weights@.*: it has other classes",
+        ),
+        (
+            "user/weights,user/odd",
+            "user/odd@.* cannot stand beside user/weights@.*: it has another tokenizer",
+        ),
+        ("user/weights,user/gone", "user/gone was not found"),
+    ],
+)
+def test_repositories_that_do_not_go_together_are_named(loader: Loader, source: str, said: str) -> None:
+    assert re.search(said, loader.load(source, nesting=K4.name)["error"])
+
+
+def test_a_revision_of_several_repositories_is_refused(loader: Loader) -> None:
+    error = loader.load("user/weights,user/more", "v1", nesting=K4.name)["error"]
+    assert error == "A revision goes with one repository; of several, write user/weights@v1."
+
+
+def test_a_download_that_breaks_off_goes_on_and_is_told(hub: StandInHub, tmp_path: Path) -> None:
+    loader = Loader(hub.url, tmp_path)
+    hub.damage[WEIGHTS] = "cut"
+    hub.served.clear()
+    answer = loader.load("user/weights")
+    loader.close()
+    assert answer.get("origin") and not hub.damage
+    assert hub.served.count(f"{SERVED}/{WEIGHTS}") == 2, "the second answer brought the rest"
+    told = [(here, whole) for path, here, whole in answer["told"] if path == WEIGHTS]
+    assert told[-1][0] == told[-1][1] > 0
+    assert [here for here, _ in told] == sorted(here for here, _ in told)
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        ("torn", f"{WEIGHTS} of user/weights@{COMMIT[:7]} (came incomplete|could not be downloaded)"),
+        ("swapped", f"{WEIGHTS} of user/weights@{COMMIT[:7]} came damaged: its hash is not the Hub's"),
+    ],
+)
+def test_half_a_file_and_another_are_refused_and_tried_again(
+    hub: StandInHub, tmp_path: Path, damage: str, said: str
+) -> None:
+    loader = Loader(hub.url, tmp_path)
+    hub.damage[WEIGHTS] = damage
+    refused = loader.load("user/weights")
+    hub.damage.clear()
+    again = loader.load("user/weights")
+    loader.close()
+    assert re.match(said, refused.get("error", ""))
+    assert again.get("origin") == f"user/weights@{COMMIT[:7]}"
+
+
+def test_a_silent_hub_and_a_dead_one(hub: StandInHub, loader: Loader) -> None:
+    """What has been downloaded is served from the cache, and what has not is refused, within seconds.
+
+    The last test of this file: it stops the Hub that the others share.
+    """
+    assert "origin" in loader.load("user/weights")
+    hub.stop()
+    with socket.create_server(("127.0.0.1", hub.server.server_port), backlog=16):  # accepts, never answers
+        silent = [loader.load("user/weights"), loader.load("user/new")]
+    dead = [loader.load("user/weights"), loader.load("user/new", "v1")]
+    assert [answer[0].get("origin") for answer in (silent, dead)] == [f"user/weights@{COMMIT[:7]}"] * 2
+    assert silent[1].get("error") == "The Hub does not answer and user/new is not in the cache."
+    assert dead[1].get("error") == "The Hub does not answer and user/new@v1 is not in the cache."
+    # Left to itself huggingface_hub retries for 23 s, or 388 s where nothing answers.
+    assert max(answer["seconds"] for answer in silent + dead) < 15
