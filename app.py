@@ -14,9 +14,10 @@ from nestar.checkpoints import default_source
 from nestar.model import WeightsError
 from nestar.pipeline import NestARPipeline
 from nestar.ui import diversity, failure, generate, how, race
-from nestar.ui.assets import asset, launch_options
+from nestar.ui.assets import launch_options
 from nestar.ui.lanes import can_race
 from nestar.ui.runs import Runs
+from nestar.ui.weights import header
 
 log = logging.getLogger("nestar.app")
 # Calls that may wait for the one sampler; more are refused with a message.
@@ -26,8 +27,7 @@ QUEUE_LENGTH = 32
 def build_page(pipeline: NestARPipeline, notice: str = "") -> gr.Blocks:
     """The whole page on one pipeline; `notice` is a sentence for the visitor, shown above the chooser."""
     with gr.Blocks(title="NestAR: watch a picture grow", delete_cache=(3600, 3600)) as demo:
-        header = asset("header.html").replace("<!-- weights -->", escape(pipeline.origin))
-        gr.HTML(header.replace("<!-- device -->", escape(str(pipeline.device))), apply_default_css=False)
+        gr.HTML(header(pipeline), apply_default_css=False)
         if notice:
             gr.HTML(f'<p class="notice" role="status">{escape(notice)}</p>', apply_default_css=False)
         runs = Runs()
@@ -77,7 +77,8 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--repo",
         default=default_source(),
-        help="Hub repository (user/name) or folder with weights; default: $NESTAR_REPO, else those embedded",
+        help="Hub repository (user/repo) or folder with weights, or several parted by commas; "
+        "default: $NESTAR_REPO, else those embedded",
     )
     parser.add_argument("--revision", help="branch, tag or commit of the Hub repository")
     parser.add_argument("--host", help="address to listen on; default: $GRADIO_SERVER_NAME, else 127.0.0.1")

@@ -159,7 +159,7 @@ def guidance_scale(cfg: float, schedule: str, evaluation: int, evaluations: int)
 
 def guide(conditional: Tensor, unconditional: Tensor, scale: float) -> Tensor:
     """Classifier-free guidance, `v = v_u + s (v_c - v_u)`."""
-    return unconditional + scale * (conditional - unconditional)
+    return torch.lerp(unconditional, conditional, scale)
 
 
 def grid_noise(seeds: Sequence[int], grid_tokens: int, channels: int) -> Tensor:

@@ -17,6 +17,7 @@ from torch import Tensor
 from nestar import batches
 from nestar.batches import Rows
 from nestar.checkpoints import check_beside, free_name, open_checkpoints, resolve_device
+from nestar.hub import Progress
 from nestar.images import to_pil
 from nestar.model import NestAR, Outline, WeightsError
 from nestar.nesting import Nesting
@@ -114,28 +115,66 @@ class Result:
         }
 
 
+FETCH_PACE = 0.2
+"""Seconds between two words on a download."""
+
+
 class Models(Mapping[str, NestAR]):
     """Models by name, on one device, each loaded when it is first asked for.
 
     Args:
         outlines: what is known of each beforehand.
-        load: gives a model by name, on the CPU; it may raise WeightsError, and is then asked again.
+        load: gives a model by name, on the CPU, and tells the progress of a download; it may raise
+            WeightsError, and is then asked again.
     """
 
     def __init__(
-        self, outlines: Mapping[str, Outline], load: Callable[[str], NestAR], device: torch.device
+        self,
+        outlines: Mapping[str, Outline],
+        load: Callable[[str, Progress | None], NestAR],
+        device: torch.device,
     ) -> None:
         self._outlines, self._load, self._device = dict(outlines), load, device
         self._lock = threading.Lock()
         self.loaded: dict[str, NestAR] = {}
 
     def __getitem__(self, name: str) -> NestAR:
+        return self._get(name, None)
+
+    def _get(self, name: str, progress: Progress | None) -> NestAR:
         if name not in self._outlines:
             raise KeyError(name)
         with self._lock:  # two visitors may ask at once
             if name not in self.loaded:
-                self.loaded[name] = self._load(name).to(self._device).eval()
+                self.loaded[name] = self._load(name, progress).to(self._device).eval()
         return self.loaded[name]
+
+    def fetch(self, name: str) -> Iterator[tuple[str, int, int]]:
+        """Load a model; while its files come from elsewhere, tell a few times a second of the one on its way:
+        its path, bytes that are here, bytes in all. Whoever stops listening does not stop the download.
+
+        Raises:
+            WeightsError: as loading does.
+        """
+        if name in self.loaded:
+            return
+        told: list[tuple[str, int, int]] = []
+        failures: list[Exception] = []
+
+        def work() -> None:
+            try:
+                self._get(name, lambda *progress: told.append(progress))
+            except Exception as error:
+                failures.append(error)
+
+        thread = threading.Thread(target=work, name=f"load {name}", daemon=True)
+        thread.start()
+        while thread.is_alive():
+            thread.join(FETCH_PACE)
+            if told:
+                yield told[-1]
+        if failures:
+            raise failures[0]
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._outlines)
@@ -174,7 +213,8 @@ class NestARPipeline:
     ):
         if not isinstance(models, Models):
             given = dict(models)
-            models = Models({name: m.outline for name, m in given.items()}, given.__getitem__, device)
+            outlines = {name: model.outline for name, model in given.items()}
+            models = Models(outlines, lambda name, _: given[name], device)
             models.load_all()
         self.models = models
         self.tokenizer = tokenizer.to(device).eval()
@@ -201,7 +241,7 @@ class NestARPipeline:
         checkpoints = open_checkpoints(source, revision)
         tokenizer = checkpoints[0].tokenizer()
         outlines: dict[str, Outline] = {}
-        loaders: dict[str, Callable[[], NestAR]] = {}
+        loaders: dict[str, Callable[[Progress | None], NestAR]] = {}
         for checkpoint in checkpoints:
             check_beside(checkpoints[0], tokenizer, checkpoint)
             for stored in checkpoint.nestings:
@@ -214,7 +254,7 @@ class NestARPipeline:
                     )
                 name = free_name(stored, checkpoint.origin, outlines)
                 outlines[name], loaders[name] = outline, partial(checkpoint.nesting, stored)
-        models = Models(outlines, lambda name: loaders[name](), on)
+        models = Models(outlines, lambda name, progress: loaders[name](progress), on)
         if all(checkpoint.repository is None for checkpoint in checkpoints):
             models.load_all()  # what is damaged is found out now
         return cls(
@@ -232,6 +272,10 @@ class NestARPipeline:
     def plan(self, k: int = 4, order: str = "lattice", nesting: str | None = None) -> Nesting:
         """The nesting with weights that has this k and order, or the one that `nesting` names."""
         return self.nestings[find_nesting(self.nestings, k, order, nesting)]
+
+    def fetch(self, settings: SampleSettings) -> Iterator[tuple[str, int, int]]:
+        """Load the weights that checked settings name, see `Models.fetch`."""
+        return self.models.fetch(find_nesting(self.nestings, settings.k, settings.order, settings.nesting))
 
     def plan_of(self, settings: SampleSettings) -> Nesting:
         """The nesting that checked settings name."""

@@ -62,19 +62,20 @@ class KVCache:
 
 @dataclass(frozen=True)
 class Modulation:
-    """What time and class do to a module (adaLN), for G groups of tokens.
+    """What time and class do to a module (adaLN), for G groups of tokens; every tensor is (B, G, 1, D).
 
     Attributes:
-        blocks: for each block (B, G, 1, 6, D): shift, 1 + scale and gate of attention, then of the MLP.
-        head_BG12D: shift and 1 + scale before the head.
+        blocks: for each block: shift, 1 + scale and gate of attention, then of the MLP.
+        head: shift and 1 + scale before the head.
     """
 
-    blocks: tuple[Tensor, ...]
-    head_BG12D: Tensor
+    blocks: tuple[tuple[Tensor, ...], ...]
+    head: tuple[Tensor, ...]
 
     def at(self, groups: Tensor | slice) -> Modulation:
         """The modulation of the groups picked, one after another."""
-        return Modulation(tuple(block[:, groups] for block in self.blocks), self.head_BG12D[:, groups])
+        blocks = tuple(tuple(part[:, groups] for part in block) for block in self.blocks)
+        return Modulation(blocks, tuple(part[:, groups] for part in self.head))
 
 
 class Context(NamedTuple):
@@ -101,14 +102,15 @@ class Block(nn.Module):
     def forward(
         self,
         x_BGSD: Tensor,
-        modulation_BG16D: Tensor,
+        modulation: tuple[Tensor, ...],
         rope: tuple[Tensor, Tensor],
         mask_NN: Tensor | None,
         cache: KVCache | None,
         number: int,
     ) -> Tensor:
-        shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = modulation_BG16D.unbind(3)
-        h_BGSD = rms_norm(x_BGSD) * scale_a + shift_a
+        # addcmul(a, b, c) is a + b c in one operation: at batch 1 every operation costs its launch.
+        shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = modulation
+        h_BGSD = torch.addcmul(shift_a, rms_norm(x_BGSD), scale_a)
         qkv_BN3HE = self.qkv(h_BGSD).flatten(1, 2).unflatten(2, (3, self.heads, -1))
         qk_BN2HE = rotate(rms_norm(qkv_BN3HE[:, :, :2]) * self.qk_scale, rope).to(qkv_BN3HE.dtype)
         q_BHNE, k_BHNE = qk_BN2HE.permute(2, 0, 3, 1, 4)
@@ -117,10 +119,10 @@ class Block(nn.Module):
             k_BHNE, v_BHNE = cache.write(number, k_BHNE, v_BHNE)
         y_BHNE = F.scaled_dot_product_attention(q_BHNE, k_BHNE, v_BHNE, attn_mask=mask_NN)
         y_BGSD = y_BHNE.transpose(1, 2).reshape(x_BGSD.shape)
-        x_BGSD = x_BGSD + gate_a * self.out(y_BGSD)
-        h_BGSD = rms_norm(x_BGSD) * scale_m + shift_m
+        x_BGSD = torch.addcmul(x_BGSD, gate_a, self.out(y_BGSD))
+        h_BGSD = torch.addcmul(shift_m, rms_norm(x_BGSD), scale_m)
         gate_BGSM, value_BGSM = self.up(h_BGSD).chunk(2, dim=-1)
-        return x_BGSD + gate_m * self.down(F.silu(gate_BGSM) * value_BGSM)
+        return torch.addcmul(x_BGSD, gate_m, self.down(F.silu(gate_BGSM) * value_BGSM))
 
 
 class ScaledModule(nn.Module):
@@ -185,8 +187,8 @@ class ScaledModule(nn.Module):
         one = torch.ones_like(self.position[0])
         zero = torch.zeros_like(one)
         rest_6D, rest_2D = torch.stack([zero, one, zero] * 2), torch.stack([zero, one])  # scales rest at 1
-        blocks = tuple(shared_BP16D + (block.modulation + rest_6D) for block in self.blocks)
-        return Modulation(blocks, head_BP12D + rest_2D)
+        blocks = tuple((shared_BP16D + (block.modulation + rest_6D)).unbind(3) for block in self.blocks)
+        return Modulation(blocks, (head_BP12D + rest_2D).unbind(3))
 
     def forward(
         self,
@@ -252,19 +254,19 @@ class ScaledModule(nn.Module):
         """Tokens run as G groups of S, so that a group's modulation is broadcast and never copied.
         `places` are the tokens' places in the sequence."""
         x_BND = self.embed(y_BNC.to(self.embed.weight.dtype)) + self.position[places]
-        x_BGSD = x_BND.unflatten(1, (modulation.head_BG12D.shape[1], -1))
+        shift_BG1D, scale_BG1D = modulation.head
+        x_BGSD = x_BND.unflatten(1, (shift_BG1D.shape[1], -1))
         rope = (self.rope_cos[places], self.rope_sin[places])
         for number, (block, own) in enumerate(zip(self.blocks, modulation.blocks, strict=True)):
             x_BGSD = block(x_BGSD, own, rope, mask_NN, cache, number)
-        shift_BG1D, scale_BG1D = modulation.head_BG12D.unbind(3)
-        return self.head(rms_norm(x_BGSD) * scale_BG1D + shift_BG1D).flatten(1, 2).float()
+        return self.head(torch.addcmul(shift_BG1D, rms_norm(x_BGSD), scale_BG1D)).flatten(1, 2).float()
 
 
 def rms_norm(x: Tensor) -> Tensor:
     """x over its root mean square along the last dimension. Three operations, where torch's own RMSNorm
     takes nine on a CPU: one picture is some thousand small network passes."""
     norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
-    return x / (norm * x.shape[-1] ** -0.5 + RMS_EPSILON)
+    return x / torch.rsub(norm, RMS_EPSILON, alpha=-(x.shape[-1] ** -0.5))  # eps + norm / sqrt(D)
 
 
 # Layouts are made on the CPU and kept on the device that asks, so that no pass waits for a copy; outside of
@@ -323,4 +325,4 @@ def axial_rope(positions: Sequence[tuple[int, int]], head_dim: int) -> tuple[Ten
 def rotate(x_BN2HE: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
     """Turn channel pairs (e, e + E/2) of queries and keys by the angles of `rope`."""
     cos_N11E, sin_N11E = rope
-    return x_BN2HE * cos_N11E + x_BN2HE.roll(x_BN2HE.shape[-1] // 2, -1) * sin_N11E
+    return torch.addcmul(x_BN2HE * cos_N11E, x_BN2HE.roll(x_BN2HE.shape[-1] // 2, -1), sin_N11E)

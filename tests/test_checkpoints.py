@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from nestar import checkpoints
-from nestar.checkpoints import assemble, load_tokenizer, open_checkpoint, resolve_device
+from nestar.checkpoints import assemble, free_name, load_tokenizer, open_checkpoint, resolve_device
 from nestar.model import FORMAT_VERSION, NestAR, WeightsError
 from nestar.pipeline import NestARPipeline
 from nestar.settings import SettingsError, find_nesting
@@ -320,3 +320,11 @@ def test_a_nesting_stays_with_the_tokenizer_it_was_trained_on(tmp_path: Path) ->
     with pytest.raises(WeightsError, match=message):
         assemble(made.folder, classes=CLASSES, tokenizer=tmp_path / "other")
     assert made.tokenizer().fingerprint == own, "nothing was copied"
+
+
+def test_a_name_that_is_taken_says_where_it_comes_from() -> None:
+    assert free_name("k4-lattice", "user/more@0123456", ["k2-lattice"]) == "k4-lattice"
+    taken = ["k4-lattice"]
+    for expected in ("k4-lattice.more", "k4-lattice.more-2", "k4-lattice.more-3"):
+        taken.append(free_name("k4-lattice", "user/more@0123456", taken))
+        assert taken[-1] == expected

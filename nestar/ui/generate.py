@@ -176,6 +176,16 @@ def remark(message: str, alarming: bool = False) -> dict[str, Any]:
     return {"id": run_id(), "message": message, "alarming": alarming}
 
 
+def on_its_way(path: str, here: int, whole: int) -> dict[str, Any]:
+    """The stage's value while weights come from the Hub."""
+    share = f"{here / whole:.0%} of {whole / 2**20:.1f} MB" if whole else f"{here / 2**20:.1f} MB"
+    return {
+        "run": run_id(),
+        "state": "fetching",
+        "message": f"Weights are on their way from the Hub: {path}, {share}.",
+    }
+
+
 @contextmanager
 def sentences() -> Iterator[None]:
     """Refusals as the one kind of error whose sentence a client of the API gets to read."""
@@ -269,6 +279,8 @@ def build(pipeline: NestARPipeline, runs: Runs) -> None:
     def on_generate(class_name: str, values: dict[str, Any], request: gr.Request) -> Iterator[dict[str, Any]]:
         try:
             settings = pipeline.settings(class_name=class_name, **values)
+            for path, here, whole in pipeline.fetch(settings):
+                yield on_its_way(path, here, whole)
             with runs.run(request) as cancel:
                 for value in run_to_json(settings, cancel):
                     if value["state"] == "finished":

@@ -354,6 +354,10 @@ function update() {
     if (!ignoring) breakOff(value.message);
     return;
   }
+  if (value.state === "fetching") {
+    if (!ignoring) say(value.message, false);
+    return;
+  }
   const onLoad = !run;
   const fresh = onLoad || value.run !== run.run;
   if (fresh && ignoring) return;

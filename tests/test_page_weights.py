@@ -1,0 +1,110 @@
+"""What the page says of its weights, and while weights are on their way."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+from playwright.sync_api import expect
+
+import app
+from nestar.hub import Progress
+from nestar.model import NestAR, WeightsError
+from nestar.pipeline import Models, NestARPipeline
+from nestar.ui.assets import launch_options
+from nestar.ui.generate import K_POSITIONS
+from tests.conftest import visitors
+from tests.small import CLASSES, K2, K4, small_model, small_tokenizer
+
+FILE = "k2-lattice/module_1.safetensors"
+
+
+class Distant:
+    """Loads k = 4 at once; k = 2 comes as slowly as the test lets it, or not at all."""
+
+    def __init__(self) -> None:
+        self.arrived = threading.Event()
+        self.broken = False
+        self.models = {nesting.name: small_model(nesting) for nesting in (K4, K2)}
+
+    def load(self, name: str, progress: Progress | None) -> NestAR:
+        if name == K2.name:
+            if self.broken:
+                raise WeightsError(f"The Hub does not answer and {FILE} is not in the cache.")
+            progress(FILE, 2 * 2**20, 5 * 2**20)
+            assert self.arrived.wait(30)
+        return self.models[name]
+
+
+@pytest.fixture
+def distant() -> Distant:
+    return Distant()
+
+
+@pytest.fixture
+def open_page(browser: Any, distant: Distant) -> Iterator[Callable[..., Any]]:
+    outlines = {name: model.outline for name, model in distant.models.items()}
+    device = torch.device("cpu")
+    models = Models(outlines, distant.load, device)
+    pipeline = NestARPipeline(models, small_tokenizer(), classes=CLASSES, origin="user/far", device=device)
+    demo = app.build_page(pipeline)
+    assert list(models.loaded) == [K4.name], "the page opens on one nesting and loads no other"
+    _, url, _ = demo.launch(prevent_thread_lock=True, quiet=True, **launch_options())
+    with visitors(browser, url) as opened:
+        yield opened
+    distant.arrived.set()
+    demo.close(verbose=False)
+
+
+def ask_for_k2(visit: Any) -> None:
+    visit.page.locator("#dial-k").fill(str(K_POSITIONS.index(2)))
+    visit.generate()
+
+
+def test_weights_that_are_on_their_way_say_so(open_page: Callable[..., Any], distant: Distant) -> None:
+    visit = open_page()
+    ask_for_k2(visit)
+    said = visit.page.locator(".stage .message")
+    expect(said).to_have_text(f"Weights are on their way from the Hub: {FILE}, 40% of 5.0 MB.")
+    distant.arrived.set()
+    visit.wait_until_rested()
+    expect(said).to_be_hidden()
+    expect(visit.page.locator(".film .ready img")).to_have_count(len(K2.scales))
+
+
+def test_stop_ends_the_wait_for_weights_and_they_come_all_the_same(
+    open_page: Callable[..., Any], distant: Distant
+) -> None:
+    visit = open_page()
+    ask_for_k2(visit)
+    expect(visit.page.locator(".stage .message")).to_contain_text("on their way")
+    visit.page.locator("#stop").click()
+    expect(visit.page.locator("#stage")).not_to_contain_text("on their way")
+    distant.arrived.set()
+    visit.generate()
+    visit.wait_until_rested()
+    expect(visit.page.locator(".film .ready img")).to_have_count(len(K2.scales))
+
+
+def test_weights_that_cannot_be_had_are_one_sentence_and_the_others_serve(
+    open_page: Callable[..., Any], distant: Distant
+) -> None:
+    distant.broken = True
+    visit = open_page()
+    ask_for_k2(visit)
+    said = visit.page.locator(".stage .message")
+    expect(said).to_have_text(f"The Hub does not answer and {FILE} is not in the cache.")
+    visit.page.locator("#dial-k").fill(str(K_POSITIONS.index(4)))
+    visit.generate()
+    visit.wait_until_rested()
+    expect(said).to_be_hidden()
+
+
+def test_the_head_lists_the_nestings(open_page: Callable[..., Any]) -> None:
+    page = open_page(viewport={"width": 390, "height": 844}).page
+    page.get_by_text("2 nestings", exact=True).click()
+    expect(page.get_by_role("rowheader", name=K2.name)).to_be_visible()
+    assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
