@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from nestar.pipeline import NestARPipeline
     from nestar.tokenizer import Tokenizer
     from nestar.training.loop import Task
+    from nestar.training.nesting import LatentPools, NestingTrainConfig
 
 RUNS = Path("runs")
 FAMILY_IMAGES = 1_000_000
@@ -180,6 +181,12 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--init", type=Path, help="start a new run from these weights (a tokenizer's or nesting's folder)"
     )
+    parser.add_argument(
+        "--data",
+        type=Path,
+        help="for nestings: a folder of pictures, a folder a class, with or without train/ and val/ above "
+        "(default: Tiny Worlds)",
+    )
     parser.add_argument("--batch", type=int, help="rows a step, in place of the preset's")
     parser.add_argument("--coordination", type=float, help="lambda, in place of the preset's")
     parser.add_argument("--seed", type=int, help="in place of the preset's")
@@ -210,9 +217,11 @@ def _train(arguments: argparse.Namespace) -> int:
     given = {key: getattr(arguments, key) for key in ("batch", "coordination", "seed")}
     given = {key: value for key, value in given.items() if value is not None}
     config = registry[name]
-    if arguments.what != "nesting" and (arguments.tokenizer or arguments.compile is not None):
-        flag = "--tokenizer" if arguments.tokenizer else "--compile"
-        raise SettingsError(f"{flag} does not apply to {arguments.what}.")
+    if arguments.what != "nesting":
+        given_flags = {"tokenizer": arguments.tokenizer, "compile": arguments.compile, "data": arguments.data}
+        for flag, value in given_flags.items():
+            if value is not None:
+                raise SettingsError(f"--{flag} does not apply to {arguments.what}.")
     if arguments.what == "features" and arguments.init:
         raise SettingsError("--init does not apply to features.")
     _check_batch(arguments)
@@ -230,7 +239,13 @@ def _train(arguments: argparse.Namespace) -> int:
     device = resolve_device(arguments.device)
     folder = arguments.folder or RUNS / f"{arguments.what}-{name}"
     weights = _weights(arguments)
-    asked = asked_for(config, device, **_fingerprints(weights))
+    more: dict[str, Any] = _fingerprints(weights)
+    if arguments.what == "nesting":
+        pools, config = _folder_pools(arguments, config, weights["tokenizer"].to(device))
+        weights = {**weights, "pools": pools}
+        if arguments.data:
+            more["data"] = pools.classes
+    asked = asked_for(config, device, **more)
     if (folder / STATE_FILE).exists():
         check_run(folder, asked, type(config))
     task = _task(arguments, config, device, weights)
@@ -246,7 +261,7 @@ def _train(arguments: argparse.Namespace) -> int:
 def _train_family(arguments: argparse.Namespace) -> int:
     """Train the family's members in turn; prints a list of one JSON object a member."""
     began = time.monotonic()
-    _refuse_flags(arguments, "preset", "steps", "init", "coordination", "seed")
+    _refuse_flags(arguments, "preset", "steps", "init", "coordination", "seed", "data")
     _check_batch(arguments)
     from nestar.checkpoints import EMBEDDED, load_tokenizer, resolve_device
     from nestar.training import presets
@@ -361,7 +376,30 @@ def _task(
         arguments.cache,
         compile_modules=_compiles(arguments, device),
         init=weights["init"],
+        pools=weights["pools"],
     )
+
+
+def _folder_pools(
+    arguments: argparse.Namespace, config: NestingTrainConfig, tokenizer: Tokenizer
+) -> tuple[LatentPools | None, NestingTrainConfig]:
+    """The latents of --data, and the recipe for as many and their classes; None for Tiny Worlds, which the
+    task draws itself."""
+    from nestar.data import tiny_worlds
+    from nestar.training.nesting import LatentPools
+
+    if arguments.data is None:
+        if config.classes != len(tiny_worlds.CLASSES):
+            raise SettingsError(f"This preset is for {config.classes:,} classes of pictures: give --data.")
+        return None, config
+    size = config.nesting.height * tokenizer.stride
+    pools = LatentPools.of_folder(arguments.data, size, tokenizer, arguments.cache)
+    counts = {
+        "pool": len(pools.class_ids_N),
+        "held_out": len(pools.held_ids_N),
+        "classes": len(pools.classes),
+    }
+    return pools, replace(config, size=size, **counts)
 
 
 def _add_assemble(parser: argparse.ArgumentParser) -> None:
@@ -379,13 +417,29 @@ def _add_assemble(parser: argparse.ArgumentParser) -> None:
 
 def _assemble(arguments: argparse.Namespace) -> int:
     from nestar.checkpoints import assemble
-    from nestar.data.tiny_worlds import CLASSES
+    from nestar.model import Outline
 
+    classes = _classes_of([Outline.read(part).record for part in arguments.nesting], arguments.folder)
     checkpoint = assemble(
-        arguments.folder, classes=CLASSES, tokenizer=arguments.tokenizer, nestings=arguments.nesting
+        arguments.folder, classes=classes, tokenizer=arguments.tokenizer, nestings=arguments.nesting
     )
     print(f"{checkpoint.folder}: {', '.join(checkpoint.nestings) or 'no nesting yet'}")
     return 0
+
+
+def _classes_of(records: Sequence[Mapping[str, Any]], folder: Path) -> tuple[str, ...]:
+    """Class names that the parts' records agree on; of records without any, those of the checkpoint that
+    stands in `folder`, else Tiny Worlds'."""
+    from nestar.data.tiny_worlds import CLASSES
+    from nestar.model import read_json
+
+    named = {tuple(record["classes"]) for record in records if isinstance(record.get("classes"), list)}
+    if len(named) > 1:
+        raise SettingsError("The nestings were trained on different classes: they make no checkpoint.")
+    if named:
+        return named.pop()
+    stored = folder / "config.json"
+    return tuple(read_json(stored).get("classes", CLASSES)) if stored.exists() else CLASSES
 
 
 def _add_push(parser: argparse.ArgumentParser) -> None:

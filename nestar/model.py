@@ -52,6 +52,12 @@ class NestARConfig:
         share, rest = divmod(self.blocks, len(self.nesting.scales))
         return tuple(share + (m < rest) for m in range(len(self.nesting.scales)))
 
+    @cached_property
+    def parameters(self) -> int:
+        """Parameters of all modules together; none is allocated."""
+        with torch.device("meta"):
+            return sum(parameter.numel() for parameter in NestAR(self).parameters())
+
     def to_dict(self) -> dict[str, Any]:
         return {**asdict(self), "nesting": self.nesting.to_dict(), "format_version": FORMAT_VERSION}
 
@@ -77,12 +83,6 @@ class Outline:
         """Training images, with those of the runs whose weights these began from; 0 if nothing says."""
         return int(summed_over_runs(self.record, "images_seen"))
 
-    @cached_property
-    def parameters(self) -> int:
-        """Parameters of all modules together."""
-        with torch.device("meta"):
-            return sum(parameter.numel() for parameter in NestAR(self.config).parameters())
-
     @classmethod
     def read(cls, folder: str | Path) -> Outline:
         """From a nesting's folder.
@@ -95,7 +95,7 @@ class Outline:
         record = stored.get("training")
         try:
             outline = cls(NestARConfig.from_dict(stored), record if isinstance(record, dict) else {})
-            outline.parameters  # noqa: B018  (a shape that no module can have fails here)
+            outline.config.parameters  # noqa: B018  (a shape that no module can have fails here)
         except (KeyError, TypeError, ValueError, ArithmeticError, RuntimeError) as error:
             raise WeightsError(f"{file} describes no NestAR ({first_line(error)}).") from None
         return outline

@@ -27,7 +27,7 @@ from nestar.pipeline import NestARPipeline
 from nestar.settings import SettingsError, find_nesting
 from nestar.tokenizer import Tokenizer
 from nestar.training import family, loop, presets
-from nestar.training.family import parameters_of, train_family
+from nestar.training.family import train_family
 from nestar.training.nesting import LatentPools, NestingTask, NestingTrainConfig
 from tests.small import save_tokenizer, small_tokenizer
 from tests.test_cli import refusal
@@ -352,7 +352,7 @@ def test_the_family() -> None:
         "cells4-blocks",
     ]
     assert [config.coordination for config in configs] == [0.1] * 5 + [0.0] + [0.1] * 2
-    assert all(5.5e6 <= parameters_of(config.model_config(channels=16)) <= 6.5e6 for config in configs)
+    assert all(5.5e6 <= config.model_config(channels=16).parameters <= 6.5e6 for config in configs)
     shared = {replace(config, nesting=SMOKE.nesting, coordination=0.0, variant="") for config in configs}
     assert len(shared) == 1
 

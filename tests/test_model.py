@@ -178,4 +178,4 @@ def test_modules_share_no_parameters() -> None:
 def test_images_seen_count_the_runs_that_a_training_began_from(record: dict, images: int) -> None:
     model = make_model(Nesting.one_shot(2, 2))
     model.record = record
-    assert model.images_seen == images
+    assert model.outline.images_seen == images

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from nestar.data import tiny_worlds
+from nestar.data.image_folder import ImageFolder
 from nestar.images import from_bytes, to_bytes
 from nestar.tokenizer import Tokenizer
 
@@ -122,21 +124,55 @@ def latent_pool(
 ) -> tuple[Tensor, Tensor]:
     """Scaled latents (N, C, h, w) float16 and class ids (N,) of Tiny Worlds, on the CPU, from `file`.
 
+    Images come from `images` where a pool has been drawn, and are drawn batch by batch otherwise.
+    """
+    class_ids, seeds = tiny_worlds.draw_indices(0, count, seed)
+
+    def pictures(part: slice, device: torch.device) -> Tensor:
+        if images is not None:
+            return images.batch(torch.arange(part.start, part.stop)).to(device)
+        return tiny_worlds.draw(class_ids[part], seeds[part], size, device).images
+
+    return encoded_pool(file, tokenizer, class_ids, pictures, shard=shard)
+
+
+def folder_pool(
+    file: Path, tokenizer: Tokenizer, folder: ImageFolder, size: int, *, flips: bool, shard: int = SHARD
+) -> tuple[Tensor, Tensor]:
+    """The same of a folder's pictures; with `flips` every one also in its mirror image, all these behind."""
+    own = len(folder)
+
+    def pictures(part: slice, device: torch.device) -> Tensor:
+        index = range(part.start, part.stop)
+        return folder.batch([i % own for i in index], size, flipped=[i >= own for i in index]).to(device)
+
+    class_ids = folder.class_ids_N.repeat(2 if flips else 1)
+    return encoded_pool(file, tokenizer, class_ids, pictures, shard=shard)
+
+
+def encoded_pool(
+    file: Path,
+    tokenizer: Tokenizer,
+    class_ids: Tensor,
+    pictures: Callable[[slice, torch.device], Tensor],
+    *,
+    shard: int = SHARD,
+) -> tuple[Tensor, Tensor]:
+    """Scaled latents of the pictures (B, 3, H, W) that `pictures` gives, with their classes, from `file`.
+
     Where it does not exist yet it is encoded, `shard` pictures at a time, each in a file of its own, so that
-    a stopped process loses no more than one; in the end they are joined. Images come from `images` where a
-    pool has been drawn, and are drawn batch by batch otherwise.
+    a stopped process loses no more than one; in the end they are joined.
     """
     parts = file.with_suffix(".parts")
     if not file.exists():
-        class_ids, seeds = tiny_worlds.draw_indices(0, count, seed)
+        count = len(class_ids)
         parts.mkdir(parents=True, exist_ok=True)
         shards = [(start, min(start + shard, count)) for start in range(0, count, shard)]
         latents = []
         for start, stop in tqdm(shards, desc="encoding"):
             kept = parts / f"{start}-{stop}.safetensors"
             if not kept.exists():
-                encoded = _encoded(tokenizer, class_ids[start:stop], seeds[start:stop], size, images, start)
-                _write(kept, {"latents": encoded})
+                _write(kept, {"latents": _encoded(tokenizer, pictures, start, stop)})
             latents.append(load_file(kept)["latents"])
         _write(file, {"latents": torch.cat(latents), "class_ids": class_ids})
     shutil.rmtree(parts, ignore_errors=True)
@@ -146,20 +182,16 @@ def latent_pool(
 
 @torch.inference_mode()
 def _encoded(
-    tokenizer: Tokenizer, class_ids: Tensor, seeds: Tensor, size: int, images: ImagePool | None, first: int
+    tokenizer: Tokenizer, pictures: Callable[[slice, torch.device], Tensor], first: int, last: int
 ) -> Tensor:
-    """Latents (N, C, h, w) float16 on the CPU; these pictures are number `first` and on in `images`."""
+    """Latents (N, C, h, w) float16, on the CPU, of pictures `first` to `last` - 1."""
     device = next(tokenizer.parameters()).device
     batch = CPU_BATCH if device.type == "cpu" else DEVICE_BATCH
     latents = []
-    for start in tqdm(range(0, len(seeds), batch), desc="shard", leave=False, disable=len(seeds) <= batch):
-        part = slice(start, min(start + batch, len(seeds)))
-        if images is not None:
-            pictures = images.batch(torch.arange(first + part.start, first + part.stop)).to(device)
-        else:
-            pictures = tiny_worlds.draw(class_ids[part], seeds[part], size, device).images
+    for start in tqdm(range(first, last, batch), desc="shard", leave=False, disable=last - first <= batch):
+        given = pictures(slice(start, min(start + batch, last)), device)
         with torch.autocast(device.type, torch.bfloat16):  # as the tokenizer was trained
-            latents += [tokenizer.encode(some).half() for some in pictures.split(ENCODED_AT_ONCE)]
+            latents += [tokenizer.encode(some).half() for some in given.split(ENCODED_AT_ONCE)]
     return torch.cat(latents).cpu().contiguous()  # a network may answer in channels-last order
 
 

@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from nestar.model import NestAR, NestARConfig, WeightsError, read_config
+from nestar.model import NestAR, WeightsError, read_config
 from nestar.settings import SettingsError
 from nestar.tokenizer import Tokenizer
 from nestar.training.loop import STATE_FILE, Budget, Cadence, Stop, has_passed, progress, train
@@ -134,12 +134,6 @@ def assemble_command(report: Iterable[Mapping[str, Any]], folder: Path, tokenize
     return shlex.join(words)
 
 
-def parameters_of(config: NestARConfig) -> int:
-    """Number of parameters of a model of this shape; none is allocated."""
-    with torch.device("meta"):
-        return sum(parameter.numel() for parameter in NestAR(config).parameters())
-
-
 def _check_family(members: Mapping[str, NestingTrainConfig], images: int) -> None:
     """Equal images only compare members that share batch, pool, optimiser, size and all else."""
     shared: dict[str, Any] = {}
@@ -190,7 +184,7 @@ def _report(run: _Run, record: Mapping[str, Any] | None, channels: int) -> dict[
         "train_seconds": round(seconds, 1),
         "images_per_second": round(seen / seconds, 1) if seconds else None,
         "finished": record is not None,
-        "parameters": parameters_of(run.config.model_config(channels)),
+        "parameters": run.config.model_config(channels).parameters,
         "held_out": {key: value for key, value in (record or {}).items() if key.startswith("held_")},
         "weights": str(run.weights) if record else None,
     }

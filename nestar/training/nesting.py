@@ -14,7 +14,15 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from nestar.checkpoints import weights_name
 from nestar.data import tiny_worlds
-from nestar.data.pools import HELD_OUT_SEED, TRAIN_SEED, ImagePool, latent_pool, latents_file
+from nestar.data.image_folder import ImageFolder, open_folder
+from nestar.data.pools import (
+    HELD_OUT_SEED,
+    TRAIN_SEED,
+    ImagePool,
+    folder_pool,
+    latent_pool,
+    latents_file,
+)
 from nestar.flow import CLEAN_SHARE, check_coordination_tokens, flow_matching_loss, shared_patch_losses
 from nestar.model import NestAR, NestARConfig
 from nestar.nesting import Nesting, Scale
@@ -23,6 +31,9 @@ from nestar.tokenizer import Tokenizer
 from nestar.training.loop import prefixed, start_from, step_generator, unprefixed
 from nestar.training.optim import MuonAdamW, OptimizerConfig, ema_of
 from nestar.training.tokenizer import save_grid
+
+PICTURED = 16
+"""Classes on a contact sheet, at most."""
 
 NOT_MUON = ("embed", "position", "time", "label", "modulation", "final_modulation", "head", "qk_scale")
 """Parts that AdamW trains: first and last layers, embeddings, adaLN, and gains."""
@@ -41,6 +52,7 @@ class NestingTrainConfig:
         clean_share: share of rows whose context is clean, as in sampling.
         draw_power: exponent of how often a module draws each image's noise in a step, see `draws`.
         pool: latents encoded beforehand, read at random.
+        classes: number of classes; Tiny Worlds' unless a folder of pictures has others.
         variant: tells apart trainings of one nesting; the weights go to `<nesting>.<variant>`.
     """
 
@@ -50,6 +62,7 @@ class NestingTrainConfig:
     heads: int = 6
     blocks: int = 12
     cond_dim: int = 104
+    classes: int = len(tiny_worlds.CLASSES)
     batch: int = 128
     pool: int = 180_000
     held_out: int = 1024
@@ -82,7 +95,7 @@ class NestingTrainConfig:
         return NestARConfig(
             self.nesting,
             channels=channels,
-            classes=len(tiny_worlds.CLASSES),
+            classes=self.classes,
             dim=self.dim,
             heads=self.heads,
             blocks=self.blocks,
@@ -98,12 +111,31 @@ class LatentPools:
     Attributes:
         latents_NChw, class_ids_N: of `pool` training images, float16, scaled.
         held_latents_NChw, held_ids_N: of `held_out` others.
+        classes: names.
     """
 
     latents_NChw: Tensor
     class_ids_N: Tensor
     held_latents_NChw: Tensor
     held_ids_N: Tensor
+    classes: tuple[str, ...] = tiny_worlds.CLASSES
+
+    @classmethod
+    def of_folder(cls, root: Path, size: int, tokenizer: Tokenizer, cache: Path) -> LatentPools:
+        """Of the pictures in a folder, those for training in their mirror images, too; encoded once and kept
+        in `cache`.
+
+        Raises:
+            SettingsError: it is no folder of pictures, or one of them cannot be read; it is named.
+        """
+        train, held = open_folder(root)
+
+        def pool(folder: ImageFolder, flips: bool) -> tuple[Tensor, Tensor]:
+            made_of = f"{folder.fingerprint}_{size}_{tokenizer.fingerprint}"
+            file = cache / f"latents_folder_{made_of}.safetensors"
+            return folder_pool(file, tokenizer, folder, size, flips=flips)
+
+        return cls(*pool(train, True), *pool(held, False), train.classes)
 
     @classmethod
     def load(cls, config: NestingTrainConfig, tokenizer: Tokenizer, cache: Path) -> LatentPools:
@@ -134,11 +166,12 @@ class NestingTask:
         pools: LatentPools | None = None,
     ):
         self.config, self.device, self.tokenizer = config, device, tokenizer
-        self.classes = len(tiny_worlds.CLASSES)
         pools = pools or LatentPools.load(config, tokenizer, cache)
-        counts = len(pools.latents_NChw), len(pools.held_latents_NChw)
-        if counts != (config.pool, config.held_out):
-            raise ValueError(f"The pools hold {counts} latents, expected {(config.pool, config.held_out)}.")
+        self.classes, self.class_names = len(pools.classes), pools.classes
+        held = len(pools.latents_NChw), len(pools.held_latents_NChw), len(pools.classes)
+        if held != (config.pool, config.held_out, config.classes):
+            expected = config.pool, config.held_out, config.classes
+            raise ValueError(f"The pools hold {held} latents and classes, expected {expected}.")
         self.latents, self.class_ids = self._tokens(pools.latents_NChw), pools.class_ids_N.to(device)
         self.held_latents, self.held_ids = self._tokens(pools.held_latents_NChw), pools.held_ids_N.to(device)
         torch.manual_seed(config.seed)  # after the pools: what they draw must not move the first weights
@@ -245,8 +278,8 @@ class NestingTask:
         return result
 
     def picture(self, path: Path) -> None:
-        """Samples of the averaged model: a row a class, eight seeds."""
-        ids = torch.arange(self.classes).repeat_interleave(8)
+        """Samples of the averaged model: a row a class (of many the first), eight seeds."""
+        ids = torch.arange(min(self.classes, PICTURED)).repeat_interleave(8)
         images = sample_images(self.ema.module.eval(), self.tokenizer, ids, list(range(len(ids))))
         save_grid(images, 8, path)
         self.ema.module.train()
@@ -269,6 +302,7 @@ class NestingTask:
             **record,
             "images_seen": record["steps"] * self.config.batch,
             "tokenizer": self.tokenizer.fingerprint,
+            "classes": list(self.class_names),
             "config": {**asdict(self.config), "nesting": self.config.nesting.name},
         }
         self.ema.module.save_pretrained(folder / self.config.weights_name, record=described)

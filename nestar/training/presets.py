@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from nestar.nesting import Nesting
+from nestar.registry import CONFIGURATIONS
 from nestar.training.features import FeaturesConfig
 from nestar.training.nesting import NestingTrainConfig
 from nestar.training.tokenizer import TokenizerConfig
@@ -33,6 +34,20 @@ NESTINGS: dict[str, NestingTrainConfig] = {
     "tiny-worlds-cells": NestingTrainConfig(nesting=Nesting.cells(8, 8, 4)),
     "tiny-worlds-one-shot": NestingTrainConfig(nesting=Nesting.one_shot(8, 8)),
     "smoke": NestingTrainConfig(nesting=Nesting.nested(4, 4, 4), **_SMOKE),
+}
+# The paper's shape, on pictures that --data names; batch and rates are xAR's.
+NESTINGS |= {
+    name: NestingTrainConfig(
+        nesting=config.nesting,
+        size=256,
+        dim=config.dim,
+        heads=config.heads,
+        blocks=config.blocks,
+        cond_dim=config.cond_dim,
+        classes=config.classes,
+        batch=2048,
+    )
+    for name, config in CONFIGURATIONS.items()
 }
 # Compared at equal size and equal images, in order of need. Lambda acts between modules: the members of one
 # module (one-shot, autoregressive, cells) have none, whatever their config says.

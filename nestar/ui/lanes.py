@@ -68,7 +68,7 @@ def entrants(pipeline: NestARPipeline) -> dict[str, list[Entrant]]:
         own = found[nesting.kind]
         if name == nesting.name and (nesting.order == order if nesting.kind == "nested" else not own):
             outline = pipeline.models.outline(name)
-            own.append(Entrant(name, nesting, outline.parameters, outline.images_seen))
+            own.append(Entrant(name, nesting, outline.config.parameters, outline.images_seen))
     found["nested"].sort(key=lambda entrant: entrant.nesting.k)
     return {kind: own for kind, own in found.items() if own}
 

@@ -28,5 +28,5 @@ def _row(pipeline: NestARPipeline, name: str) -> str:
     """A nesting's line: name, modules, turns, size, and how long it was trained."""
     outline, nesting = pipeline.models.outline(name), pipeline.nestings[name]
     seen = f"{outline.images_seen:,}" if outline.images_seen else "?"
-    cells = (nesting.modules, nesting.evaluations, f"{outline.parameters / 1e6:.1f} M", seen)
+    cells = (nesting.modules, nesting.evaluations, f"{outline.config.parameters / 1e6:.1f} M", seen)
     return f'<tr><th scope="row">{escape(name)}</th>{"".join(f"<td>{cell}</td>" for cell in cells)}</tr>'

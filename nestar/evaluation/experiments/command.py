@@ -139,10 +139,12 @@ def _check_applies(arguments: argparse.Namespace, experiment: Experiment) -> Non
 
 
 def _recipe(arguments: argparse.Namespace) -> NestingTrainConfig:
+    from nestar.data.tiny_worlds import CLASSES
     from nestar.training.presets import NESTINGS
 
     name = arguments.preset or PRESET
-    if name not in NESTINGS:
-        raise SettingsError(f"Unknown preset {name!r}: allowed are {', '.join(NESTINGS)}.")
+    drawn = [each for each, config in NESTINGS.items() if config.classes == len(CLASSES)]
+    if name not in drawn:
+        raise SettingsError(f"Unknown preset {name!r}: allowed are {', '.join(drawn)}.")
     base = NESTINGS[name]
     return replace(base, batch=arguments.batch) if arguments.batch else base

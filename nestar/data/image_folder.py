@@ -1,0 +1,124 @@
+"""Pictures of one's own, a folder a class, as ImageNet is laid out; below `train/` and `val/` or without."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from nestar.data.imagenet import named
+from nestar.images import from_bytes
+from nestar.settings import SettingsError
+
+ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
+HELD_OUT_EVERY = 50
+"""Without a `val/`, one picture of a class in so many is held out, and one at least."""
+
+
+@dataclass(frozen=True)
+class ImageFolder:
+    """Pictures and their classes; none is opened before it is asked for.
+
+    Attributes:
+        classes: names; those of ImageNet's synsets where all folders go by them.
+        files: in a fixed order, class by class; class_ids_N: the class of each.
+    """
+
+    classes: tuple[str, ...]
+    files: tuple[Path, ...]
+    class_ids_N: Tensor
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def batch(self, index: Sequence[int], size: int, *, flipped: Sequence[bool] | None = None) -> Tensor:
+        """Pictures (B, 3, size, size) float32 in [-1, 1], the largest square in the middle of each.
+
+        Raises:
+            SettingsError: a file is no picture; it is named.
+        """
+        flipped = [False] * len(index) if flipped is None else flipped
+        pictures = [
+            _square(self.files[i], size, flip).transpose(2, 0, 1)
+            for i, flip in zip(index, flipped, strict=True)
+        ]
+        return from_bytes(torch.from_numpy(np.ascontiguousarray(np.stack(pictures))))
+
+    @property
+    def fingerprint(self) -> str:
+        """Eight hex digits of what lies there: names and sizes of the files, in order."""
+        digest = hashlib.sha256()
+        for file in self.files:
+            digest.update(f"{file.parent.name}/{file.name} {file.stat().st_size}\n".encode())
+        return digest.hexdigest()[:8]
+
+
+def open_folder(root: Path) -> tuple[ImageFolder, ImageFolder]:
+    """The pictures for training and those held out.
+
+    Raises:
+        SettingsError: there is no such folder, no class in it, or a class without two pictures.
+    """
+    if not root.is_dir():
+        raise SettingsError(f"--data: there is no folder {root}.")
+    if (root / "train").is_dir() and (root / "val").is_dir():
+        train, held = _classes(root / "train"), _classes(root / "val")
+        strange = [name for name in held if name not in train]
+        if strange:
+            raise SettingsError(f"{root / 'val'} has class {strange[0]!r}, which {root / 'train'} has not.")
+    else:
+        every = _classes(root)
+        held = {
+            name: files[HELD_OUT_EVERY - 1 :: HELD_OUT_EVERY] or files[-1:] for name, files in every.items()
+        }
+        train = {name: [file for file in files if file not in held[name]] for name, files in every.items()}
+        alone = [name for name, files in train.items() if not files]
+        if alone:
+            raise SettingsError(
+                f"Class {alone[0]!r} in {root} has one picture; it takes two, one to be held out."
+            )
+    names = list(train)
+    return _folder(names, train), _folder(names, held)
+
+
+def _classes(root: Path) -> dict[str, list[Path]]:
+    """Files of each class, in order; folders without pictures are no classes."""
+    found = {
+        folder.name: sorted(file for file in folder.rglob("*") if file.suffix.lower() in ENDINGS)
+        for folder in sorted(root.iterdir())
+        if folder.is_dir() and not folder.name.startswith(".")
+    }
+    found = {name: files for name, files in found.items() if files}
+    if not found:
+        raise SettingsError(f"{root} has no folder of pictures: it takes one a class ({', '.join(ENDINGS)}).")
+    return found
+
+
+def _folder(names: Sequence[str], files: dict[str, list[Path]]) -> ImageFolder:
+    rows = [(class_id, file) for class_id, name in enumerate(names) for file in files.get(name, ())]
+    ids = torch.tensor([class_id for class_id, _ in rows], dtype=torch.long)
+    return ImageFolder(named(names), tuple(file for _, file in rows), ids)
+
+
+def _square(file: Path, size: int, flip: bool) -> np.ndarray:
+    """The picture as uint8 (size, size, 3): halved while that is exact enough, then resampled, then cut to
+    the middle, as ADM (arXiv 2105.05233) and all that compare with it prepare ImageNet."""
+    try:
+        with Image.open(file) as opened:
+            picture = opened.convert("RGB")
+    except (OSError, ValueError, Image.DecompressionBombError) as error:
+        raise SettingsError(f"{file} cannot be read as a picture ({type(error).__name__}).") from None
+    while min(picture.size) >= 2 * size:
+        picture = picture.resize((picture.width // 2, picture.height // 2), Image.Resampling.BOX)
+    scale = size / min(picture.size)
+    width, height = (max(size, round(side * scale)) for side in picture.size)
+    picture = picture.resize((width, height), Image.Resampling.BICUBIC)
+    left, top = (width - size) // 2, (height - size) // 2
+    array = np.asarray(picture.crop((left, top, left + size, top + size)))
+    return array[:, ::-1] if flip else array

@@ -1,0 +1,135 @@
+"""Training on pictures of one's own: what a folder gives, and from there to a served checkpoint."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from nestar.cli import main
+from nestar.data.image_folder import HELD_OUT_EVERY, open_folder
+from nestar.pipeline import NestARPipeline
+from nestar.settings import SettingsError
+from nestar.training.nesting import LatentPools
+from tests.small import save_tokenizer, small_tokenizer
+
+HALVES = np.concatenate([np.zeros((40, 20, 3)), np.full((40, 20, 3), 255)], axis=1).astype(np.uint8)
+
+
+def picture(file: Path, array: np.ndarray = HALVES) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(array).save(file)
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """Two classes of five pictures and of three, of several shapes."""
+    rng = np.random.default_rng(0)
+    for name, count in (("owl", 5), ("wren", 3)):
+        for number in range(count):
+            shape = (90 + 10 * number, 70, 3)
+            picture(tmp_path / "birds" / name / f"{number}.png", rng.integers(0, 255, shape, dtype=np.uint8))
+    (tmp_path / "birds" / "notes").mkdir()
+    (tmp_path / "birds" / "notes" / "read.txt").write_text("no picture")
+    return tmp_path / "birds"
+
+
+def test_a_folder_a_class_and_some_held_out(root: Path) -> None:
+    train, held = open_folder(root)
+    assert train.classes == held.classes == ("owl", "wren")
+    assert train.class_ids_N.tolist() == [0] * 4 + [1] * 2
+    assert held.class_ids_N.tolist() == [0, 1]
+    assert not set(train.files) & set(held.files)
+
+
+def test_one_picture_in_many_is_held_out(tmp_path: Path) -> None:
+    for number in range(2 * HELD_OUT_EVERY + 1):
+        picture(tmp_path / "owl" / f"{number:03}.png", HALVES[:2, :2])
+    train, held = open_folder(tmp_path)
+    assert (len(train), len(held)) == (2 * HELD_OUT_EVERY - 1, 2)
+
+
+def test_train_and_val_as_imagenet_has_them(tmp_path: Path) -> None:
+    for part, name in (("train", "n01440764"), ("train", "n02099601"), ("val", "n02099601")):
+        picture(tmp_path / part / name / "a.jpeg")
+    train, held = open_folder(tmp_path)
+    assert train.classes == ("tench", "golden retriever"), "synsets go by their names"
+    assert (len(train), held.class_ids_N.tolist()) == (2, [1])
+    picture(tmp_path / "val" / "n01443537" / "a.jpeg")
+    with pytest.raises(SettingsError, match=r"val has class 'n01443537', which .*train has not"):
+        open_folder(tmp_path)
+
+
+def test_a_picture_is_the_square_in_its_middle_and_its_mirror(tmp_path: Path) -> None:
+    wide = np.zeros((40, 120, 3), dtype=np.uint8)
+    wide[:, 40:80] = HALVES  # black | black, white | black
+    picture(tmp_path / "a" / "1.png", wide)
+    picture(tmp_path / "a" / "2.png", wide)
+    train, _ = open_folder(tmp_path)
+    plain, mirrored = train.batch([0, 0], 20, flipped=[False, True])
+    assert plain.shape == (3, 20, 20)
+    assert plain[:, :, :8].max() < -0.9 and plain[:, :, 12:].min() > 0.9
+    assert torch.equal(mirrored, plain.flip(-1))
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda root: None, "there is no folder .*birds"),
+        (lambda root: root.mkdir(), "has no folder of pictures: it takes one a class"),
+        (lambda root: picture(root / "owl" / "1.png"), "Class 'owl' in .* has one picture"),
+    ],
+)
+def test_a_folder_that_will_not_do_is_one_sentence(tmp_path: Path, make: object, said: str) -> None:
+    make(tmp_path / "birds")
+    with pytest.raises(SettingsError, match=said):
+        open_folder(tmp_path / "birds")
+
+
+def test_a_file_that_is_no_picture_is_named(root: Path) -> None:
+    (root / "owl" / "0.png").write_text("nothing to see")
+    train, _ = open_folder(root)
+    with pytest.raises(SettingsError, match=r"owl/0\.png cannot be read as a picture"):
+        train.batch([0], 16)
+
+
+def test_latents_are_encoded_once_with_mirror_images_behind(root: Path, tmp_path: Path) -> None:
+    tokenizer = small_tokenizer()
+    pools = LatentPools.of_folder(root, 64, tokenizer, tmp_path / "cache")
+    assert pools.class_ids_N.tolist() == ([0] * 4 + [1] * 2) * 2
+    assert pools.latents_NChw.shape == (12, 4, 4, 4) and len(pools.held_latents_NChw) == 2
+    train, _ = open_folder(root)
+    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+        expected = tokenizer.encode(train.batch([1, 1], 64, flipped=[False, True]))
+    assert torch.allclose(pools.latents_NChw[[1, 7]].float(), expected, atol=0.05)
+    picture(root / "owl" / "0.png")  # another picture: another pool
+    before = len(list((tmp_path / "cache").iterdir()))
+    LatentPools.of_folder(root, 64, tokenizer, tmp_path / "cache")
+    assert len(list((tmp_path / "cache").iterdir())) == before + 1, "the held-out pool is the same"
+
+
+def test_from_a_folder_to_a_checkpoint_that_knows_its_classes(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    save_tokenizer(small_tokenizer(), tmp_path / "tokenizer")
+    train = ["train", "nesting", "--preset", "smoke", "--data", str(root), "--tokenizer", "tokenizer"]
+    assert main([*train, "--steps", "2", "--device", "cpu", "--folder", "run"]) == 0
+    record = json.loads((tmp_path / "run" / "k4-lattice" / "config.json").read_text())["training"]
+    assert record["classes"] == ["owl", "wren"] and record["config"]["pool"] == 12
+    assert main(["assemble", "mine", "--tokenizer", "tokenizer", "--nesting", "run/k4-lattice"]) == 0
+    pipe = NestARPipeline.from_pretrained(tmp_path / "mine", device="cpu")
+    assert pipe.classes == ("owl", "wren")
+    assert pipe("wren", steps=1).image.size == (64, 64)
+
+
+def test_a_preset_of_other_classes_asks_for_its_data(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["train", "nesting", "--preset", "imagenet256-s-k4", "--steps", "1", "--device", "cpu"]) == 2
+    assert capsys.readouterr().err == ("nestar: This preset is for 1,000 classes of pictures: give --data.\n")
