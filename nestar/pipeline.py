@@ -135,18 +135,17 @@ class Models(Mapping[str, NestAR]):
         device: torch.device,
     ) -> None:
         self._outlines, self._load, self._device = dict(outlines), load, device
-        self._lock = threading.Lock()
+        self._locks = {name: threading.Lock() for name in outlines}
         self.loaded: dict[str, NestAR] = {}
 
     def __getitem__(self, name: str) -> NestAR:
         return self._get(name, None)
 
     def _get(self, name: str, progress: Progress | None) -> NestAR:
-        if name not in self._outlines:
-            raise KeyError(name)
-        with self._lock:  # two visitors may ask at once
-            if name not in self.loaded:
-                self.loaded[name] = self._load(name, progress).to(self._device).eval()
+        if name not in self.loaded:
+            with self._locks[name]:  # two visitors may ask at once
+                if name not in self.loaded:
+                    self.loaded[name] = self._load(name, progress).to(self._device).eval()
         return self.loaded[name]
 
     def fetch(self, name: str) -> Iterator[tuple[str, int, int]]:

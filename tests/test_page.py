@@ -199,6 +199,21 @@ def test_stop_keeps_what_stands_and_frees_the_worker(visit, nesting, ended):
     visited.wait_until_rested()
 
 
+def test_generate_right_after_stop_makes_the_picture(visit, nesting):
+    """Gradio's Stop takes along a call that is sent before it has been carried out: Generate waits for it."""
+    visited = visit()
+    page = visited.page
+    for _ in range(3):
+        set_steps(page, MANY_STEPS)
+        visited.generate()
+        page.locator('.stage[data-state="running"]').wait_for(timeout=20_000)
+        set_steps(page, 1)
+        page.evaluate("() => { for (const id of ['stop', 'generate']) document.getElementById(id).click(); }")
+        page.locator('.stage[data-state="finished"]').wait_for(timeout=20_000)
+        expect(page.locator(".message")).to_be_hidden()
+        expect(page.locator(".token.known")).to_have_count(nesting.n, timeout=20_000)
+
+
 def test_closing_the_tab_stops_the_run(visit, ended):
     visited = visit()
     set_steps(visited.page, MANY_STEPS)

@@ -84,7 +84,6 @@ def test_stop_ends_the_wait_for_weights_and_they_come_all_the_same(
     visit.page.locator("#stop").click()
     expect(visit.page.locator("#stage")).not_to_contain_text("on their way")
     distant.arrived.set()
-    visit.page.wait_for_timeout(1000)  # Gradio's Stop takes along what is sent in the same moment
     visit.generate()
     expect(visit.page.locator(".film .ready img")).to_have_count(len(K2.scales), timeout=20_000)
     visit.wait_until_rested()

@@ -5,6 +5,7 @@ const PATIENCE_MS = 600; // a longer wait for the server's answer is explained
 const PLACE_MS = 1000; // how often a run that waits asks for its place in the queue
 const ASK_MS = 3000; // how often the server is asked whether it is there, while a run is on its way
 const ANSWER_MS = 15000; // a server that takes longer than this to say so is not
+const HALT_MS = 2000; // after this a Stop of whose end nobody told counts as carried out
 
 const find = (selector) => element.querySelector(selector);
 const stage = find(".stage");
@@ -24,6 +25,8 @@ let looked = null; // the cell of the token that is looked at
 let reached = -1; // the furthest frame the visitor has seen of this run
 let waiting = false; // Generate was pressed and the server has not answered yet
 let ignoring = false; // Stop was pressed while waiting: the answer, if one still comes, is not wanted
+let halting = null; // the timer of a Stop on its way, which would take along a run that is sent now
+let again = false; // Generate was pressed meanwhile
 let asksPlace = null; // the timer of the next question for the place in the queue
 let asking = false; // the server has been asked whether it is there and has not answered yet
 
@@ -316,6 +319,15 @@ function stopped() {
   rest();
 }
 
+// The Stop has been carried out, or nobody will tell: now a run can be sent.
+function release() {
+  clearTimeout(halting);
+  halting = null;
+  if (!again) return;
+  again = false;
+  document.getElementById("generate")?.click();
+}
+
 function breakOff(sentence) {
   // No more will come of the call: keep what stands and say why.
   const begun = run?.state === "running";
@@ -458,7 +470,19 @@ function sayPlace({ place, waiting: all }) {
   say(`Waiting for the sampler: ${where}.`, false);
 }
 
-// On the document: Gradio may mount the buttons after this runs.
+// On the document: Gradio may mount the buttons after this runs. Before Gradio's own: a run may have to be held back.
+document.addEventListener(
+  "click",
+  (event) => {
+    if (halting === null || !event.target.closest?.("#generate")) return;
+    event.stopPropagation();
+    event.preventDefault();
+    again = waiting = true;
+    say("", false);
+    setState("waiting");
+  },
+  true,
+);
 document.addEventListener("click", (event) => {
   if (event.target.closest?.("#generate") && run?.state !== "running") {
     waiting = true;
@@ -468,7 +492,12 @@ document.addEventListener("click", (event) => {
     clearTimeout(asksPlace);
     asksPlace = setTimeout(explainWaiting, PATIENCE_MS);
   }
-  if (event.target.closest?.("#stop") && run && busy()) stopped();
+  if (event.target.closest?.("#stop") && run && busy()) {
+    again = false;
+    clearTimeout(halting);
+    halting = setTimeout(release, HALT_MS);
+    stopped();
+  }
 });
 document.addEventListener("input", (event) => {
   if (event.target.closest?.("#classes, #dials")) hush();
@@ -556,6 +585,11 @@ document.addEventListener("nestar:answer", ({ detail }) => {
 // ---- calls that end without a word --------------------------------------------------------------
 
 document.addEventListener("nestar:failed", async () => {
+  // A call that Stop ended counts with Gradio as failed.
+  if (halting !== null) {
+    release();
+    return;
+  }
   if (!busy()) return;
   const begun = !waiting;
   let sentence = "The connection was lost.";
