@@ -1,10 +1,11 @@
-"""The command line: `python -m nestar sample | train | assemble | push | evaluate | index | experiment`."""
+"""The command line: `python -m nestar sample | samples | train | assemble | push | evaluate | …`."""
 
 from __future__ import annotations
 
 import argparse
 import json
 import math
+import os
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -44,6 +45,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m nestar", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     _add_sample(commands.add_parser("sample", help="make one picture"))
+    _add_samples(commands.add_parser("samples", help="many pictures as an npz, for outside evaluators"))
     _add_train(commands.add_parser("train", help="train a part, or the family of nestings"))
     _add_assemble(commands.add_parser("assemble", help="put trained parts together into a checkpoint folder"))
     _add_push(commands.add_parser("push", help="publish a checkpoint folder on the Hugging Face Hub"))
@@ -144,6 +146,57 @@ def _sample(arguments: argparse.Namespace) -> int:
             f"{result.seconds:.2f} s"
         )
     return 0
+
+
+def _add_samples(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--count", type=int, default=50_000, help="pictures in all (default: 50000)")
+    _add_settings(parser)
+    _add_source(parser)
+    parser.add_argument("--batch", type=int, default=64, help="pictures made at once (default: 64)")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path("samples.npz"),
+        help="npz to write (default: samples.npz); parts lie beside it until all are there",
+    )
+    parser.set_defaults(run=_samples)
+
+
+def _samples(arguments: argparse.Namespace) -> int:
+    """One of the processes that a launcher (torchrun, accelerate) starts, or the only one."""
+    from nestar.evaluation.bulk import Bulk, Worker
+    from nestar.model import fingerprint_of
+
+    _check_batch(arguments)
+    worker = Worker.of_environment()
+    if worker.world > 1 and arguments.device in ("auto", "cuda"):
+        arguments.device = own_device(arguments.device)
+    pipeline = _pipeline(arguments)
+    settings = pipeline.settings(class_name=pipeline.classes[0], **_settings(arguments))
+    classes = len(pipeline.classes)
+    if arguments.count < classes:
+        raise SettingsError(f"--count must be at least one a class, {classes}, got {arguments.count}.")
+    name = find_nesting(pipeline.nestings, settings.k, settings.order, settings.nesting)
+    model, solver = pipeline.models[name], pipeline.solver_settings(settings)
+    asked = {"count": arguments.count, "classes": classes, "seed": settings.seed, **vars(solver)}
+    asked |= {"weights": fingerprint_of(model), "tokenizer": pipeline.tokenizer.fingerprint}
+    if worker.rank == 0:
+        _make_way(arguments.out)
+    bulk = Bulk(arguments.out.with_suffix(".parts"), arguments.count, classes, settings.seed, asked)
+    bulk.begin()
+    bulk.make(model, pipeline.tokenizer, solver, worker, batch=arguments.batch)
+    if worker.rank == 0:
+        bulk.wait()
+        bulk.join(arguments.out)
+        print(arguments.out)
+    return 0
+
+
+def own_device(asked: str) -> str:
+    """The GPU of this process among those that a launcher started on this machine; `asked` without one."""
+    import torch
+
+    return f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else asked
 
 
 def _add_train(parser: argparse.ArgumentParser) -> None:

@@ -1,0 +1,143 @@
+"""Many samples for outside evaluators: made by several processes, taken up again after a stop, and written as
+the npz that ADM's evaluation suite (arXiv 2105.05233) and those after it read."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+import zipfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from nestar.evaluation.report import SEED_STRIDE
+from nestar.images import to_bytes
+from nestar.model import NestAR
+from nestar.sampler import SolverSettings
+from nestar.settings import SettingsError
+from nestar.tokenizer import Tokenizer
+from nestar.training.nesting import sample_images
+
+PART = 256
+"""Samples in a file of their own until all are there: what a stop loses at most."""
+ASKED_FILE = "asked.json"
+POLL_SECONDS = 1.0
+
+
+@dataclass(frozen=True)
+class Worker:
+    """Which of how many processes this is; launchers (torchrun, accelerate) say so in the environment."""
+
+    rank: int = 0
+    world: int = 1
+
+    @classmethod
+    def of_environment(cls, environment: Mapping[str, str] | None = None) -> Worker:
+        environment = os.environ if environment is None else environment
+        return cls(int(environment.get("RANK", 0)), int(environment.get("WORLD_SIZE", 1)))
+
+
+@dataclass(frozen=True)
+class Bulk:
+    """What is made: sample i is of class i mod `classes` and has seed `seed` x SEED_STRIDE + i, whoever makes
+    it, so that every class has its share and no number of processes changes a picture's noise.
+
+    Attributes:
+        asked: all that decides the pictures, as JSON values; parts of another call are not taken up.
+    """
+
+    folder: Path
+    count: int
+    classes: int
+    seed: int
+    asked: Mapping[str, Any]
+
+    @property
+    def parts(self) -> list[range]:
+        return [range(start, min(start + PART, self.count)) for start in range(0, self.count, PART)]
+
+    def file(self, part: range) -> Path:
+        return self.folder / f"{part.start:08}.npy"
+
+    def begin(self) -> None:
+        """Make the folder, or find in it what was asked for before.
+
+        Raises:
+            SettingsError: parts of other samples lie there; what differs is named.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        file = self.folder / ASKED_FILE
+        asked = json.loads(json.dumps(dict(self.asked)))
+        if file.exists():
+            before = json.loads(file.read_text())
+            different = [key for key in asked.keys() | before.keys() if asked.get(key) != before.get(key)]
+            if different:
+                key = min(different)
+                made, now = before.get(key), asked.get(key)
+                raise SettingsError(f"{self.folder} holds samples with {key} {made}; now asked for: {now}.")
+            return
+        partial = file.with_suffix(f".{os.getpid()}")
+        partial.write_text(json.dumps(asked, indent=1) + "\n")
+        os.replace(partial, file)
+
+    def make(
+        self,
+        model: NestAR,
+        tokenizer: Tokenizer,
+        settings: SolverSettings,
+        worker: Worker,
+        *,
+        batch: int,
+        progress: bool = True,
+    ) -> None:
+        """Make this worker's parts, as far as they are not there yet."""
+        own = [part for part in self.parts[worker.rank :: worker.world] if not self.file(part).exists()]
+        bar = tqdm(
+            total=sum(map(len, own)), desc=f"samples {worker.rank + 1}/{worker.world}", disable=not progress
+        )
+        for part in own:
+            pictures = []
+            for start in range(part.start, part.stop, batch):
+                index = range(start, min(start + batch, part.stop))
+                ids = torch.tensor([i % self.classes for i in index])
+                seeds = [self.seed * SEED_STRIDE + i for i in index]
+                images = to_bytes(sample_images(model, tokenizer, ids, seeds, settings))
+                pictures.append(images.permute(0, 2, 3, 1).cpu().numpy())
+                bar.update(len(index))
+            partial = self.file(part).with_suffix(".partial")
+            with partial.open("wb") as opened:
+                np.save(opened, np.concatenate(pictures))
+            os.replace(partial, self.file(part))
+        bar.close()
+
+    def wait(self) -> None:
+        """Until the other workers' parts are there."""
+        while missing := [part for part in self.parts if not self.file(part).exists()]:
+            tqdm.write(f"Waiting for {len(missing)} parts of other processes.")
+            time.sleep(POLL_SECONDS)
+
+    def join(self, out: Path) -> None:
+        """Write all parts as one npz: `arr_0`, pictures as uint8 (N, H, W, 3), and `arr_1`, class ids. Part
+        after part, so that no memory holds all of them."""
+        partial = out.with_suffix(".partial")
+        with zipfile.ZipFile(partial, "w", allowZip64=True) as archive:
+            first = np.load(self.file(self.parts[0]), mmap_mode="r")
+            with archive.open("arr_0.npy", "w", force_zip64=True) as opened:
+                _header(opened, (self.count, *first.shape[1:]), np.dtype(np.uint8))
+                for part in self.parts:
+                    opened.write(np.load(self.file(part)).tobytes())
+            with archive.open("arr_1.npy", "w") as opened:
+                np.save(opened, np.arange(self.count) % self.classes)
+        os.replace(partial, out)
+
+
+def _header(opened: Any, shape: Sequence[int], dtype: np.dtype) -> None:
+    """The beginning of an array's file in numpy's format."""
+    described = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": tuple(shape)}
+    np.lib.format.write_array_header_1_0(opened, described)
