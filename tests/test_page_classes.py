@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -90,4 +91,8 @@ def test_the_search_fits_a_phone(open_page: Callable[..., Any]) -> None:
     page = open_page(**PHONE).page
     find(page, "spaniel")
     expect(shown(page).nth(1)).to_be_visible()
+    edges = shown(page).evaluate_all(  # of the names, which may run out of their cards
+        "names => names.map(name => [name.getBoundingClientRect().left, name.getBoundingClientRect().right])"
+    )
+    assert all(right <= left for (_, right), (left, _) in itertools.pairwise(edges)), "one beside the other"
     assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
