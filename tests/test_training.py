@@ -632,7 +632,8 @@ def test_tasks_may_share_pools_and_read_them_in_their_own_order(cache: Path) -> 
         assert_equal_states(shared.state_tensors(), alone.state_tensors())
         for token, (row, column) in enumerate(nesting.positions):
             assert torch.equal(shared.latents[:, token], loaded.latents_NChw[:, :, row, column])
-    with pytest.raises(ValueError, match=r"The pools hold \(64, 16\) latents, expected \(32, 16\)\."):
+    said = r"The pools hold \(64, 16, 12\) latents and classes, expected \(32, 16, 12\)\."
+    with pytest.raises(ValueError, match=said):
         NestingTask(replace(smoke, pool=32), small_tokenizer(), CPU, cache, pools=loaded)
 
 
