@@ -297,7 +297,7 @@ def _train(arguments: argparse.Namespace) -> int:
         pools, config = _folder_pools(arguments, config, weights["tokenizer"].to(device))
         weights = {**weights, "pools": pools}
         if arguments.data:
-            more["data"] = pools.classes
+            more["data"] = pools.made_of
     asked = asked_for(config, device, **more)
     if (folder / STATE_FILE).exists():
         check_run(folder, asked, type(config))

@@ -112,6 +112,17 @@ def test_latents_are_encoded_once_with_mirror_images_behind(root: Path, tmp_path
     assert len(list((tmp_path / "cache").iterdir())) == before + 1, "the held-out pool is the same"
 
 
+def test_a_class_that_only_train_gains_makes_another_pool_of_the_held_out(tmp_path: Path) -> None:
+    """The same files then have other class ids."""
+    for part in ("train", "val"):
+        picture(tmp_path / part / "wren" / "a.png")
+    before = open_folder(tmp_path)[1]
+    picture(tmp_path / "train" / "owl" / "a.png")
+    after = open_folder(tmp_path)[1]
+    assert (before.files, before.fingerprint) != (after.files, after.fingerprint)
+    assert before.files == after.files
+
+
 def test_from_a_folder_to_a_checkpoint_that_knows_its_classes(
     root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -52,10 +52,10 @@ class ImageFolder:
 
     @property
     def fingerprint(self) -> str:
-        """Eight hex digits of what lies there: names and sizes of the files, in order."""
+        """Eight hex digits of what lies there: class, name and size of the files, in order."""
         digest = hashlib.sha256()
-        for file in self.files:
-            digest.update(f"{file.parent.name}/{file.name} {file.stat().st_size}\n".encode())
+        for file, class_id in zip(self.files, self.class_ids_N.tolist(), strict=True):
+            digest.update(f"{class_id} {file.parent.name}/{file.name} {file.stat().st_size}\n".encode())
         return digest.hexdigest()[:8]
 
 

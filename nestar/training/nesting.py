@@ -111,7 +111,7 @@ class LatentPools:
     Attributes:
         latents_NChw, class_ids_N: of `pool` training images, float16, scaled.
         held_latents_NChw, held_ids_N: of `held_out` others.
-        classes: names.
+        classes: names; made_of: fingerprint of a folder's pictures, "" for Tiny Worlds.
     """
 
     latents_NChw: Tensor
@@ -119,6 +119,7 @@ class LatentPools:
     held_latents_NChw: Tensor
     held_ids_N: Tensor
     classes: tuple[str, ...] = tiny_worlds.CLASSES
+    made_of: str = ""
 
     @classmethod
     def of_folder(cls, root: Path, size: int, tokenizer: Tokenizer, cache: Path) -> LatentPools:
@@ -135,7 +136,7 @@ class LatentPools:
             file = cache / f"latents_folder_{made_of}.safetensors"
             return folder_pool(file, tokenizer, folder, size, flips=flips)
 
-        return cls(*pool(train, True), *pool(held, False), train.classes)
+        return cls(*pool(train, True), *pool(held, False), train.classes, train.fingerprint)
 
     @classmethod
     def load(cls, config: NestingTrainConfig, tokenizer: Tokenizer, cache: Path) -> LatentPools:

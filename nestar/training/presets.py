@@ -35,7 +35,7 @@ NESTINGS: dict[str, NestingTrainConfig] = {
     "tiny-worlds-one-shot": NestingTrainConfig(nesting=Nesting.one_shot(8, 8)),
     "smoke": NestingTrainConfig(nesting=Nesting.nested(4, 4, 4), **_SMOKE),
 }
-# The paper's shape, on pictures that --data names; batch and rates are xAR's.
+# The paper's shape, on pictures that --data names; the batch is xAR's, the rates are those of Tiny Worlds.
 NESTINGS |= {
     name: NestingTrainConfig(
         nesting=config.nesting,
