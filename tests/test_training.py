@@ -267,7 +267,7 @@ def test_logged_losses_are_smoothed(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 def test_side_jobs_happen_on_the_way(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loop, "PICTURE_SHARE", 1e9)  # as if they took no time
+    monkeypatch.setattr(loop, "SHARE", 1e9)  # as if they took no time
     every_step = Cadence(checkpoint=-1, validate=-1, picture=-1)
     train(nesting_task(cache), Budget(steps=2), tmp_path, cadence=every_step)
     entries = logged(tmp_path)

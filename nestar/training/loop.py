@@ -32,8 +32,8 @@ from nestar.model import WeightsError
 STATE_FILE = "state.safetensors"
 READ_EVERY = 20
 """Steps between two readings of the losses on a device that has to be waited for."""
-PICTURE_SHARE = 0.05
-"""Largest share of the time that contact sheets may take."""
+SHARE = 0.05
+"""Largest share of the time that contact sheets may take, and that held-out losses may."""
 
 
 class Task(Protocol):
@@ -77,7 +77,7 @@ class Budget:
 
 @dataclass(frozen=True)
 class Cadence:
-    """Seconds between the loop's side jobs; contact sheets that take long come less often than that."""
+    """Seconds between the loop's side jobs; slow losses and contact sheets come less often, see SHARE."""
 
     checkpoint: float = 120.0
     validate: float = 120.0
@@ -129,7 +129,7 @@ def train(
     state_file = folder / STATE_FILE
     step, trained = _resume(task, folder)
     last = {"checkpoint": time.monotonic(), "validate": 0.0, "picture": time.monotonic()}
-    picture_seconds = 0.0
+    took = {"validate": 0.0, "picture": 0.0}
     losses: dict[str, Tensor] = {}
     bar = tqdm(
         total=100,
@@ -152,7 +152,7 @@ def train(
             bar.n = int(100 * budget.share(step, trained))
             bar.update(0)
             now = time.monotonic()
-            if now - last["validate"] > cadence.validate:
+            if now - last["validate"] > max(cadence.validate, took["validate"] / SHARE):
                 _log(
                     folder,
                     {
@@ -163,12 +163,13 @@ def train(
                     },
                 )
                 last["validate"] = time.monotonic()
-            due = max(cadence.picture, picture_seconds / PICTURE_SHARE)
+                took["validate"] = last["validate"] - now
+            due = max(cadence.picture, took["picture"] / SHARE)
             if now - last["picture"] > due and not has_passed(deadline):
                 began = time.monotonic()
                 task.picture(folder / "samples" / f"{step:07d}.png")
                 last["picture"] = time.monotonic()
-                picture_seconds = last["picture"] - began
+                took["picture"] = last["picture"] - began
             if now - last["checkpoint"] > cadence.checkpoint:
                 _save(task, state_file, step, trained)
                 last["checkpoint"] = time.monotonic()
