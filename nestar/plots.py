@@ -73,6 +73,7 @@ def lines(
     y_label: str,
     title: str = "",
     log_x: bool = False,
+    log_y: bool = False,
     ticks: Sequence[str] = (),
     named: bool = True,
     level: Point | None = None,
@@ -89,6 +90,8 @@ def lines(
     _style(axis, x_label, y_label, title)
     if log_x:
         axis.set_xscale("log")
+    if log_y:
+        axis.set_yscale("log")
     for number, line in enumerate(series):
         colour, marker = COLOURS[number % len(COLOURS)], MARKERS[number % len(MARKERS)]
         axis.plot(line.xs, line.ys, color=colour, marker=marker, markersize=4, linewidth=1.5)
@@ -108,7 +111,9 @@ def lines(
         ends = []
     low, high = y_range or axis.get_ylim()
     axis.set_ylim(low, high)
-    places = spread([(y - low) / (high - low) for _, y, _ in ends], LINE_GAP)
+    scaled = math.log if log_y else float
+    bottom, top = scaled(low), scaled(high)
+    places = spread([(scaled(y) - bottom) / (top - bottom) for _, y, _ in ends], LINE_GAP)
     for (label, _, colour), place in zip(ends, places, strict=True):
         axis.text(1.02, place, label, transform=axis.transAxes, color=colour, fontsize=TEXT, va="center")
 

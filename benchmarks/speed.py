@@ -1,0 +1,379 @@
+"""Speed side by side: `python -m benchmarks.speed` writes `results/speed.json` and `results/speed.png`.
+
+All contenders are nestings of one total size that run through the same sampler and cache, in turns within one
+run, so that what slows the machine slows all alike; ratios are taken turn by turn. Embedded weights are used
+where there are any, random ones of the same shape elsewhere: a network pass costs the same with either.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import statistics
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from matplotlib.figure import Figure
+
+from benchmarks.first_picture import CLASS
+from benchmarks.first_picture import measure as measure_stream
+from benchmarks.operations import picture_operations
+from nestar import plots
+from nestar.batches import consecutive
+from nestar.evaluation.experiments.study import label_of
+from nestar.model import NestAR, NestARConfig
+from nestar.nesting import Nesting
+from nestar.pipeline import NestARPipeline
+from nestar.sampler import ModuleDone, SolverSettings, sample
+from nestar.settings import SampleSettings
+from nestar.training.presets import FAMILY, NESTINGS
+from nestar.ui.frames import picture
+
+RESULTS = Path(__file__).parent / "results"
+BATCHES = (1, 8, 64)
+MATRIX_SIDE = {"cpu": 2048, "cuda": 4096}
+"""Side of the square matrices whose product gives a device's rate."""
+FAIR = 0.7
+"""A baseline that reaches less than this share of k = 4's matrix rate is marked unfair: its ratio would
+measure how well it was built."""
+YARDSTICK = "k4-lattice"
+
+GROWTH_SIDES = (8, 16, 32, 64)
+GROWTH_STEPS = 5
+"""Solver steps in the growth over n: few, because plain autoregression takes its time."""
+PATIENCE = 20.0
+"""Seconds; a contender of the growth that takes longer is timed once in place of several times."""
+
+
+@dataclass(frozen=True)
+class Contender:
+    """A nesting to be timed; `trained`: with embedded weights."""
+
+    model: NestAR
+    trained: bool
+
+
+def contenders(pipeline: NestARPipeline) -> dict[str, Contender]:
+    """The family's nestings by name, without its variants of one nesting."""
+    found: dict[str, Contender] = {}
+    for preset in FAMILY:
+        config = NESTINGS[preset].model_config(pipeline.tokenizer.channels)
+        name = config.nesting.name
+        if config.nesting.kind == "nested" and config.nesting.order != "lattice":
+            continue
+        if name in pipeline.models:
+            found[name] = Contender(pipeline.models[name], trained=True)
+        elif name not in found:
+            found[name] = Contender(NestAR(config).to(pipeline.device).eval(), trained=False)
+    return found
+
+
+def wait_for(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def matrix_rate(device: torch.device, dtype: torch.dtype, seconds: float = 2.0) -> float:
+    """Operations a second of a large square product in `dtype`, the median of all that fit into `seconds`."""
+    side = MATRIX_SIDE[device.type]
+    a, b = torch.randn(2, side, side, device=device).to(dtype)
+    taken: list[float] = []
+    began = time.perf_counter()
+    while time.perf_counter() - began < seconds or len(taken) < 5:
+        start = time.perf_counter()
+        a @ b
+        wait_for(device)
+        taken.append(time.perf_counter() - start)
+    return 2 * side**3 / statistics.median(taken[1:])
+
+
+def sample_once(model: NestAR, settings: SolverSettings, rows: int, run: int) -> dict[str, Any]:
+    """Seconds of one batch, without decoding: in all, and until each module's end."""
+    ids = torch.arange(rows) % model.config.classes
+    wait_for(model.device)
+    began = time.perf_counter()
+    ends: list[float] = []
+    for event in sample(model, ids, range(run * rows, (run + 1) * rows), settings):
+        if isinstance(event, ModuleDone):
+            wait_for(model.device)
+            ends.append(time.perf_counter() - began)
+    return {"seconds": ends[-1], "modules": [b - a for a, b in zip([0.0, *ends], ends, strict=False)]}
+
+
+def in_turns(work: Mapping[str, Callable[[int], Any]], runs: int, say: str) -> dict[str, list[Any]]:
+    """What each piece of work returns in each run, all of them once before the next run begins."""
+    results: dict[str, list[Any]] = {name: [] for name in work}
+    for run in range(runs):
+        for name, piece in work.items():
+            print(f"\r\033[K{say}, run {run + 1} of {runs}: {name}", end="", file=sys.stderr, flush=True)
+            results[name].append(piece(run))
+    print("\r\033[K", end="", file=sys.stderr)
+    return results
+
+
+def spread(values: Sequence[float]) -> dict[str, float]:
+    """Median, lowest and highest."""
+    return {
+        "median": significant(statistics.median(values)),
+        "lowest": significant(min(values)),
+        "highest": significant(max(values)),
+    }
+
+
+def significant(value: float, digits: int = 4) -> float:
+    """Rounded to some significant digits: a file of sixteen would look more exact than any timing is."""
+    return float(f"{value:.{digits}g}")
+
+
+def engine(
+    pipeline: NestARPipeline, settings: SolverSettings, batches: Sequence[int], runs: int
+) -> dict[str, Any]:
+    """All contenders at every batch size, and the ratios of the baselines to them, turn by turn."""
+    racing = contenders(pipeline)
+    for contender in racing.values():  # what is made on first use is made before the clocks start
+        sample_once(contender.model, replace(settings, steps=1), min(batches), 0)
+    dtype = next(racing[YARDSTICK].model.parameters()).dtype
+    members = {name: described(contender, settings) for name, contender in racing.items()}
+    work = {name: contender.model for name, contender in racing.items()}
+    ratios: dict[str, Any] = {}
+    rates: list[float] = []
+    for rows in batches:
+        before = matrix_rate(pipeline.device, dtype)
+        pieces = {name: partial(sample_once, model, settings, rows) for name, model in work.items()}
+        taken = in_turns(pieces, runs, f"batch {rows}")
+        rates += [before, matrix_rate(pipeline.device, dtype)]
+        rate = statistics.mean(rates[-2:])
+        for name, rounds in taken.items():
+            members[name]["batches"][str(rows)] = timed(
+                rounds, rows, rows * members[name]["operations"] / rate
+            )
+        floor = FAIR * members[YARDSTICK]["batches"][str(rows)]["share_of_matrix_rate"]
+        for member in members.values():
+            own = member["batches"][str(rows)]
+            own["fair"] = own["share_of_matrix_rate"] >= floor
+        ratios[str(rows)] = speed_ups(taken, {name: model.config.nesting for name, model in work.items()})
+    return {
+        "dtype": str(dtype).removeprefix("torch."),
+        "matrix_side": MATRIX_SIDE[pipeline.device.type],
+        "matrix_gigaoperations_per_second": spread([rate / 1e9 for rate in rates]),
+        "members": members,
+        "speed_up": ratios,
+    }
+
+
+def described(contender: Contender, settings: SolverSettings) -> dict[str, Any]:
+    """What is known of a contender before it is timed."""
+    config = contender.model.config
+    return {
+        "weights": "embedded" if contender.trained else "random",
+        "label": label_of(config.nesting.name, config.nesting),
+        "parameters": config.parameters,
+        "evaluations": config.nesting.evaluations,
+        "function_evaluations": config.nesting.function_evaluations(settings.steps, settings.calls_per_step),
+        "operations": picture_operations(config, settings),
+        "batches": {},
+    }
+
+
+def timed(rounds: Sequence[Mapping[str, Any]], rows: int, ideal_seconds: float) -> dict[str, Any]:
+    """A contender's figures at one batch size; `ideal_seconds`: of its matrix products alone."""
+    seconds = spread([each["seconds"] for each in rounds])
+    return {
+        "seconds": seconds,
+        "pictures_per_second": significant(rows / seconds["median"]),
+        "module_seconds": [
+            significant(statistics.median(own)) for own in zip(*(r["modules"] for r in rounds), strict=True)
+        ],
+        "share_of_matrix_rate": significant(ideal_seconds / seconds["median"], 3),
+    }
+
+
+def speed_ups(
+    taken: Mapping[str, Sequence[Mapping[str, Any]]], nestings: Mapping[str, Nesting]
+) -> dict[str, Any]:
+    """For each nested contender, how many times its seconds each baseline takes."""
+    nested = [name for name, nesting in nestings.items() if nesting.kind == "nested"]
+    return {
+        name: {
+            other: spread(
+                [b["seconds"] / a["seconds"] for a, b in zip(taken[name], taken[other], strict=True)]
+            )
+            for other in nestings
+            if other not in nested
+        }
+        for name in nested
+    }
+
+
+def streaming(pipeline: NestARPipeline, runs: int) -> dict[str, Any]:
+    """A streamed picture, a frame a patch encoded as the page does, against the finished picture alone."""
+    names = [name for name, nesting in pipeline.nestings.items() if nesting.kind == "nested"]
+    report: dict[str, Any] = {}
+
+    def whole(name: str, run: int) -> dict[str, float]:
+        settings = pipeline.settings(class_name=CLASS, nesting=name, seed=run)
+        began = time.perf_counter()
+        for frame in pipeline.stream_rows(settings, consecutive(settings), previews=False):
+            if frame.final:
+                picture(frame)
+        return {"whole_picture": time.perf_counter() - began}
+
+    work: dict[str, Callable[[int], Any]] = {}
+    for name in names:
+        work[f"{name}, streamed"] = lambda run, name=name: measure_stream(pipeline, seed=run, nesting=name)
+        work[f"{name}, at once"] = lambda run, name=name: whole(name, run)
+    in_turns(work, 1, "warm-up")
+    taken = in_turns(work, runs, "streaming")
+    for name in names:
+        live, still = taken[f"{name}, streamed"], taken[f"{name}, at once"]
+        report[name] = {
+            **{f"{key}_seconds": spread([each[key] for each in live]) for key in live[0]},
+            "not_streamed_seconds": spread([each["whole_picture"] for each in still]),
+            "streamed_over_not": spread(
+                [a["whole_picture"] / b["whole_picture"] for a, b in zip(live, still, strict=True)]
+            ),
+        }
+    return report
+
+
+def growth_nestings(side: int) -> dict[str, Nesting]:
+    return {
+        "k = 2": Nesting.nested(side, side, 2),
+        "k = 4": Nesting.nested(side, side, 4),
+        "k = 8": Nesting.nested(side, side, 8),
+        "plain autoregression": Nesting.autoregressive(side, side),
+        "one-shot flow": Nesting.one_shot(side, side),
+    }
+
+
+def growth(device: torch.device, shape: NestARConfig, sides: Sequence[int], runs: int) -> dict[str, Any]:
+    """One picture at a time over the number of tokens, random weights, all blocks of one shape and as many in
+    all for every contender and n."""
+    settings = SolverSettings(steps=GROWTH_STEPS)
+    rows: list[dict[str, Any]] = []
+    for side in sides:
+        configs = {label: replace(shape, nesting=own) for label, own in growth_nestings(side).items()}
+        for label, config in configs.items():
+            model = NestAR(config).to(device).eval()
+            if (
+                config.nesting.evaluations < side * side
+            ):  # a warm-up; token by token there is enough to warm on
+                sample_once(model, replace(settings, steps=1), 1, 0)
+            taken = [sample_once(model, settings, 1, 0)["seconds"]]
+            while len(taken) < runs and taken[0] < PATIENCE:
+                taken.append(sample_once(model, settings, 1, len(taken))["seconds"])
+            print(f"n = {side * side}, {label}: {taken[0]:.2f} s", file=sys.stderr, flush=True)
+            rows.append(
+                {
+                    "contender": label,
+                    "n": side * side,
+                    "evaluations": config.nesting.evaluations,
+                    "function_evaluations": config.nesting.function_evaluations(settings.steps),
+                    "operations": picture_operations(config, settings),
+                    "runs": len(taken),
+                    "seconds": spread(taken),
+                }
+            )
+    exponents: dict[str, Any] = {}
+    for label in growth_nestings(sides[0]):
+        own = [row for row in rows if row["contender"] == label]
+        n = [row["n"] for row in own]
+        exponents[label] = {
+            "evaluations": exponent(n, [row["evaluations"] for row in own]),
+            "seconds": exponent(n, [row["seconds"]["median"] for row in own]),
+            "operations": exponent(n, [row["operations"] for row in own]),
+        }
+    slow = {row["n"]: row["seconds"]["median"] for row in rows if row["contender"] == "plain autoregression"}
+    speed_up = {
+        str(row["n"]): significant(slow[row["n"]] / row["seconds"]["median"], 3)
+        for row in rows
+        if row["contender"] == "k = 4"
+    }
+    return {
+        "steps": settings.steps,
+        "blocks": shape.blocks,
+        "dim": shape.dim,
+        "rows": rows,
+        "exponents": exponents,
+        "speed_up_of_k4_over_autoregression": speed_up,
+    }
+
+
+def exponent(n: Sequence[float], values: Sequence[float]) -> float | None:
+    """p of the power law values ~ n^p that fits best on logarithmic axes (least squares)."""
+    if len(n) < 2:
+        return None
+    slope, _ = statistics.linear_regression([math.log(x) for x in n], [math.log(y) for y in values])
+    return significant(slope, 3)
+
+
+def draw(report: Mapping[str, Any]) -> Figure | None:
+    """Sequential evaluations, time and work over n, on logarithmic axes."""
+    rows = report.get("growth", {}).get("rows")
+    if not rows:
+        return None
+    labels = list(dict.fromkeys(row["contender"] for row in rows))
+    values: dict[str, Callable[[Mapping[str, Any]], float]] = {
+        "patches one after another": lambda row: row["evaluations"],
+        "seconds a picture": lambda row: row["seconds"]["median"],
+        "billion operations": lambda row: row["operations"] / 1e9,
+    }
+    panels = plots.new_figure("How a picture's cost grows with its tokens n", len(values), panel_height=330)
+    for number, (axis, (title, read)) in enumerate(zip(panels, values.items(), strict=True)):
+        series = [
+            plots.Series(
+                label,
+                [row["n"] for row in rows if row["contender"] == label],
+                [read(row) for row in rows if row["contender"] == label],
+            )
+            for label in labels
+        ]
+        last = number == len(values) - 1
+        plots.lines(axis, series, x_label="n", y_label="", title=title, log_x=True, log_y=True, named=last)
+    return panels[0].figure
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--steps", type=int, default=SampleSettings.steps)
+    parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--batches", type=int, nargs="+", default=list(BATCHES))
+    parser.add_argument("--sides", type=int, nargs="+", default=list(GROWTH_SIDES), help="growth: grid sides")
+    parser.add_argument("--out", type=Path, default=RESULTS / "speed.json")
+    parser.add_argument("--json", action="store_true", help="print the whole report")
+    arguments = parser.parse_args()
+    pipeline = NestARPipeline.from_pretrained(device=arguments.device)
+    settings = SolverSettings(steps=arguments.steps)
+    report = {
+        "device": str(pipeline.device),
+        "threads": torch.get_num_threads(),
+        "cores": os.cpu_count(),
+        "torch": torch.__version__,
+        "steps": settings.steps,
+        "cfg": settings.cfg,
+        "runs": arguments.runs,
+        "engine": engine(pipeline, settings, arguments.batches, arguments.runs),
+        "streaming": streaming(pipeline, arguments.runs),
+        "growth": growth(
+            pipeline.device, pipeline.models.outline(YARDSTICK).config, arguments.sides, arguments.runs
+        ),
+    }
+    arguments.out.parent.mkdir(parents=True, exist_ok=True)
+    arguments.out.write_text(json.dumps(report, indent=1) + "\n")
+    figure = draw(report)
+    if figure is not None:
+        plots.save(figure, arguments.out.with_suffix(".png"))
+    print(json.dumps(report) if arguments.json else arguments.out)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,78 @@
+"""The speed benchmark: what it counts is what torch counts, and its report holds what the README takes."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from benchmarks import speed
+from benchmarks.operations import picture_operations
+from nestar.model import NestAR, NestARConfig
+from nestar.nesting import Nesting
+from nestar.sampler import SolverSettings, sample
+
+SHAPE = NestARConfig(Nesting.nested(4, 4, 4), channels=4, classes=3, dim=32, heads=2, blocks=5, cond_dim=16)
+NESTINGS = [
+    Nesting.nested(4, 4, 4),
+    Nesting.nested(4, 4, 2),
+    Nesting.nested(4, 5, 3),  # truncated
+    Nesting.autoregressive(4, 4),
+    Nesting.cells(4, 4, 4),
+    Nesting.one_shot(4, 4),
+]
+
+
+@pytest.mark.parametrize("nesting", NESTINGS, ids=lambda nesting: f"{nesting.name}-{nesting.n}")
+@pytest.mark.parametrize("settings", [SolverSettings(2), SolverSettings(1, "midpoint", cfg=1.0)], ids=str)
+def test_operations_are_those_that_torch_counts(nesting: Nesting, settings: SolverSettings) -> None:
+    config = replace(SHAPE, nesting=nesting)
+    model = NestAR(config).eval()
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+        for _ in sample(model, torch.tensor([1]), [0], settings):
+            pass
+    assert picture_operations(config, settings) == counter.get_total_flops()
+
+
+@pytest.mark.parametrize("power", [0.0, 1.0, 1.5])
+def test_the_exponent_of_a_power_law_is_found(power: float) -> None:
+    n = [64, 256, 1024]
+    assert speed.exponent(n, [3 * x**power for x in n]) == pytest.approx(power, abs=1e-3)
+    assert speed.exponent([64], [1.0]) is None
+
+
+def test_ratios_are_taken_turn_by_turn() -> None:
+    nestings = {"k4-lattice": Nesting.nested(4, 4, 4), "ar-raster": Nesting.autoregressive(4, 4)}
+    taken = {
+        "k4-lattice": [{"seconds": value} for value in (1.0, 2.0, 4.0)],  # the machine slowed down
+        "ar-raster": [{"seconds": value} for value in (10.0, 20.0, 44.0)],
+    }
+    found = speed.speed_ups(taken, nestings)
+    assert found == {"k4-lattice": {"ar-raster": {"median": 10.0, "lowest": 10.0, "highest": 11.0}}}
+
+
+def test_growth_is_measured_and_drawn() -> None:
+    report = speed.growth(torch.device("cpu"), replace(SHAPE, blocks=6), [2, 4], runs=2)
+    assert [(row["n"], row["contender"]) for row in report["rows"]] == [
+        (n, label) for n in (4, 16) for label in speed.growth_nestings(2)
+    ]
+    rows = {(row["n"], row["contender"]): row for row in report["rows"]}
+    slow, fast = rows[16, "plain autoregression"], rows[16, "k = 4"]
+    assert (slow["evaluations"], fast["evaluations"], fast["runs"]) == (16, 7, 2)
+    assert report["speed_up_of_k4_over_autoregression"]["16"] == pytest.approx(
+        slow["seconds"]["median"] / fast["seconds"]["median"], rel=1e-2
+    )
+    assert report["exponents"]["plain autoregression"]["evaluations"] == 1
+    assert report["exponents"]["one-shot flow"]["evaluations"] == 0
+    json.dumps(report, allow_nan=False)
+    figure = speed.draw({"growth": report})
+    assert figure is not None
+    titles = [axis.get_title(loc="left") for axis in figure.axes]
+    assert titles == ["patches one after another", "seconds a picture", "billion operations"]
+    assert all(axis.get_yscale() == "log" for axis in figure.axes)
+    assert all(math.isfinite(limit) for axis in figure.axes for limit in axis.get_ylim())
