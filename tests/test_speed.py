@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks import speed
+from benchmarks import peers, speed
 from benchmarks.operations import picture_operations
 from nestar.model import NestAR, NestARConfig
 from nestar.nesting import Nesting
@@ -76,3 +77,35 @@ def test_growth_is_measured_and_drawn() -> None:
     assert titles == ["patches one after another", "seconds a picture", "billion operations"]
     assert all(axis.get_yscale() == "log" for axis in figure.axes)
     assert all(math.isfinite(limit) for axis in figure.axes for limit in axis.get_ylim())
+
+
+PEERS = {
+    "MAR": lambda: peers.Mar(dim=32, depth=2, heads=2, head_dim=16, head_depth=2, rounds=3),
+    "DiT": lambda: peers.Diffusion(dim=32, depth=2, heads=2, steps=2),
+    "xAR": lambda: peers.Cells(dim=32, depth=2, heads=2, steps=2),
+}
+
+
+@pytest.mark.parametrize("name", PEERS)
+def test_a_peers_operations_are_those_that_torch_counts(name: str) -> None:
+    model = PEERS[name]()
+    model.steps = 2
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH), torch.inference_mode():
+        model.generate(1)
+    assert model.operations() == counter.get_total_flops()
+
+
+def test_mar_makes_every_token_once_and_one_a_round_at_least() -> None:
+    for rounds in (64, 256):
+        known = peers.Mar(dim=8, depth=1, heads=1, head_dim=8, head_depth=1, rounds=rounds).known()
+        assert (known[0], known[-1], len(known)) == (0, 256, rounds + 1)
+        assert all(before < after for before, after in pairwise(known))
+
+
+def test_peers_have_the_sizes_that_their_papers_give() -> None:
+    """Millions of parameters: MAR-B 208, MAR-L 479, DiT-XL/2 675, xAR-B 172, xAR-L 608."""
+    rows = {row["name"]: row for row in peers.measure(None, 1)["rows"]}
+    sizes = {"MAR-B, 64 rounds": 208, "MAR-L, 256 rounds": 479, "DiT-XL/2, 50 steps": 675}
+    for name, millions in {**sizes, "xAR-B": 172, "xAR-L": 608}.items():
+        assert rows[name]["parameters"] == pytest.approx(millions * 1e6, rel=0.02)
+    assert rows["DiT-XL/2, 250 steps"]["operations"] == 5 * rows["DiT-XL/2, 50 steps"]["operations"]
