@@ -18,7 +18,7 @@ from nestar.settings import SampleSettings
 ROOT = Path(__file__).parents[1]
 RESULTS = Path(__file__).parent / "results"
 BY = "written by `python -m benchmarks.readme` -->\n"
-SECTIONS = {name: f"<!-- {name}: {BY}" for name in ("results", "family", "findings")}
+SECTIONS = {name: f"<!-- {name}: {BY}" for name in ("results", "family", "speed", "findings")}
 """Where the README's written parts begin; each ends with `<!-- end of NAME -->`."""
 
 TARGETS: dict[str, tuple[float, ...]] = {
@@ -41,6 +41,7 @@ FINAL_FIGURES = ("fid", "inception_score", "precision", "recall", "class_accurac
 """What the README shows of an experiment's finalists."""
 NO_FINDINGS = "None has been run at full size yet.\n"
 
+NO_SPEED = "Not measured yet.\n"
 NO_FAMILY = "Only one nesting has been measured so far.\n"
 FAMILY_COLUMNS = {
     "class_accuracy": "asked class recognised",
@@ -231,6 +232,121 @@ def family_parts() -> Iterator[str]:
     )
 
 
+def speed_parts() -> Iterator[str]:
+    """What `benchmarks.speed` and `benchmarks.peers` measured."""
+    report, peers = read(RESULTS / "speed.json"), read(RESULTS / "peers.json")
+    if report:
+        yield from (*side_by_side(report), "", *streamed(report["streaming"]), "", *grown(report["growth"]))
+    if peers:
+        yield from ("", *peer_lines(peers))
+
+
+def side_by_side(report: dict[str, Any]) -> Iterator[str]:
+    """The family's members in turns, and how many times plain autoregression and one-shot flow take."""
+    engine = report["engine"]
+    batches = list(next(iter(engine["members"].values()))["batches"])
+    one, many = batches[0], batches[-1]
+    rate = engine["matrix_gigaoperations_per_second"]["median"]
+    yield (
+        f"`python -m benchmarks.speed`: the same sampler and cache, {report['runs']} runs in turns, "
+        f"{report['steps']} steps, CFG, {engine['dtype']} weights, {report['cores']} cores, "
+        f"{report['device']}, whose matrix products of {engine['matrix_side']}² run at {rate:,.0f} billion "
+        "operations a second; "
+        "without decoding. Nestings that are not embedded were timed with random weights (†)."
+    )
+    yield ""
+    heads = [
+        "nesting",
+        "turns",
+        "operations, 10⁹",
+        f"s a picture, {one} at a time",
+        f"pictures/s, {many} at a time",
+    ]
+    heads += [
+        f"share of that rate, {one} and {many} at a time",
+        "times faster than token by token",
+        "than one-shot",
+    ]
+    yield f"| {' | '.join(heads)} |"
+    yield "|---" * len(heads) + "|"
+    for name, member in engine["members"].items():
+        at_one, at_many = member["batches"][one], member["batches"][many]
+        mark = "" if member["weights"] == "embedded" else " †"
+        ratios = [
+            " and ".join(f"{engine['speed_up'][batch][name][other]['median']:.3g}" for batch in (one, many))
+            if name in engine["speed_up"][one]
+            else ""
+            for other in ("ar-raster", "one-shot")
+        ]
+        shares = " and ".join(
+            f"{own['share_of_matrix_rate']:.0%}{'' if own['fair'] else ' (unfair)'}"
+            for own in (at_one, at_many)
+        )
+        cells = [member["label"] + mark, str(member["evaluations"]), f"{member['operations'] / 1e9:.3g}"]
+        cells += [
+            f"{at_one['seconds']['median']:.3g}",
+            f"{at_many['pictures_per_second']:.3g}",
+            shares,
+            *ratios,
+        ]
+        yield f"| {' | '.join(cells)} |"
+
+
+def streamed(report: dict[str, Any]) -> Iterator[str]:
+    """What streaming costs."""
+    for name, row in report.items():
+        first, ratio = row["first_module_seconds"]["median"], row["streamed_over_not"]
+        whole = row["whole_picture_seconds"]["median"]
+        yield (
+            f"Streamed with a frame a patch, `{name}` shows its first module after {first:.2f} s "
+            f"and the picture after {whole:.2f} s, {ratio['median']:.2f} times the time without frames "
+            f"({ratio['lowest']:.2f} to {ratio['highest']:.2f})."
+        )
+
+
+def grown(report: dict[str, Any]) -> Iterator[str]:
+    """How cost grows with n."""
+    sizes = list(dict.fromkeys(row["n"] for row in report["rows"]))
+    yield (
+        f"Over n = {', '.join(map(str, sizes))} tokens, {report['blocks']} blocks of width {report['dim']} "
+        f"in all, {report['steps']} steps, one picture: exponents p of the power law n^p that fits best."
+    )
+    yield ""
+    yield "| | patches one after another | seconds | operations |"
+    yield "|---|---|---|---|"
+    for label, row in report["exponents"].items():
+        yield f"| {label} | {row['evaluations']:.2g} | {row['seconds']:.2g} | {row['operations']:.2g} |"
+    yield ""
+    ahead = ", ".join(
+        f"{ratio:.3g} times at n = {n}" for n, ratio in report["speed_up_of_k4_over_autoregression"].items()
+    )
+    yield f"*k* = 4 is faster than plain autoregression of the same total size: {ahead}."
+    yield ""
+    yield "![Turns, time and work over the number of tokens](benchmarks/results/speed.png)"
+
+
+def peer_lines(report: dict[str, Any]) -> Iterator[str]:
+    """NestAR beside its peers at ImageNet's shape."""
+    ours = list(report["ratios"])
+    timed = "" if report["device"] else " Nothing was timed: there was no GPU."
+    yield (
+        "`python -m benchmarks.peers`: ImageNet at 256 x 256, guided, decoder left out; peers as timing "
+        f"models written from their papers.{timed} How many times NestAR's operations each takes:"
+    )
+    yield ""
+    yield f"| | shape | parameters, 10⁶ | operations, 10¹² | {' | '.join(f'times {name}' for name in ours)} |"
+    yield "|---" * (4 + len(ours)) + "|"
+    for row in report["rows"]:
+        times = [
+            f"{report['ratios'][own][row['name']]['operations']:.3g}"
+            if row["name"] in report["ratios"][own]
+            else ""
+            for own in ours
+        ]
+        size, work = f"{row['parameters'] / 1e6:.0f}", f"{row['operations'] / 1e12:.3g}"
+        yield f"| {row['name']} | {row['shape']} | {size} | {work} | {' | '.join(times)} |"
+
+
 def table(rows: list[Row]) -> str:
     lines = [
         "| what | measured | beside it (references / through the tokenizer) | target | from |",
@@ -311,6 +427,7 @@ def written(text: str) -> str:
     rows = [*quality_rows(), *factor_rows(), *speed_rows(), *training_rows()]
     text = rewritten(text, "results", table(rows))
     text = rewritten(text, "family", "".join(f"{line}\n" for line in family_parts()) or NO_FAMILY)
+    text = rewritten(text, "speed", "".join(f"{line}\n" for line in speed_parts()) or NO_SPEED)
     return rewritten(text, "findings", "\n".join(finding_parts()) or NO_FINDINGS)
 
 
