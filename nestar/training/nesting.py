@@ -52,7 +52,6 @@ shares with the next is SHARED more; one orders a folder's epochs, and one is va
 NOT_MUON = ("embed", "position", "time", "label", "modulation", "final_modulation", "head", "qk_scale")
 """Parts that AdamW trains: first and last layers, embeddings, adaLN, and gains."""
 
-
 PRECISIONS = ("bf16", "float32")
 """What matrix products are computed in; weights and optimiser are float32 always."""
 
