@@ -7,8 +7,9 @@ import multiprocessing
 import os
 import signal
 import socket
-import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
@@ -20,9 +21,10 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from nestar import processes
 from nestar.cli import main
 from nestar.data.image_folder import open_folder
-from nestar.data.pools import LatentShards, encode_share, folder_latents
+from nestar.data.pools import LatentShards, encode_share, folder_latents, latent_pool
 from nestar.flow import Part
 from nestar.model import NestAR
 from nestar.processes import Worker
@@ -233,23 +235,23 @@ def test_parts_cover_a_batch_once_and_share_its_first_rows() -> None:
     assert parts_of(24, Worker(), 1) == [Part(24, slice(0, None, 1))]
 
 
-def test_encoding_is_shared_and_what_is_there_is_kept(world: Path, tmp_path: Path) -> None:
-    """By processes that see one folder, here by threads; each waits for the other's files."""
-    tokenizer, (train, _) = small_tokenizer(), open_folder(world / "birds")
-    given: dict[int, LatentShards] = {}
+def both(encode: Callable[[Worker], Any]) -> list[Any]:
+    """What two processes that see one folder get, here two threads."""
+    with ThreadPoolExecutor(2) as threads:
+        return list(threads.map(encode, [Worker(0, 2), Worker(1, 2)]))
 
-    def encode(rank: int) -> None:
-        worker = Worker(rank, 2)
-        given[rank] = folder_latents(tmp_path, tokenizer, train, 64, flips=True, worker=worker, shard=8)
+
+def test_encoding_is_shared_and_what_is_there_is_kept(
+    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each process waits for the other's files."""
+    monkeypatch.setattr(processes, "POLL_SECONDS", 0.02)
+    tokenizer, (train, _) = small_tokenizer(), open_folder(world / "birds")
 
     kept = tmp_path / "8-16.safetensors"
     first = torch.full((8, 4, 4, 4), 7.0, dtype=torch.float16)
     save_file({"latents": first}, kept)
-    threads = [threading.Thread(target=encode, args=(rank,)) for rank in range(2)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    given = both(lambda own: folder_latents(tmp_path, tokenizer, train, 64, flips=True, worker=own, shard=8))
     whole = folder_latents(tmp_path / "whole", tokenizer, train, 64, flips=True)
     index = torch.tensor([39, 8, 3, 3, 31, 32])
     assert len(given[0]) == len(whole) == 40
@@ -265,6 +267,25 @@ def test_encoding_is_shared_and_what_is_there_is_kept(world: Path, tmp_path: Pat
 
     files = encode_share(tmp_path / "own", tokenizer, 40, pictures, worker=Worker(1, 2), shard=8)
     assert written == [(8, 16), (24, 32)] and [file.exists() for file in files] == [False, True] * 2 + [False]
+
+
+def test_tiny_worlds_latents_are_encoded_together_and_joined_by_the_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(processes, "POLL_SECONDS", 0.02)
+    tokenizer, made = small_tokenizer(), tmp_path / "made.safetensors"
+    given = both(lambda own: latent_pool(made, tokenizer, 12, 64, worker=own, shard=4))
+    alone, class_ids = latent_pool(tmp_path / "alone.safetensors", tokenizer, 12, 64, shard=4)
+    for latents, ids in given:
+        assert torch.equal(latents, alone) and torch.equal(ids, class_ids)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["alone.safetensors", "made.safetensors"]
+
+
+def test_waiting_for_a_process_that_is_gone_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(processes, "POLL_SECONDS", 0.02)
+    monkeypatch.setattr(processes, "PATIENCE", timedelta(seconds=0.1))
+    with pytest.raises(RuntimeError, match=r"have not written .*missing for 0:00:00\.1"):
+        processes.wait_for([tmp_path, tmp_path / "missing"])
 
 
 def test_latents_that_are_not_read_take_no_memory(tmp_path: Path) -> None:
