@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import os
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -21,12 +20,15 @@ if TYPE_CHECKING:
 
     from nestar.model import NestAR
     from nestar.pipeline import NestARPipeline
+    from nestar.processes import Group, Worker
     from nestar.tokenizer import Tokenizer
-    from nestar.training.loop import Task
+    from nestar.training.loop import Budget, Task
     from nestar.training.nesting import LatentPools, NestingTrainConfig
 
 RUNS = Path("runs")
 FAMILY_IMAGES = 1_000_000
+MANY_FLAGS = ("accumulate", "checkpoint_activations", "precision")
+"""Flags of `train` for nestings alone, by their names here."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -164,13 +166,13 @@ def _add_samples(parser: argparse.ArgumentParser) -> None:
 
 def _samples(arguments: argparse.Namespace) -> int:
     """One of the processes that a launcher (torchrun, accelerate) starts, or the only one."""
-    from nestar.evaluation.bulk import Bulk, Worker
+    from nestar.evaluation.bulk import Bulk
     from nestar.model import fingerprint_of
+    from nestar.processes import Worker
 
     _check_batch(arguments)
     worker = Worker.of_environment()
-    if worker.world > 1 and arguments.device in ("auto", "cuda"):
-        arguments.device = own_device(arguments.device)
+    arguments.device = worker.device(arguments.device)
     pipeline = _pipeline(arguments)
     settings = pipeline.settings(class_name=pipeline.classes[0], **_settings(arguments))
     classes = len(pipeline.classes)
@@ -190,13 +192,6 @@ def _samples(arguments: argparse.Namespace) -> int:
         bulk.join(arguments.out)
         print(arguments.out)
     return 0
-
-
-def own_device(asked: str) -> str:
-    """The GPU of this process among those that a launcher started on this machine; `asked` without one."""
-    import torch
-
-    return f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else asked
 
 
 def _add_train(parser: argparse.ArgumentParser) -> None:
@@ -240,7 +235,24 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
         help="for nestings: a folder of pictures, a folder a class, with or without train/ and val/ above "
         "(default: Tiny Worlds)",
     )
-    parser.add_argument("--batch", type=int, help="rows a step, in place of the preset's")
+    parser.add_argument(
+        "--batch", type=int, help="rows a step, of all processes together, in place of the preset's"
+    )
+    parser.add_argument(
+        "--accumulate",
+        type=int,
+        help="for nestings: parts that each process runs its rows of a step in, one after another, which "
+        "takes as much less memory (default: 1)",
+    )
+    parser.add_argument(
+        "--checkpoint-activations",
+        action="store_true",
+        default=None,
+        help="for nestings: run each block again in the backward pass, which takes far less memory",
+    )
+    parser.add_argument(
+        "--precision", help="for nestings: bf16 or float32, in place of the preset's (bf16 in all of them)"
+    )
     parser.add_argument("--coordination", type=float, help="lambda, in place of the preset's")
     parser.add_argument("--seed", type=int, help="in place of the preset's")
     parser.add_argument(
@@ -253,13 +265,40 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
 
 
 def _train(arguments: argparse.Namespace) -> int:
+    """Train one part; prints its closing record. Of a nesting's several processes each comes here."""
+    from nestar.processes import Worker, joined
+
+    worker = Worker.of_environment()
+    if worker.world > 1 and arguments.what != "nesting":
+        raise SettingsError(
+            f"`train {arguments.what}` runs in one process; the launcher started {worker.world}."
+        )
     if arguments.what == "family":
         return _train_family(arguments)
     _refuse_flags(arguments, "images", "members")
+    if arguments.what != "nesting":
+        _refuse_flags(arguments, "tokenizer", "compile", "data", *MANY_FLAGS)
+    if arguments.what == "features":
+        _refuse_flags(arguments, "init")
     from nestar.checkpoints import resolve_device
+
+    name, config = _recipe(arguments)
+    if arguments.what == "nesting":
+        from nestar.training.nesting import parts_of
+
+        parts_of(config.batch, worker, arguments.accumulate or 1)  # refused before hours of encoding
+    budget = _budget(arguments)
+    device = resolve_device(worker.device(arguments.device))
+    with joined(worker, device) as group:
+        record = _train_part(arguments, name, config, budget, device, group)
+    if group.leads:
+        print(json.dumps(record))
+    return 0
+
+
+def _recipe(arguments: argparse.Namespace) -> tuple[str, Any]:
+    """The preset's name, and its recipe with what is given in place of the preset's own."""
     from nestar.training import presets
-    from nestar.training.loop import STATE_FILE, Budget, train
-    from nestar.training.runs import asked_for, check_run, write_run
 
     registry = {"tokenizer": presets.TOKENIZERS, "nesting": presets.NESTINGS, "features": presets.FEATURES}[
         arguments.what
@@ -267,54 +306,68 @@ def _train(arguments: argparse.Namespace) -> int:
     name = arguments.preset or next(iter(registry))
     if name not in registry:
         raise SettingsError(f"Unknown preset {name!r}: allowed are {', '.join(registry)}.")
-    given = {key: getattr(arguments, key) for key in ("batch", "coordination", "seed")}
+    given = {key: getattr(arguments, key) for key in ("batch", "coordination", "seed", "precision")}
     given = {key: value for key, value in given.items() if value is not None}
-    config = registry[name]
-    if arguments.what != "nesting":
-        given_flags = {"tokenizer": arguments.tokenizer, "compile": arguments.compile, "data": arguments.data}
-        for flag, value in given_flags.items():
-            if value is not None:
-                raise SettingsError(f"--{flag} does not apply to {arguments.what}.")
-    if arguments.what == "features" and arguments.init:
-        raise SettingsError("--init does not apply to features.")
     _check_batch(arguments)
+    if arguments.accumulate is not None and arguments.accumulate < 1:
+        raise SettingsError(f"--accumulate must be at least 1, got {arguments.accumulate}.")
     if not 0 <= given.get("coordination", 0) < math.inf:
         given_value = arguments.coordination
         raise SettingsError(f"--coordination must be a finite number of at least 0, got {given_value}.")
     for key in given:
-        if key not in config.__dataclass_fields__:
+        if key not in registry[name].__dataclass_fields__:
             raise SettingsError(f"--{key} does not apply to {arguments.what}.")
-    config = replace(config, **given)
     try:
-        budget = Budget(minutes=arguments.minutes, steps=arguments.steps)
+        return name, replace(registry[name], **given)
     except ValueError as error:
         raise SettingsError(str(error)) from None
-    device = resolve_device(arguments.device)
+
+
+def _budget(arguments: argparse.Namespace) -> Budget:
+    from nestar.training.loop import Budget
+
+    try:
+        return Budget(minutes=arguments.minutes, steps=arguments.steps)
+    except ValueError as error:
+        raise SettingsError(str(error)) from None
+
+
+def _train_part(
+    arguments: argparse.Namespace,
+    name: str,
+    config: Any,
+    budget: Budget,
+    device: torch.device,
+    group: Group,
+) -> dict[str, Any]:
+    """Train what the recipe says, together with the group's other processes; returns the closing record."""
+    from nestar.training.loop import STATE_FILE, train
+    from nestar.training.runs import asked_for, check_run, write_run
+
     folder = arguments.folder or RUNS / f"{arguments.what}-{name}"
     weights = _weights(arguments)
     more: dict[str, Any] = _fingerprints(weights)
     if arguments.what == "nesting":
-        pools, config = _folder_pools(arguments, config, weights["tokenizer"].to(device))
+        pools, config = _folder_pools(arguments, config, weights["tokenizer"].to(device), group.worker)
         weights = {**weights, "pools": pools}
         if arguments.data:
             more["data"] = pools.made_of
     asked = asked_for(config, device, **more)
     if (folder / STATE_FILE).exists():
         check_run(folder, asked, type(config))
-    task = _task(arguments, config, device, weights)
-    write_run(folder, asked)
+    task = _task(arguments, config, device, weights, group)
+    if group.leads:
+        write_run(folder, asked)
     record = {"preset": name, "device": device.type}
     if arguments.init and arguments.what == "nesting":
         record["init"] = _training_of(arguments.init)
-    record = train(task, budget, folder, record=record)
-    print(json.dumps(record))
-    return 0
+    return train(task, budget, folder, record=record, group=group)
 
 
 def _train_family(arguments: argparse.Namespace) -> int:
     """Train the family's members in turn; prints a list of one JSON object a member."""
     began = time.monotonic()
-    _refuse_flags(arguments, "preset", "steps", "init", "coordination", "seed", "data")
+    _refuse_flags(arguments, "preset", "steps", "init", "coordination", "seed", "data", *MANY_FLAGS)
     _check_batch(arguments)
     from nestar.checkpoints import EMBEDDED, load_tokenizer, resolve_device
     from nestar.training import presets
@@ -361,7 +414,7 @@ def _refuse_flags(arguments: argparse.Namespace, *names: str) -> None:
     """Refuse flags that were given and do not apply to what is trained."""
     for name in names:
         if getattr(arguments, name) is not None:
-            raise SettingsError(f"--{name} does not apply to {arguments.what}.")
+            raise SettingsError(f"--{name.replace('_', '-')} does not apply to {arguments.what}.")
 
 
 def _check_batch(arguments: argparse.Namespace) -> None:
@@ -409,7 +462,11 @@ def _fingerprints(weights: Mapping[str, Tokenizer | NestAR | None]) -> dict[str,
 
 
 def _task(
-    arguments: argparse.Namespace, config: Any, device: torch.device, weights: Mapping[str, Any]
+    arguments: argparse.Namespace,
+    config: Any,
+    device: torch.device,
+    weights: Mapping[str, Any],
+    group: Group,
 ) -> Task:
     """The training task of `arguments.what`; imported late, so that sampling loads no training code."""
     if arguments.what == "tokenizer":
@@ -430,11 +487,14 @@ def _task(
         compile_modules=_compiles(arguments, device),
         init=weights["init"],
         pools=weights["pools"],
+        group=group,
+        accumulate=arguments.accumulate or 1,
+        checkpoint_activations=bool(arguments.checkpoint_activations),
     )
 
 
 def _folder_pools(
-    arguments: argparse.Namespace, config: NestingTrainConfig, tokenizer: Tokenizer
+    arguments: argparse.Namespace, config: NestingTrainConfig, tokenizer: Tokenizer, worker: Worker
 ) -> tuple[LatentPools | None, NestingTrainConfig]:
     """The latents of --data, and the recipe for as many and their classes; None for Tiny Worlds, which the
     task draws itself."""
@@ -446,7 +506,9 @@ def _folder_pools(
             raise SettingsError(f"This preset is for {config.classes:,} classes of pictures: give --data.")
         return None, config
     size = config.nesting.height * tokenizer.stride
-    pools = LatentPools.of_folder(arguments.data, size, tokenizer, arguments.cache)
+    pools = LatentPools.of_folder(
+        arguments.data, size, tokenizer, arguments.cache, held_out=config.held_out, worker=worker
+    )
     counts = {
         "pool": len(pools.class_ids_N),
         "held_out": len(pools.held_ids_N),

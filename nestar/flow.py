@@ -7,6 +7,7 @@ Noise stands at t = 0 and data at t = 1: `y_t = (1 - t) eps + t x`, with target 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -24,14 +25,55 @@ CLEAN_SHARE = 0.8
 """Share of training rows whose context is clean, as in sampling."""
 
 
+@dataclass(frozen=True)
+class Part:
+    """Some rows of a batch that is run in parts. What they draw is cut from what the whole batch draws: a
+    row's noise and times are the same however many parts there are, and whichever process runs them.
+
+    Attributes:
+        batch: rows of the whole; rows: which of them these are.
+    """
+
+    batch: int
+    rows: slice
+
+    def __len__(self) -> int:
+        return len(range(self.batch)[self.rows])
+
+    def of_first(self, rows: int) -> Part:
+        """Those among the batch's first `rows`, which come first here, too."""
+        return Part(rows, self.rows)
+
+
 def interpolate(x_BNC: Tensor, noise_BNC: Tensor, t_BN1: Tensor) -> Tensor:
     """The straight path from noise (t = 0) to data (t = 1)."""
     return (1 - t_BN1) * noise_BNC + t_BN1 * x_BNC
 
 
-def sample_times(rows: int, patches: int, generator: torch.Generator | None, device: torch.device) -> Tensor:
+def sample_times(
+    rows: int,
+    patches: int,
+    generator: torch.Generator | None,
+    device: torch.device,
+    part: Part | None = None,
+) -> Tensor:
     """t ~ sigmoid(N(0, 1)), one for every patch of every row, (B, P); xAR's law."""
-    return torch.randn(rows, patches, generator=generator, device=device).sigmoid()
+    return _drawn(torch.randn, (rows, patches), generator, device, part).sigmoid()
+
+
+def _drawn(
+    law: Callable[..., Tensor],
+    shape: Sequence[int],
+    generator: torch.Generator | None,
+    device: torch.device,
+    part: Part | None,
+) -> Tensor:
+    """Random numbers for the rows of `part`, each row once or as often in turn as `shape` has room for."""
+    if part is None:
+        return law(shape, generator=generator, device=device)
+    times = shape[0] // len(part)
+    whole = law((times * part.batch, *shape[1:]), generator=generator, device=device)
+    return whole.unflatten(0, (times, part.batch))[:, part.rows].flatten(0, 1)
 
 
 def flow_matching_loss(
@@ -42,6 +84,7 @@ def flow_matching_loss(
     *,
     clean_share: float = CLEAN_SHARE,
     generator: torch.Generator | None = None,
+    part: Part | None = None,
 ) -> Tensor:
     """Mean squared velocity error of one scaled module over the patches it generates.
 
@@ -52,6 +95,7 @@ def flow_matching_loss(
 
     Args:
         x_BNC: clean tokens in sequence order, at least the scale's.
+        part: of which batch these rows are a part, alone or all repeated in turn; None: they are one.
     """
     rows, device = len(x_BNC), x_BNC.device
     sizes = [patch.size for patch in scale.patches]
@@ -60,13 +104,13 @@ def flow_matching_loss(
 
     context = None
     if before:
-        t_BP = sample_times(rows, len(sizes) - 1, generator, device)
-        clean_B = torch.rand(rows, generator=generator, device=device) < clean_share
+        t_BP = sample_times(rows, len(sizes) - 1, generator, device, part)
+        clean_B = _drawn(torch.rand, (rows,), generator, device, part) < clean_share
         t_BP = torch.where(clean_B[:, None], 1.0, t_BP)
-        context = Context(_noised(x_BNC[:, :before], t_BP, sizes[:-1], generator)[0], t_BP)
+        context = Context(_noised(x_BNC[:, :before], t_BP, sizes[:-1], generator, part)[0], t_BP)
     noised = len(scale.generated)
-    t_BQ = sample_times(rows, noised, generator, device)
-    y_BNC, target_BNC = _noised(x_BNC[:, start:], t_BQ, sizes[-noised:], generator)
+    t_BQ = sample_times(rows, noised, generator, device, part)
+    y_BNC, target_BNC = _noised(x_BNC[:, start:], t_BQ, sizes[-noised:], generator, part)
     v_BNC = module(y_BNC, t_BQ, class_ids_B, sizes, context)
     return (v_BNC - target_BNC).square().mean()
 
@@ -80,6 +124,7 @@ def shared_patch_losses(
     *,
     coordination_tokens: str = "last",
     generator: torch.Generator | None = None,
+    part: Part | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """What modules m-1 and m say of the tokens both know, x_1 ... x_{p_m}, at one t and one noise a row.
 
@@ -87,6 +132,7 @@ def shared_patch_losses(
         coordination_tokens: `last` is our reading, below. `all` compares every shared token with gradient
             into both modules, which pulls each away from its own true velocity (biased: an experiment's
             arm); `all-detached` compares them too and teaches module m-1 alone.
+        part: as in `flow_matching_loss`.
 
     Returns:
         Module m's flow-matching loss on these tokens, its first patch: no sampling uses it, but
@@ -101,8 +147,8 @@ def shared_patch_losses(
     check_coordination_tokens(coordination_tokens)
     sizes = [patch.size for patch in former_scale.patches]
     x_BNC = x_BNC[:, : former_scale.tokens]
-    t_B1 = sample_times(len(x_BNC), 1, generator, x_BNC.device)
-    y_BNC, target_BNC = _noised(x_BNC, t_B1, [former_scale.tokens], generator)
+    t_B1 = sample_times(len(x_BNC), 1, generator, x_BNC.device, part)
+    y_BNC, target_BNC = _noised(x_BNC, t_B1, [former_scale.tokens], generator, part)
     whole_BNC = latter(y_BNC, t_B1, class_ids_B, [former_scale.tokens])
     first_loss = (whole_BNC - target_BNC).square().mean()
     if former is None:
@@ -122,10 +168,14 @@ def check_coordination_tokens(name: str) -> None:
 
 
 def _noised(
-    x_BNC: Tensor, t_BP: Tensor, sizes: Sequence[int], generator: torch.Generator | None
+    x_BNC: Tensor,
+    t_BP: Tensor,
+    sizes: Sequence[int],
+    generator: torch.Generator | None,
+    part: Part | None,
 ) -> tuple[Tensor, Tensor]:
     """Points on the path from noise to patches of these sizes, each at its own time, and their velocities."""
-    noise_BNC = torch.randn(x_BNC.shape, generator=generator, device=x_BNC.device)
+    noise_BNC = _drawn(torch.randn, x_BNC.shape, generator, x_BNC.device, part)
     t_BN1 = t_BP[:, patch_of_token(tuple(sizes), x_BNC.device), None]
     return interpolate(x_BNC, noise_BNC, t_BN1), x_BNC - noise_BNC
 

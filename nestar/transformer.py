@@ -9,12 +9,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 MLP_RATIO = 8 / 3  # SwiGLU's usual ratio: as many parameters as a plain MLP of ratio 4
 ROPE_BASE = 100.0  # wavelengths from about 6 to 600 tokens: grids are small
@@ -152,6 +153,7 @@ class ScaledModule(nn.Module):
         super().__init__()
         self.depth, self.heads, self.head_dim = depth, heads, dim // heads
         self.classes = classes
+        self.checkpoints = False  # True: a backward pass runs each block again and keeps its input alone
         self.embed = nn.Linear(channels, dim)
         self.position = nn.Parameter(torch.randn(len(positions), dim) * 0.02)
         self.time = nn.Sequential(
@@ -258,7 +260,10 @@ class ScaledModule(nn.Module):
         x_BGSD = x_BND.unflatten(1, (shift_BG1D.shape[1], -1))
         rope = (self.rope_cos[places], self.rope_sin[places])
         for number, (block, own) in enumerate(zip(self.blocks, modulation.blocks, strict=True)):
-            x_BGSD = block(x_BGSD, own, rope, mask_NN, cache, number)
+            run = block
+            if self.checkpoints and torch.is_grad_enabled():
+                run = partial(checkpoint, block, use_reentrant=False, preserve_rng_state=False)
+            x_BGSD = run(x_BGSD, own, rope, mask_NN, cache, number)
         return self.head(torch.addcmul(shift_BG1D, rms_norm(x_BGSD), scale_BG1D)).flatten(1, 2).float()
 
 

@@ -12,7 +12,8 @@ import pytest
 
 from nestar.cli import main
 from nestar.evaluation import bulk
-from nestar.evaluation.bulk import PART, Bulk, Worker
+from nestar.evaluation.bulk import PART, Bulk
+from nestar.processes import Worker
 from tests.small import CLASSES, K4, SIZE, save_checkpoint
 
 ROOT = Path(__file__).parent.parent

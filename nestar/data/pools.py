@@ -2,14 +2,14 @@
 
 Drawing a scene costs about as much as a training step on it, so a pool of images is drawn before tokenizer
 training, and encoded once into a pool of latents before a nesting is trained. Files are taken up where a
-stopped process left them.
+stopped process left them, and several processes share the encoding.
 """
 
 from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +21,7 @@ from tqdm import tqdm
 from nestar.data import tiny_worlds
 from nestar.data.image_folder import ImageFolder
 from nestar.images import from_bytes, to_bytes
+from nestar.processes import Worker, wait_for
 from nestar.tokenizer import Tokenizer
 
 TRAIN_SEED = 0
@@ -33,7 +34,9 @@ DEVICE_BATCH = 4096
 between them, however many pictures it paints."""
 ENCODED_AT_ONCE = 256
 SHARD = 8192
-"""Latents encoded between two writes: what a kill loses at most."""
+"""Latents encoded between two writes: what a kill loses at most, and what lies in one file of a folder's."""
+Pictures = Callable[[slice, torch.device], Tensor]
+"""Gives the pictures (B, 3, H, W) in [-1, 1] of a slice of a pool, on a device."""
 
 
 class ImagePool:
@@ -120,70 +123,93 @@ def latent_pool(
     *,
     seed: int = TRAIN_SEED,
     images: ImagePool | None = None,
+    worker: Worker | None = None,
     shard: int = SHARD,
 ) -> tuple[Tensor, Tensor]:
     """Scaled latents (N, C, h, w) float16 and class ids (N,) of Tiny Worlds, on the CPU, from `file`.
 
-    Images come from `images` where a pool has been drawn, and are drawn batch by batch otherwise.
+    Images come from `images` where a pool has been drawn, and are drawn batch by batch otherwise. Where the
+    file does not exist yet it is encoded in shards, which the first process joins in the end.
     """
     class_ids, seeds = tiny_worlds.draw_indices(0, count, seed)
+    worker = worker or Worker()
 
     def pictures(part: slice, device: torch.device) -> Tensor:
         if images is not None:
             return images.batch(torch.arange(part.start, part.stop)).to(device)
         return tiny_worlds.draw(class_ids[part], seeds[part], size, device).images
 
-    return encoded_pool(file, tokenizer, class_ids, pictures, shard=shard)
+    parts = file.with_suffix(".parts")
+    if not file.exists():
+        shards = encode_share(parts, tokenizer, count, pictures, worker=worker, shard=shard)
+        if worker.rank == 0:
+            wait_for(shards)
+            latents = torch.cat([load_file(kept)["latents"] for kept in shards])
+            _write(file, {"latents": latents, "class_ids": class_ids})
+        wait_for([file])
+    if worker.rank == 0:
+        shutil.rmtree(parts, ignore_errors=True)
+    stored = load_file(file)
+    return stored["latents"], stored["class_ids"]
 
 
-def folder_pool(
-    file: Path, tokenizer: Tokenizer, folder: ImageFolder, size: int, *, flips: bool, shard: int = SHARD
-) -> tuple[Tensor, Tensor]:
-    """The same of a folder's pictures; with `flips` every one also in its mirror image, all these behind."""
+class LatentShards:
+    """Scaled latents (N, C, h, w) float16 in files of equally many, the last of them of the rest, mapped into
+    memory: what is not read takes none, and the processes of a machine share what is."""
+
+    def __init__(self, files: Sequence[Path]):
+        self._shards = [load_file(file)["latents"] for file in files]
+
+    def __len__(self) -> int:
+        return sum(map(len, self._shards))
+
+    def __getitem__(self, index_B: Tensor) -> Tensor:
+        """Latents (B, C, h, w), on the CPU, in the order asked for."""
+        places = (divmod(row, len(self._shards[0])) for row in index_B.tolist())
+        return torch.stack([self._shards[shard][row] for shard, row in places])
+
+
+def folder_latents(
+    shards: Path,
+    tokenizer: Tokenizer,
+    folder: ImageFolder,
+    size: int,
+    *,
+    flips: bool,
+    worker: Worker | None = None,
+    shard: int = SHARD,
+) -> LatentShards:
+    """Those of a folder's pictures, kept in the folder `shards`; with `flips` every one also in its mirror
+    image, all these behind. What is not there yet is encoded first."""
     own = len(folder)
 
     def pictures(part: slice, device: torch.device) -> Tensor:
         index = range(part.start, part.stop)
         return folder.batch([i % own for i in index], size, flipped=[i >= own for i in index]).to(device)
 
-    class_ids = folder.class_ids_N.repeat(2 if flips else 1)
-    return encoded_pool(file, tokenizer, class_ids, pictures, shard=shard)
+    count = 2 * own if flips else own
+    files = encode_share(shards, tokenizer, count, pictures, worker=worker or Worker(), shard=shard)
+    wait_for(files)
+    return LatentShards(files)
 
 
-def encoded_pool(
-    file: Path,
-    tokenizer: Tokenizer,
-    class_ids: Tensor,
-    pictures: Callable[[slice, torch.device], Tensor],
-    *,
-    shard: int = SHARD,
-) -> tuple[Tensor, Tensor]:
-    """Scaled latents of the pictures (B, 3, H, W) that `pictures` gives, with their classes, from `file`.
-
-    Where it does not exist yet it is encoded, `shard` pictures at a time, each in a file of its own, so that
-    a stopped process loses no more than one; in the end they are joined.
-    """
-    parts = file.with_suffix(".parts")
-    if not file.exists():
-        count = len(class_ids)
-        parts.mkdir(parents=True, exist_ok=True)
-        shards = [(start, min(start + shard, count)) for start in range(0, count, shard)]
-        latents = []
-        for start, stop in tqdm(shards, desc="encoding"):
-            kept = parts / f"{start}-{stop}.safetensors"
-            if not kept.exists():
-                _write(kept, {"latents": _encoded(tokenizer, pictures, start, stop)})
-            latents.append(load_file(kept)["latents"])
-        _write(file, {"latents": torch.cat(latents), "class_ids": class_ids})
-    shutil.rmtree(parts, ignore_errors=True)
-    stored = load_file(file)
-    return stored["latents"], stored["class_ids"]
+def encode_share(
+    folder: Path, tokenizer: Tokenizer, count: int, pictures: Pictures, *, worker: Worker, shard: int
+) -> list[Path]:
+    """Encode this process' share of a pool, `shard` pictures a file, so that a stopped process loses no more
+    than one; files that are there are kept. Returns all files, those of other processes, too."""
+    folder.mkdir(parents=True, exist_ok=True)
+    parts = [(start, min(start + shard, count)) for start in range(0, count, shard)]
+    files = [folder / f"{start}-{stop}.safetensors" for start, stop in parts]
+    own = worker.share(list(zip(files, parts, strict=True)))
+    for file, (start, stop) in tqdm(own, desc="encoding", disable=worker.rank > 0):
+        if not file.exists():
+            _write(file, {"latents": _encoded(tokenizer, pictures, start, stop)})
+    return files
 
 
 @torch.inference_mode()
-def _encoded(
-    tokenizer: Tokenizer, pictures: Callable[[slice, torch.device], Tensor], first: int, last: int
-) -> Tensor:
+def _encoded(tokenizer: Tokenizer, pictures: Pictures, first: int, last: int) -> Tensor:
     """Latents (N, C, h, w) float16, on the CPU, of pictures `first` to `last` - 1."""
     device = next(tokenizer.parameters()).device
     batch = CPU_BATCH if device.type == "cpu" else DEVICE_BATCH

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import json
 import os
-import time
 import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from tqdm import tqdm
 from nestar.evaluation.report import SEED_STRIDE
 from nestar.images import to_bytes
 from nestar.model import NestAR
+from nestar.processes import Worker, wait_for
 from nestar.sampler import SolverSettings
 from nestar.settings import SettingsError
 from nestar.tokenizer import Tokenizer
@@ -27,20 +27,6 @@ from nestar.training.nesting import sample_images
 PART = 256
 """Samples in a file of their own until all are there: what a stop loses at most."""
 ASKED_FILE = "asked.json"
-POLL_SECONDS = 1.0
-
-
-@dataclass(frozen=True)
-class Worker:
-    """Which of how many processes this is; launchers (torchrun, accelerate) say so in the environment."""
-
-    rank: int = 0
-    world: int = 1
-
-    @classmethod
-    def of_environment(cls, environment: Mapping[str, str] | None = None) -> Worker:
-        environment = os.environ if environment is None else environment
-        return cls(int(environment.get("RANK", 0)), int(environment.get("WORLD_SIZE", 1)))
 
 
 @dataclass(frozen=True)
@@ -97,7 +83,7 @@ class Bulk:
         progress: bool = True,
     ) -> None:
         """Make this worker's parts, as far as they are not there yet."""
-        own = [part for part in self.parts[worker.rank :: worker.world] if not self.file(part).exists()]
+        own = [part for part in worker.share(self.parts) if not self.file(part).exists()]
         bar = tqdm(
             total=sum(map(len, own)), desc=f"samples {worker.rank + 1}/{worker.world}", disable=not progress
         )
@@ -118,9 +104,7 @@ class Bulk:
 
     def wait(self) -> None:
         """Until the other workers' parts are there."""
-        while missing := [part for part in self.parts if not self.file(part).exists()]:
-            tqdm.write(f"Waiting for {len(missing)} parts of other processes.")
-            time.sleep(POLL_SECONDS)
+        wait_for([self.file(part) for part in self.parts])
 
     def join(self, out: Path) -> None:
         """Write all parts as one npz: `arr_0`, pictures as uint8 (N, H, W, 3), and `arr_1`, class ids. Part

@@ -5,6 +5,9 @@ A run lives in one folder: `state.safetensors` (everything needed to go on, repl
 Randomness is a function of (seed, step), so a resumed run goes on as if it had not been stopped: bit for bit
 on a CPU, up to the order of additions on a GPU. Other kinds of devices draw other numbers; `runs.check_run`
 keeps a run on the kind it began on.
+
+Of several processes the first alone logs, checks, draws and writes, and its clock counts; all stop after the
+same step, whichever of them was asked to.
 """
 
 from __future__ import annotations
@@ -28,6 +31,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from nestar.model import WeightsError
+from nestar.processes import ALONE, Group
 
 STATE_FILE = "state.safetensors"
 READ_EVERY = 20
@@ -111,6 +115,7 @@ def train(
     record: dict[str, Any] | None = None,
     deadline: float | None = None,
     stop: Stop | None = None,
+    group: Group = ALONE,
 ) -> dict[str, Any]:
     """Train `task` until the budget is used, resuming from `folder` if a state lies there.
 
@@ -118,10 +123,11 @@ def train(
         record: what is written into the export beside the measured figures (preset, data, seed).
         deadline: a `time.monotonic()` value; once it has passed, the run leaves as if asked to stop.
         stop: a caller's request to stop, entered by the caller; the loop's own otherwise.
+        group: the processes that train `task` together, all of them by this call; they read `folder`.
 
     Returns:
-        The closing record: steps, seconds, last losses and held-out figures. A run that was asked to
-        stop returns with `finished` false and exports nothing.
+        The closing record: steps, seconds, last losses and (the first process) held-out figures. A run
+        that was asked to stop returns with `finished` false and exports nothing.
     """
     cadence = cadence or Cadence()
     folder.mkdir(parents=True, exist_ok=True)
@@ -137,13 +143,19 @@ def train(
         unit="%",
         desc=folder.name,
         bar_format="{desc} {percentage:3.0f}%|{bar}| {elapsed} {postfix}",
+        disable=not group.leads,
     )
     with Stop() if stop is None else nullcontext(stop) as request:
-        while budget.share(step, trained) < 1 and not request.asked and not has_passed(deadline):
+        while True:
+            leave, trained = group.agree(request.asked or has_passed(deadline), trained)
+            if leave or budget.share(step, trained) >= 1:
+                break
             began = time.monotonic()
             fresh = task.train_step(step, budget.lr_factor(step, trained))
             losses = {name: losses.get(name, value).lerp(value, 0.02) for name, value in fresh.items()}
             step += 1
+            if not group.leads:
+                continue
             # Inside the time that counts: who waits for the losses waits for the steps.
             if step % READ_EVERY == 0 or all(value.device.type == "cpu" for value in losses.values()):
                 read = {name: f"{value:.4f}" for name, value in _read(losses).items()}
@@ -174,7 +186,8 @@ def train(
                 _save(task, state_file, step, trained)
                 last["checkpoint"] = time.monotonic()
         bar.close()
-        _save(task, state_file, step, trained)
+        if group.leads:
+            _save(task, state_file, step, trained)
     finished = budget.share(step, trained) >= 1
     closing = {
         **(record or {}),
@@ -183,7 +196,7 @@ def train(
         "finished": finished,
         **_rounded(_read(losses)),
     }
-    if finished:
+    if finished and group.leads:
         closing |= _rounded(task.validate())
         _log(folder, closing)
         task.picture(folder / "samples" / "final.png")

@@ -19,15 +19,25 @@ from nestar.data.pools import (
     HELD_OUT_SEED,
     TRAIN_SEED,
     ImagePool,
-    folder_pool,
+    LatentShards,
+    folder_latents,
     latent_pool,
     latents_file,
 )
-from nestar.flow import CLEAN_SHARE, check_coordination_tokens, flow_matching_loss, shared_patch_losses
+from nestar.flow import (
+    CLEAN_SHARE,
+    Part,
+    check_coordination_tokens,
+    flow_matching_loss,
+    shared_patch_losses,
+)
 from nestar.model import NestAR, NestARConfig
 from nestar.nesting import Nesting, Scale
+from nestar.processes import ALONE, Group, Worker
 from nestar.sampler import PatchDone, SolverSettings, sample
+from nestar.settings import SettingsError
 from nestar.tokenizer import Tokenizer
+from nestar.training.epochs import Epochs
 from nestar.training.loop import prefixed, start_from, step_generator, unprefixed
 from nestar.training.optim import MuonAdamW, OptimizerConfig, ema_of
 from nestar.training.tokenizer import save_grid
@@ -35,8 +45,15 @@ from nestar.training.tokenizer import save_grid
 PICTURED = 16
 """Classes on a contact sheet, at most."""
 
+PARTS, SHARED, EPOCHS, HELD_OUT = 2003, 1000, 2000, -1
+"""Streams of noise that a seed has, and their numbers: a module's is its own (from 1), that of the tokens it
+shares with the next is SHARED more; one orders a folder's epochs, and one is validation's."""
+
 NOT_MUON = ("embed", "position", "time", "label", "modulation", "final_modulation", "head", "qk_scale")
 """Parts that AdamW trains: first and last layers, embeddings, adaLN, and gains."""
+
+PRECISIONS = ("bf16", "float32")
+"""What matrix products are computed in; weights and optimiser are float32 always."""
 
 
 @dataclass(frozen=True)
@@ -51,9 +68,11 @@ class NestingTrainConfig:
             a later module's own first patch.
         clean_share: share of rows whose context is clean, as in sampling.
         draw_power: exponent of how often a module draws each image's noise in a step, see `draws`.
-        pool: latents encoded beforehand, read at random.
+        pool: latents encoded beforehand; Tiny Worlds' are read at random, a folder's epoch by epoch.
+        held_out: latents that the modules are measured on; of a folder's held-out pictures at most so many.
         classes: number of classes; Tiny Worlds' unless a folder of pictures has others.
         variant: tells apart trainings of one nesting; the weights go to `<nesting>.<variant>`.
+        precision: one of PRECISIONS.
     """
 
     nesting: Nesting = field(default_factory=lambda: Nesting.nested(8, 8, 4))
@@ -75,10 +94,13 @@ class NestingTrainConfig:
     shared_rows: float = 0.25
     seed: int = 0
     variant: str = ""
+    precision: str = "bf16"
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
 
     def __post_init__(self) -> None:
         check_coordination_tokens(self.coordination_tokens)
+        if self.precision not in PRECISIONS:
+            raise ValueError(f"Unknown precision {self.precision!r}: allowed are {', '.join(PRECISIONS)}.")
 
     def draws(self, scale: Scale) -> int:
         """Noise draws of each image in a step of this module. The first modules decide what is in the
@@ -112,48 +134,103 @@ class LatentPools:
         latents_NChw, class_ids_N: of `pool` training images, float16, scaled.
         held_latents_NChw, held_ids_N: of `held_out` others.
         classes: names; made_of: fingerprint of a folder's pictures, "" for Tiny Worlds.
+        pictures: of a folder, P: the latents are theirs and, behind them, those of their mirror images; 0 for
+            Tiny Worlds.
     """
 
-    latents_NChw: Tensor
+    latents_NChw: Tensor | LatentShards
     class_ids_N: Tensor
     held_latents_NChw: Tensor
     held_ids_N: Tensor
     classes: tuple[str, ...] = tiny_worlds.CLASSES
     made_of: str = ""
+    pictures: int = 0
 
     @classmethod
-    def of_folder(cls, root: Path, size: int, tokenizer: Tokenizer, cache: Path) -> LatentPools:
-        """Of the pictures in a folder, those for training in their mirror images, too; encoded once and kept
-        in `cache`.
+    def of_folder(
+        cls,
+        root: Path,
+        size: int,
+        tokenizer: Tokenizer,
+        cache: Path,
+        *,
+        held_out: int,
+        worker: Worker | None = None,
+    ) -> LatentPools:
+        """Of the pictures in a folder, those for training in their mirror images, too; encoded once, by all
+        processes together, and kept in `cache`, which they share. Of those held out at most `held_out`.
 
         Raises:
             SettingsError: it is no folder of pictures, or one of them cannot be read; it is named.
         """
         train, held = open_folder(root)
+        held = held.at_most(held_out)
 
-        def pool(folder: ImageFolder, flips: bool) -> tuple[Tensor, Tensor]:
+        def latents(folder: ImageFolder, flips: bool) -> LatentShards:
             made_of = f"{folder.fingerprint}_{size}_{tokenizer.fingerprint}"
-            file = cache / f"latents_folder_{made_of}.safetensors"
-            return folder_pool(file, tokenizer, folder, size, flips=flips)
+            shards = cache / f"latents_folder_{made_of}"
+            return folder_latents(shards, tokenizer, folder, size, flips=flips, worker=worker)
 
-        return cls(*pool(train, True), *pool(held, False), train.classes, train.fingerprint)
+        return cls(
+            latents(train, True),
+            train.class_ids_N.repeat(2),
+            latents(held, False)[torch.arange(len(held))],
+            held.class_ids_N,
+            train.classes,
+            train.fingerprint,
+            len(train),
+        )
 
     @classmethod
-    def load(cls, config: NestingTrainConfig, tokenizer: Tokenizer, cache: Path) -> LatentPools:
-        """From files in `cache`, or drawn and encoded, and kept there."""
+    def load(
+        cls, config: NestingTrainConfig, tokenizer: Tokenizer, cache: Path, worker: Worker | None = None
+    ) -> LatentPools:
+        """Of Tiny Worlds, from files in `cache`, or drawn and encoded, and kept there."""
         made_by = tokenizer.fingerprint
 
         def pool(count: int, seed: int) -> tuple[Tensor, Tensor]:
             file = latents_file(cache, count, config.size, seed, made_by)
             images = ImagePool.drawn(cache, count, config.size, seed)
-            return latent_pool(file, tokenizer, count, config.size, seed=seed, images=images)
+            return latent_pool(file, tokenizer, count, config.size, seed=seed, images=images, worker=worker)
 
         return cls(*pool(config.pool, TRAIN_SEED), *pool(config.held_out, HELD_OUT_SEED))
 
 
+def parts_of(batch: int, worker: Worker, accumulate: int) -> list[Part]:
+    """The rows of a batch that a process runs, `accumulate` parts of equal size one after another. The parts
+    of all processes interleave, so that each has its share of the first rows, which coordination looks at.
+
+    Raises:
+        SettingsError: the batch has no such parts.
+    """
+    count = worker.world * accumulate
+    if batch % count:
+        raise SettingsError(
+            f"A batch of {batch} has no {count} equal parts ({worker.world} processes x {accumulate} "
+            f"accumulated): it takes a multiple of {count}."
+        )
+    return [Part(batch, slice(first, None, count)) for first in range(worker.rank, count, worker.world)]
+
+
 class NestingTask:
-    """What `training.loop.train` needs to train a nesting on Tiny Worlds' latents; `init` gives it its first
-    weights, `pools` its data where several tasks share one (from `cache` otherwise)."""
+    """What `training.loop.train` needs to train a nesting on latents.
+
+    What a row shows, at which times and under which noise, and whether its label is dropped, are functions
+    of the seed and of its place in the run (step and row, and so epoch and place in it): any number of
+    processes and of accumulated parts takes the same steps, up to the order of additions.
+
+    Args:
+        init: gives the first weights.
+        pools: the data, where several tasks share one or it is a folder's (Tiny Worlds' from `cache`
+            otherwise).
+        group: the processes that share each batch.
+        accumulate: parts that a process runs its rows in, one after another: as much less memory.
+        checkpoint_activations: keep the blocks' inputs alone for the backward pass, which runs each block
+            again: far less memory, a third more work.
+
+    Raises:
+        SettingsError: the batch has no parts of equal size for so many processes and accumulated parts.
+    """
 
     def __init__(
         self,
@@ -165,15 +242,22 @@ class NestingTask:
         compile_modules: bool = False,
         init: NestAR | None = None,
         pools: LatentPools | None = None,
+        group: Group = ALONE,
+        accumulate: int = 1,
+        checkpoint_activations: bool = False,
     ):
-        self.config, self.device, self.tokenizer = config, device, tokenizer
-        pools = pools or LatentPools.load(config, tokenizer, cache)
+        self.config, self.device, self.tokenizer, self.group = config, device, tokenizer, group
+        self.parts = parts_of(config.batch, group.worker, accumulate)
+        pools = pools or LatentPools.load(config, tokenizer, cache, group.worker)
         self.classes, self.class_names = len(pools.classes), pools.classes
         held = len(pools.latents_NChw), len(pools.held_latents_NChw), len(pools.classes)
         if held != (config.pool, config.held_out, config.classes):
             expected = config.pool, config.held_out, config.classes
             raise ValueError(f"The pools hold {held} latents and classes, expected {expected}.")
-        self.latents, self.class_ids = self._tokens(pools.latents_NChw), pools.class_ids_N.to(device)
+        self.latents, self.class_ids = pools.latents_NChw, pools.class_ids_N.to(device)
+        if isinstance(self.latents, Tensor):
+            self.latents = self._tokens(self.latents)
+        self.epochs = Epochs(pools.pictures, config.seed * PARTS + EPOCHS) if pools.pictures else None
         self.held_latents, self.held_ids = self._tokens(pools.held_latents_NChw), pools.held_ids_N.to(device)
         torch.manual_seed(config.seed)  # after the pools: what they draw must not move the first weights
         self.model = NestAR(config.model_config(tokenizer.channels)).to(device)
@@ -184,6 +268,8 @@ class NestingTask:
             MuonAdamW(module.named_parameters(), config.optimizer, exclude=NOT_MUON)
             for module in self.model.scaled_modules
         ]
+        for module in self.model.scaled_modules:
+            module.checkpoints = checkpoint_activations
         if compile_modules:
             torch._dynamo.config.recompile_limit = 64  # one graph a shape: patches, rows, coordination
             for module in self.model.scaled_modules:
@@ -193,67 +279,104 @@ class NestingTask:
     def _tokens(self, latents_NChw: Tensor) -> Tensor:
         """Tokens (N, n, C) in sequence order, on the device."""
         order = list(self.config.nesting.flat)
-        return latents_NChw.flatten(2).transpose(1, 2)[:, order].contiguous().to(self.device)
+        return (
+            latents_NChw.flatten(2).transpose(1, 2)[:, order].contiguous().to(self.device, non_blocking=True)
+        )
 
     def train_step(self, step: int, lr_factor: float) -> dict[str, Tensor]:
         """One optimiser step of every module; returns its losses, on the device. Gradients are clipped per
         module, and each module draws its noise by (seed, step, module): with lambda = 0 the modules train
         exactly as if alone."""
-        rows = step_generator(self.config.seed, step, torch.device("cpu"))
-        index = torch.randint(len(self.latents), (self.config.batch,), generator=rows)
-        dropped = torch.rand(self.config.batch, generator=rows) < self.config.label_drop
-        index, dropped = (drawn.to(self.device, non_blocking=True) for drawn in (index, dropped))
-        x_BNC = self.latents[index].float()
-        class_ids_B = self.class_ids[index].masked_fill(dropped, self.classes)
+        index_B, dropped_B = self._rows(step)
         losses: dict[str, Tensor] = {}
-        modules, scales = self.model.scaled_modules, self.config.nesting.scales
-        with torch.autocast(self.device.type, torch.bfloat16), quick_attention(self.device):
-            for module, scale in zip(modules, scales, strict=True):
-                draws = self.config.draws(scale)
-                loss = flow_matching_loss(
-                    module,
-                    scale,
-                    x_BNC.repeat(draws, 1, 1),
-                    class_ids_B.repeat(draws),
-                    clean_share=self.config.clean_share,
-                    generator=self._generator(step, scale.number),
-                )
-                loss.backward()
-                losses[f"m{scale.number}"] = loss.detach()
-            for m in range(1, len(modules)):
-                losses |= self._shared_patch(step, m, x_BNC, class_ids_B)
+        for part in self.parts:
+            x_BNC, class_ids_B = self._batch(index_B[part.rows], dropped_B[part.rows])
+            with self._autocast(), quick_attention(self.device):
+                own = self._backward(step, part, x_BNC, class_ids_B)
+            losses = {name: loss + losses[name] if losses else loss for name, loss in own.items()}
+        gradients = [value.grad for value in self.model.parameters() if value.grad is not None]
+        self.group.add([*gradients, *losses.values()])
         for optimizer in self.optimizers:
             optimizer.step(lr_factor)
         self.ema.update_parameters(self.model)
         return losses
 
-    def _shared_patch(self, step: int, m: int, x_BNC: Tensor, class_ids_B: Tensor) -> dict[str, Tensor]:
-        """Gradients from the tokens that modules m and m + 1 share, on a part of the batch."""
-        rows = round(self.config.shared_rows * len(x_BNC))
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bf16")
+
+    def _rows(self, step: int) -> tuple[Tensor, Tensor]:
+        """Which latents the rows of this step's batch show, and whose label is dropped; on the CPU."""
+        rows, batch = step_generator(self.config.seed, step, torch.device("cpu")), self.config.batch
+        if self.epochs is None:
+            index_B = torch.randint(len(self.latents), (batch,), generator=rows)
+        else:
+            index_B = self.epochs.index(step * batch, batch)
+        return index_B, torch.rand(batch, generator=rows) < self.config.label_drop
+
+    def _batch(self, index_B: Tensor, dropped_B: Tensor) -> tuple[Tensor, Tensor]:
+        """Tokens (B, n, C) and class ids (B,) on the device."""
+        index, dropped_B = (drawn.to(self.device, non_blocking=True) for drawn in (index_B, dropped_B))
+        is_shards = isinstance(self.latents, LatentShards)
+        x_BNC = self._tokens(self.latents[index_B]) if is_shards else self.latents[index]
+        return x_BNC.float(), self.class_ids[index].masked_fill(dropped_B, self.classes)
+
+    def _backward(self, step: int, part: Part, x_BNC: Tensor, class_ids_B: Tensor) -> dict[str, Tensor]:
+        """Add a part's gradients; returns its losses. Both are its share of the batch's: over all parts they
+        add up to the batch's own."""
+        losses: dict[str, Tensor] = {}
+        share = len(part) / part.batch
+        modules, scales = self.model.scaled_modules, self.config.nesting.scales
+        for module, scale in zip(modules, scales, strict=True):
+            draws = self.config.draws(scale)
+            loss = share * flow_matching_loss(
+                module,
+                scale,
+                x_BNC.repeat(draws, 1, 1),
+                class_ids_B.repeat(draws),
+                clean_share=self.config.clean_share,
+                generator=self._generator(step, scale.number),
+                part=part,
+            )
+            loss.backward()
+            losses[f"m{scale.number}"] = loss.detach()
+        for m in range(1, len(modules)):
+            losses |= self._shared_patch(step, m, part, x_BNC, class_ids_B)
+        return losses
+
+    def _shared_patch(
+        self, step: int, m: int, part: Part, x_BNC: Tensor, class_ids_B: Tensor
+    ) -> dict[str, Tensor]:
+        """Gradients from the tokens that modules m and m + 1 share, on the first rows of the batch."""
+        rows = round(self.config.shared_rows * part.batch)
         if not rows:
             return {}
+        part = part.of_first(rows)
         modules, scales = self.model.scaled_modules, self.config.nesting.scales
         coordinated = self.config.coordination and step >= self.config.coordination_from
+        if not len(part):  # more parts than such rows: this one has none of them
+            return {f"c{m}": x_BNC.new_zeros(())} if coordinated else {}
         first, coordination = shared_patch_losses(
             modules[m - 1] if coordinated else None,
             scales[m - 1],
             modules[m],
-            x_BNC[:rows],
-            class_ids_B[:rows],
+            x_BNC[: len(part)],
+            class_ids_B[: len(part)],
             coordination_tokens=self.config.coordination_tokens,
-            generator=self._generator(step, 1000 + m),
+            generator=self._generator(step, SHARED + m),
+            part=part,
         )
+        share = len(part) / rows
         generated = sum(patch.size for patch in scales[m].generated)
         # A token noised here weighs as much as one that the module generates, at one draw.
-        weight = rows * scales[m - 1].tokens / (len(x_BNC) * generated)
+        weight = rows * scales[m - 1].tokens / (self.config.batch * generated)
         if coordination is None:
-            (weight * first).backward()
+            (share * weight * first).backward()
             return {}
-        (weight * first + self.config.coordination * coordination).backward()
-        return {f"c{m}": coordination.detach()}
+        (share * (weight * first + self.config.coordination * coordination)).backward()
+        return {f"c{m}": share * coordination.detach()}
 
     def _generator(self, step: int, part: int) -> torch.Generator:
-        return step_generator(self.config.seed * 2003 + part, step, self.device)
+        return step_generator(self.config.seed * PARTS + part, step, self.device)
 
     @torch.inference_mode()
     def validate(self) -> dict[str, float]:
@@ -266,14 +389,14 @@ class NestingTask:
             for name, clean_share in (("held_clean", 1.0), ("held", 0.0)):
                 total = 0.0
                 for number, (x_BNC, ids) in enumerate(parts):
-                    with torch.autocast(self.device.type, torch.bfloat16):
+                    with self._autocast():
                         total += flow_matching_loss(
                             module,
                             scale,
                             x_BNC.float(),
                             ids,
                             clean_share=clean_share,
-                            generator=self._generator(number, -1),
+                            generator=self._generator(number, HELD_OUT),
                         ).item()
                 result[f"{name}_{scale.number}"] = total / len(parts)
         return result
