@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from itertools import repeat
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +21,8 @@ from nestar.settings import SettingsError
 ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 HELD_OUT_EVERY = 50
 """Without a `val/`, one picture of a class in so many is held out, and one at least."""
+DECODERS = 8
+"""Threads that read pictures at once: Pillow lets others run while it decodes and resamples."""
 
 
 @dataclass(frozen=True)
@@ -44,11 +48,10 @@ class ImageFolder:
             SettingsError: a file is no picture; it is named.
         """
         flipped = [False] * len(index) if flipped is None else flipped
-        pictures = [
-            _square(self.files[i], size, flip).transpose(2, 0, 1)
-            for i, flip in zip(index, flipped, strict=True)
-        ]
-        return from_bytes(torch.from_numpy(np.ascontiguousarray(np.stack(pictures))))
+        with ThreadPoolExecutor(DECODERS) as pool:
+            pictures = list(pool.map(_square, [self.files[i] for i in index], repeat(size), flipped))
+        pictures_BHW3 = torch.from_numpy(np.stack(pictures))
+        return from_bytes(pictures_BHW3.permute(0, 3, 1, 2).contiguous())
 
     def at_most(self, count: int) -> ImageFolder:
         """So many of the pictures, or all there are, spread evenly over the files and so over the classes."""
