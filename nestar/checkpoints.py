@@ -321,17 +321,20 @@ def build_tokenizer(folder: Path, *, patch: int, scale: float) -> Tokenizer:
     return Tokenizer(autoencoder, patch=patch, scale=scale).float().eval()
 
 
-def check_fit(outline: Outline, tokenizer: Tokenizer, file: Path) -> None:
-    """Whether a nesting's tokens are this tokenizer's, and both together make pictures of a sane size.
+def check_fit(outline: Outline, file: Path, tokenizer: Tokenizer, origin: str) -> None:
+    """Whether a nesting, of which `file` is the config, and a tokenizer from `origin` go together and make
+    pictures of a sane size.
 
     Raises:
-        WeightsError: they are not; `file`, the nesting's config, is named.
+        WeightsError: they do not.
     """
     config, pixels = outline.config, outline.config.nesting.n * tokenizer.stride**2
     if config.channels != tokenizer.channels:
         raise WeightsError(
-            f"{file} is for tokens of {config.channels} channels; the tokenizer has {tokenizer.channels}.",
+            f"{file} is for tokens of {config.channels} channels; "
+            f"the tokenizer of {origin} has {tokenizer.channels}.",
             file,
+            file.parent.parent,
         )
     if pixels > MAX_PIXELS:
         raise WeightsError(

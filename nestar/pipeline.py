@@ -247,7 +247,8 @@ class NestARPipeline:
             check_beside(checkpoints[0], tokenizer, checkpoint)
             for stored in checkpoint.nestings:
                 outline = checkpoint.outline(stored)
-                check_fit(outline, tokenizer, checkpoint.folder / stored / "config.json")
+                file = checkpoint.folder / stored / "config.json"
+                check_fit(outline, file, tokenizer, checkpoint.origin)
                 name = free_name(stored, checkpoint.origin, outlines)
                 outlines[name], loaders[name] = outline, partial(checkpoint.nesting, stored)
         models = Models(outlines, lambda name, progress: loaders[name](progress), on)

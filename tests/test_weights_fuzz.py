@@ -24,7 +24,7 @@ from nestar.checkpoints import check_fit, load_tokenizer, open_checkpoint
 from nestar.data.tiny_worlds import CLASSES as WORLDS
 from nestar.evaluation.diversity import FeatureSpace
 from nestar.evaluation.features import FeatureNetwork, FeatureNetworkConfig, load_features
-from nestar.limits import MAX_JSON, MAX_TOKENS, check_folder_names, shortened
+from nestar.limits import MAX_JSON, MAX_SHOWN, MAX_TOKENS, check_folder_names, shortened
 from nestar.model import NestAR, NestARConfig, Outline, WeightsError
 from nestar.neighbours import NeighbourIndex, load_index
 from nestar.nesting import Nesting
@@ -292,10 +292,10 @@ def test_pictures_that_no_machine_decodes_are_refused(tmp_path: Path) -> None:
     tokenizer = small_tokenizer()
     file = tmp_path / "config.json"
     largest = Outline(NestARConfig(Nesting.one_shot(64, 64), channels=tokenizer.channels), {})
-    check_fit(largest, tokenizer, file)
+    check_fit(largest, file, tokenizer, "here")
     tokenizer.patch = 64
     with pytest.raises(WeightsError, match=r"config\.json is for pictures of 268,435,456 pixels"):
-        check_fit(largest, tokenizer, file)
+        check_fit(largest, file, tokenizer, "here")
 
 
 @pytest.mark.parametrize("file", WEIGHTS)
@@ -338,6 +338,17 @@ def test_a_folder_in_a_checkpoint_lies_in_it(names: list[str]) -> None:
     except ValueError:
         return
     assert all((inside / name).resolve().parent == inside for name in checked)
+
+
+def test_of_a_strangers_file_a_sentence_repeats_one_short_line() -> None:
+    assert shortened("a\nb") == "a" and shortened("") == ""
+    assert len(shortened("x" * 10**6)) == MAX_SHOWN + 1
+    assert shortened("a\ud800").encode() == b"a?"
+    assert shortened(10**5000) == "int"
+    deep = DEEP
+    for _ in range(2000):
+        deep = [deep]
+    assert shortened(deep) == "list"
 
 
 @pytest.mark.parametrize(

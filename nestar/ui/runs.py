@@ -28,16 +28,15 @@ class Runs:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._cancels: dict[object, threading.Event] = {}
+        self._cancels: dict[str | None, threading.Event] = {}
         self._ended = False
 
     @contextmanager
     def run(self, request: gr.Request) -> Iterator[threading.Event]:
         """The cancel flag of the visitor's new run; set when the block is left, whichever way."""
         cancel = threading.Event()
-        session = request.session_hash or cancel  # without a session there is no Stop, least of all another's
         with self._lock:
-            self._cancels[session] = cancel
+            self._cancels[request.session_hash] = cancel
             if self._ended:
                 cancel.set()
         try:
@@ -45,8 +44,8 @@ class Runs:
         finally:
             cancel.set()
             with self._lock:
-                if self._cancels.get(session) is cancel:
-                    del self._cancels[session]
+                if self._cancels.get(request.session_hash) is cancel:
+                    del self._cancels[request.session_hash]
 
     def stop(self, request: gr.Request) -> None:
         """Set the cancel flag of the visitor's run, if there is one."""
