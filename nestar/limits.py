@@ -58,7 +58,7 @@ def check_sizes(
 
 
 def check_names(names: object, most: int) -> tuple[str, ...]:
-    """`names` as a list of different names that can be printed.
+    """`names` as a list of names that can be printed.
 
     Raises:
         ValueError: it is none.
@@ -68,8 +68,6 @@ def check_names(names: object, most: int) -> tuple[str, ...]:
     for name in names:
         if not isinstance(name, str) or not name.isprintable() or not 0 < len(name) <= MAX_SHOWN:
             raise ValueError(f"name: {shortened(name)!r} is none of 1 to {MAX_SHOWN} printable characters")
-    if len(set(names)) < len(names):
-        raise ValueError("list of names: some stand twice")
     return tuple(names)
 
 
