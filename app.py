@@ -3,18 +3,23 @@
 import argparse
 import logging
 import os
+import signal
+import sys
+import time
 from html import escape
+from typing import Any
 
 # Before gradio is imported: the page calls nobody.
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
 
 import gradio as gr
 
-from nestar.checkpoints import default_source
+from nestar.checkpoints import default_source, shown
 from nestar.model import WeightsError
 from nestar.pipeline import NestARPipeline
 from nestar.ui import diversity, failure, generate, how, race
 from nestar.ui.assets import launch_options
+from nestar.ui.doors import said
 from nestar.ui.lanes import can_race
 from nestar.ui.runs import Runs
 from nestar.ui.weights import header
@@ -22,15 +27,31 @@ from nestar.ui.weights import header
 log = logging.getLogger("nestar.app")
 # Calls that may wait for the one sampler; more are refused with a message.
 QUEUE_LENGTH = 32
+# When the page closes: seconds for the runs to end, and for what they ended with to reach their visitors.
+# Gradio then takes five at most, and a platform that asks with SIGTERM waits for ten.
+ENDING_SECONDS, TELLING_SECONDS = 3.0, 0.5
+
+
+class Page(gr.Blocks):
+    """The page. When it closes, every run ends with the picture it has: no visitor is left waiting."""
+
+    def __init__(self, **options: Any):
+        super().__init__(**options)
+        self.runs = Runs()
+
+    def close(self, verbose: bool = True) -> None:
+        if self.is_running and self.runs.end(ENDING_SECONDS):
+            time.sleep(TELLING_SECONDS)
+        super().close(verbose)
 
 
 def build_page(pipeline: NestARPipeline, notice: str = "") -> gr.Blocks:
     """The whole page on one pipeline; `notice` is a sentence for the visitor, shown above the chooser."""
-    with gr.Blocks(title="NestAR: watch a picture grow", delete_cache=(3600, 3600)) as demo:
+    with Page(title="NestAR: watch a picture grow", delete_cache=(3600, 3600)) as demo:
         gr.HTML(header(pipeline), apply_default_css=False)
         if notice:
             gr.HTML(f'<p class="notice" role="status">{escape(notice)}</p>', apply_default_css=False)
-        runs = Runs()
+        runs = demo.runs
         with gr.Tabs(elem_id="tabs"):
             with gr.Tab("Generate", id="generate"):
                 generate.build(pipeline, runs)
@@ -44,7 +65,8 @@ def build_page(pipeline: NestARPipeline, notice: str = "") -> gr.Blocks:
             with gr.Tab("How it works", id="how"):
                 how.build()
         demo.unload(runs.stop)
-    return demo.queue(max_size=QUEUE_LENGTH)
+    # Closed to calls that would pass by the queue and compute beside it.
+    return demo.queue(max_size=QUEUE_LENGTH, api_open=False)
 
 
 def open_page(source: str | None, revision: str | None, device: str) -> gr.Blocks:
@@ -61,11 +83,11 @@ def open_page(source: str | None, revision: str | None, device: str) -> gr.Block
             return build_page(NestARPipeline.from_pretrained(source, revision=revision, device=device))
         except WeightsError as error:
             log.warning("%s", error)
-            notice = f"{error} The page runs on the embedded weights instead."
+            notice = f"{said(error)} The page runs on the embedded weights instead."
         except Exception:  # a stranger's files may fail in any way; the server must come up all the same
             log.exception("The weights of %s fail.", source)
             notice = (
-                f"The weights of {source} do not work here; the server's log says why. "
+                f"The weights of {shown(source)} do not work here; the server's log says why. "
                 "The page runs on the embedded weights instead."
             )
     return build_page(NestARPipeline.from_pretrained(device=device), notice)
@@ -91,13 +113,18 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
     logging.getLogger("httpx").setLevel(logging.WARNING)
     arguments = parse_arguments()
+    # As the first process of a container Python would not hear it.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     try:
         page = open_page(arguments.repo, arguments.revision, arguments.device)
     except WeightsError as error:
         raise SystemExit(f"nestar: {error}") from None
-    page.launch(
-        server_name=arguments.host, server_port=arguments.port, share=arguments.share, **launch_options()
-    )
+    try:
+        page.launch(
+            server_name=arguments.host, server_port=arguments.port, share=arguments.share, **launch_options()
+        )
+    finally:
+        page.close()
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ Only JSON and safetensors files are ever read. From the Hub they come when they 
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import shutil
@@ -28,13 +29,21 @@ import torch
 from diffusers import AutoencoderKL
 
 from nestar.hub import HubRepository, Progress
+from nestar.limits import (
+    MAX_CLASSES,
+    MAX_PIXELS,
+    check_folder_names,
+    check_names,
+    check_sizes,
+    tail,
+)
 from nestar.model import (
     FORMAT_VERSION,
     NestAR,
     Outline,
     WeightsError,
+    build_from,
     first_line,
-    load_weights,
     module_file,
     read_config,
     read_json,
@@ -45,6 +54,17 @@ from nestar.tokenizer import Tokenizer
 EMBEDDED = Path(__file__).resolve().parent.parent / "assets"
 TOKENIZER_FILES = ("config.json", "diffusion_pytorch_model.safetensors")
 """What diffusers stores of an AutoencoderKL."""
+
+MAX_PATCH = 64
+MAX_AUTOENCODER = {
+    "in_channels": 3 * MAX_PATCH**2,
+    "out_channels": 3 * MAX_PATCH**2,
+    "layers_per_block": 16,
+    "latent_channels": 1024,
+    "norm_num_groups": 1024,
+}
+MAX_AUTOENCODER_CHANNELS = 4096
+"""Sizes of a stored AutoencoderKL, each several times the largest published one's."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +91,8 @@ class Checkpoint:
         if outline.config.classes != len(self.classes):
             raise WeightsError(
                 f"{self.folder / name / 'config.json'} is for {outline.config.classes} classes; "
-                f"the checkpoint has {len(self.classes)}."
+                f"the checkpoint has {len(self.classes)}.",
+                self.folder / name / "config.json",
             )
         return outline
 
@@ -89,12 +110,16 @@ class Checkpoint:
             self._fetch([f"tokenizer/{name}" for name in names], progress)
             return load_tokenizer(self.folder / "tokenizer")
         config = self.folder / "config.json"
-        within = str(place.get("folder") or "").strip("/")
-        paths = [f"{within}/{name}" if within else name for name in TOKENIZER_FILES]
         try:
-            name, patch, scale = str(place["repository"]), int(place["patch"]), float(place["scale"])
+            within = str(place.get("folder") or "").strip("/")
+            for each in within.split("/") if within else ():
+                check_folder_names([each])
+            name, (patch, scale) = str(place["repository"]), _fold_and_scale(place)
         except (KeyError, TypeError, ValueError) as error:
-            raise WeightsError(f"The tokenizer that {config} names lacks a valid {error}.") from None
+            raise WeightsError(
+                f"The tokenizer that {config} names lacks a valid {first_line(error)}.", config
+            ) from None
+        paths = [f"{within}/{name}" if within else name for name in TOKENIZER_FILES]
         repository = HubRepository.open(name, place.get("revision"), first=paths[0])
         repository.fetch(paths, progress)
         return build_tokenizer(repository.folder / within, patch=patch, scale=scale)
@@ -125,13 +150,17 @@ def open_checkpoint(source: str | Path | None = None, revision: str | None = Non
         folder, origin = repository.folder, repository.origin
     config = read_config(folder / "config.json")
     try:
-        classes, nestings = tuple(map(str, config["classes"])), tuple(map(str, config["nestings"]))
-        place = config.get("tokenizer")
+        classes = check_names(config["classes"], MAX_CLASSES)
+        nestings = check_folder_names(config["nestings"])
+        place, size = config.get("tokenizer"), config["size"]
         if not (place is None or isinstance(place, dict)):
             raise ValueError("tokenizer")
-        return Checkpoint(folder, origin, classes, int(config["size"]), nestings, place, repository)
+        if not classes or type(size) is not int or size < 1:
+            raise ValueError("size" if classes else "class")
+        return Checkpoint(folder, origin, classes, size, nestings, place, repository)
     except (KeyError, TypeError, ValueError) as error:
-        raise WeightsError(f"{folder / 'config.json'} lacks a valid {error}.") from None
+        file = folder / "config.json"
+        raise WeightsError(f"{file} lacks a valid {first_line(error)}.", file) from None
 
 
 def open_checkpoints(source: str | Path | None = None, revision: str | None = None) -> list[Checkpoint]:
@@ -157,9 +186,20 @@ def check_beside(first: Checkpoint, tokenizer: Tokenizer, other: Checkpoint) -> 
     if other is first:
         return
     if other.classes != first.classes:
-        raise WeightsError(f"{other.origin} cannot stand beside {first.origin}: it has other classes.")
-    if other.tokenizer().fingerprint != tokenizer.fingerprint:
-        raise WeightsError(f"{other.origin} cannot stand beside {first.origin}: it has another tokenizer.")
+        has = "other classes"
+    elif other.tokenizer().fingerprint != tokenizer.fingerprint:
+        has = "another tokenizer"
+    else:
+        return
+    raise WeightsError(
+        f"{other.origin} cannot stand beside {first.origin}: it has {has}.", other.folder, first.folder
+    )
+
+
+def shown(source: str) -> str:
+    """A source or origin for a reader elsewhere: of a folder of this machine only its name."""
+    names = [source] if Path(source).is_dir() else [name.strip() for name in source.split(",")]
+    return ", ".join(tail(Path(name).resolve()) if Path(name).is_dir() else name for name in names)
 
 
 def free_name(name: str, origin: str, taken: Iterable[str]) -> str:
@@ -202,7 +242,7 @@ def assemble(
                 f"{part} has {config.channels} channels and {config.classes} classes; "
                 f"the checkpoint has {loaded.channels} and {len(classes)}."
             )
-        made_for = read_config(part / "config.json").get("training", {}).get("tokenizer")
+        made_for = Outline.read(part).record.get("tokenizer")
         if made_for not in (None, loaded.fingerprint):
             raise WeightsError(
                 f"{part} was trained on tokens of tokenizer {made_for}; {tokenizer} is {loaded.fingerprint}."
@@ -234,25 +274,72 @@ def default_source() -> str | None:
 
 def load_tokenizer(folder: Path) -> Tokenizer:
     """A tokenizer's folder; damage is named as in `NestAR.from_pretrained`."""
-    described = read_json(folder / "tokenizer.json")
+    file = folder / "tokenizer.json"
+    described = read_json(file)
     try:
-        patch, scale = int(described["patch"]), float(described["scale"])
+        patch, scale = _fold_and_scale(described)
     except (KeyError, TypeError, ValueError) as error:
-        raise WeightsError(f"{folder / 'tokenizer.json'} lacks a valid {error}.") from None
+        raise WeightsError(f"{file} lacks a valid {first_line(error)}.", file) from None
     return build_tokenizer(folder, patch=patch, scale=scale)
+
+
+def _fold_and_scale(described: Mapping[str, Any]) -> tuple[int, float]:
+    """A tokenizer's `patch` and `scale`, as a config has them.
+
+    Raises:
+        KeyError, TypeError, ValueError: one is missing or out of range; it is named.
+    """
+    patch, scale = described["patch"], float(described["scale"])
+    if type(patch) is not int or not 1 <= patch <= MAX_PATCH:
+        raise ValueError(f"'patch', a whole number from 1 to {MAX_PATCH}")
+    if not 0 < scale < math.inf:
+        raise ValueError("'scale', a number above 0")
+    return patch, scale
 
 
 def build_tokenizer(folder: Path, *, patch: int, scale: float) -> Tokenizer:
     """A tokenizer of an AutoencoderKL in diffusers format, with fold and scale as given."""
     config, weights = (folder / name for name in TOKENIZER_FILES)
     network = read_json(config)
-    try:
-        autoencoder = AutoencoderKL.from_config(network)
-    except Exception as error:  # diffusers raises many kinds
-        raise WeightsError(f"{config} describes no AutoencoderKL ({first_line(error)}).") from None
+
+    def build() -> AutoencoderKL:
+        try:
+            check_sizes(network, MAX_AUTOENCODER)
+            check_sizes(network, {"block_out_channels": MAX_AUTOENCODER_CHANNELS}, listed=True)
+            autoencoder = AutoencoderKL.from_config(network)
+            folded = (autoencoder.config.in_channels, autoencoder.config.out_channels)
+            if folded != (3 * patch**2,) * 2:
+                raise ValueError(f"its channels do not fit pictures folded by {patch}")
+        except Exception as error:  # diffusers raises many kinds
+            raise WeightsError(
+                f"{config} describes no AutoencoderKL ({first_line(error)}).", config
+            ) from None
+        return autoencoder
+
     # Not diffusers' own loader: where tensors are missing it only warns, and goes on with random values.
-    load_weights(autoencoder, weights)
+    autoencoder = build_from(build, lambda built: {weights: built})
     return Tokenizer(autoencoder, patch=patch, scale=scale).float().eval()
+
+
+def check_fit(outline: Outline, file: Path, tokenizer: Tokenizer, origin: str) -> None:
+    """Whether a nesting, of which `file` is the config, and a tokenizer from `origin` go together and make
+    pictures of a sane size.
+
+    Raises:
+        WeightsError: they do not.
+    """
+    config, pixels = outline.config, outline.config.nesting.n * tokenizer.stride**2
+    if config.channels != tokenizer.channels:
+        raise WeightsError(
+            f"{file} is for tokens of {config.channels} channels; "
+            f"the tokenizer of {origin} has {tokenizer.channels}.",
+            file,
+            file.parent.parent,
+        )
+    if pixels > MAX_PIXELS:
+        raise WeightsError(
+            f"{file} is for pictures of {pixels:,} pixels; at most {MAX_PIXELS:,} are made.", file
+        )
 
 
 def resolve_device(name: str) -> torch.device:

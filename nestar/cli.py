@@ -128,7 +128,7 @@ def _sample(arguments: argparse.Namespace) -> int:
 
     pipeline = _pipeline(arguments)
     result = pipeline(arguments.class_name, **_settings(arguments))
-    kept = about(result.settings, pipeline.origin)
+    kept = about(result.settings, pipeline.shown_origin)
     try:
         arguments.out.parent.mkdir(parents=True, exist_ok=True)
         result.image.save(arguments.out, format="PNG", pnginfo=png_info(kept))

@@ -154,7 +154,7 @@ def _one_sentence(name: str, revision: str | None, named: str, absent: str) -> I
         raise WeightsError(f"Hub repository {named} was not found, or is private.") from None
     except HFValidationError:
         raise WeightsError(
-            f"{name!r} is neither a folder here nor a Hub repository id (user/name)."
+            f"{name!r} is neither a folder here nor a Hub repository id (user/name).", name
         ) from None
     except FileMetadataError:
         raise WeightsError(f"What answers for the Hub does not describe {named}.") from None

@@ -36,7 +36,7 @@ KEPT = tuple(field.name for field in fields(SampleSettings) if field.name != "co
 
 
 def about(settings: SampleSettings, weights: str) -> dict[str, Any]:
-    """What a picture of these settings remembers. `weights` is the pipeline's origin."""
+    """What a picture of these settings remembers. `weights` is the pipeline's `shown_origin`."""
     return {name: getattr(settings, name) for name in KEPT} | {"weights": weights, "version": VERSION}
 
 

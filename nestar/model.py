@@ -7,25 +7,62 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from nestar.limits import MAX_CLASSES, MAX_JSON, MAX_PARAMETERS, MAX_TOKENS, check_sizes, shortened, tail
 from nestar.nesting import Nesting
 from nestar.transformer import ScaledModule
 
 FORMAT_VERSION = 1
+MAX_COUNT = 2**53
+"""Of a training's record: beyond, a float counts no longer. Not-a-number is not below it, either."""
+
+WEIGHT_DTYPES = ("BF16", "F16", "F32")
+"""Of stored weights, in safetensors' words."""
+
+MAX_SIZES = {
+    "channels": 1024,
+    "classes": MAX_CLASSES,
+    "dim": 8192,
+    "heads": 256,
+    "blocks": 256,
+    "cond_dim": 8192,
+}
+"""Of a stored NestAR, each several times that of the paper's largest."""
+
+Network = TypeVar("Network", bound=nn.Module)
 
 
 class WeightsError(RuntimeError):
-    """Weights that are missing, damaged, of another shape or of a format not known here."""
+    """Weights that are missing, damaged, of another shape or of a format not known here.
+
+    Args:
+        sentence: what is wrong and where.
+        paths: files and folders of this machine that the sentence names.
+    """
+
+    def __init__(self, sentence: str, *paths: str | Path):
+        super().__init__(sentence, *map(str, paths))
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+    @property
+    def public(self) -> str:
+        """The sentence for a reader elsewhere, who need not know where on this machine a file lies."""
+        sentence = str(self)
+        for path in sorted(self.args[1:], key=len, reverse=True):
+            sentence = sentence.replace(path, tail(path))
+        return sentence
 
 
 @dataclass(frozen=True)
@@ -63,8 +100,24 @@ class NestARConfig:
 
     @classmethod
     def from_dict(cls, stored: Mapping[str, Any]) -> NestARConfig:
+        """Inverse of `to_dict`, within the bounds of what is ever built.
+
+        Raises:
+            KeyError, TypeError, ValueError: a field is missing, of another kind or out of range.
+        """
         known = {name: stored[name] for name in cls.__dataclass_fields__ if name in stored}
-        return cls(**{**known, "nesting": Nesting.from_dict(stored["nesting"])})
+        nesting = stored["nesting"]
+        check_sizes(known, MAX_SIZES)
+        if isinstance(nesting, Mapping):  # its plans are made in Python, so that sizes come first
+            check_sizes(nesting, dict.fromkeys(("height", "width", "k"), MAX_TOKENS))
+        config = cls(**{**known, "nesting": Nesting.from_dict(nesting)})
+        if config.nesting.n > MAX_TOKENS:
+            raise ValueError(f"a grid has at most {MAX_TOKENS} tokens")
+        if config.dim % (4 * config.heads):
+            raise ValueError(f"dim must be a multiple of 4 times {config.heads} heads, not {config.dim}")
+        if config.parameters > MAX_PARAMETERS:
+            raise ValueError(f"{config.parameters:,} parameters, more than {MAX_PARAMETERS:,}")
+        return config
 
 
 @dataclass(frozen=True)
@@ -94,11 +147,9 @@ class Outline:
         stored = read_config(file)
         record = stored.get("training")
         try:
-            outline = cls(NestARConfig.from_dict(stored), record if isinstance(record, dict) else {})
-            outline.config.parameters  # noqa: B018  (a shape that no module can have fails here)
+            return cls(NestARConfig.from_dict(stored), record if isinstance(record, dict) else {})
         except (KeyError, TypeError, ValueError, ArithmeticError, RuntimeError) as error:
-            raise WeightsError(f"{file} describes no NestAR ({first_line(error)}).") from None
-        return outline
+            raise WeightsError(f"{file} describes no NestAR ({first_line(error)}).", file) from None
 
 
 class NestAR(nn.Module):
@@ -155,11 +206,14 @@ class NestAR(nn.Module):
         """
         folder = Path(folder)
         outline = Outline.read(folder)
-        model = cls(outline.config)
+        model = build_from(
+            lambda: cls(outline.config),
+            lambda model: {
+                folder / module_file(number): module for number, module in enumerate(model.scaled_modules, 1)
+            },
+        )
         model.record = outline.record
-        for number, module in enumerate(model.scaled_modules, 1):
-            load_weights(module, folder / module_file(number))
-        return model.eval()
+        return model
 
 
 def module_file(number: int) -> str:
@@ -170,13 +224,15 @@ def module_file(number: int) -> str:
 def read_json(file: Path) -> dict[str, Any]:
     """A JSON object from `file`, or a WeightsError that names the file."""
     try:
+        if file.stat().st_size > MAX_JSON:
+            raise WeightsError(f"{file} has more than {MAX_JSON:,} bytes.", file)
         stored = json.loads(file.read_text())
     except FileNotFoundError:
-        raise WeightsError(f"{file} is missing.") from None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise WeightsError(f"{file} cannot be read as JSON: {error}.") from None
+        raise WeightsError(f"{file} is missing.", file) from None
+    except (OSError, ValueError, RecursionError) as error:  # wrong bytes, JSON or numbers; too deep
+        raise WeightsError(f"{file} cannot be read as JSON: {first_line(error)}.", file) from None
     if not isinstance(stored, dict):
-        raise WeightsError(f"{file} must hold a JSON object.")
+        raise WeightsError(f"{file} must hold a JSON object.", file)
     return stored
 
 
@@ -184,8 +240,10 @@ def read_config(file: Path) -> dict[str, Any]:
     """A JSON object of a format version that is known here."""
     config = read_json(file)
     version = config.get("format_version")
-    if not isinstance(version, int) or version > FORMAT_VERSION:
-        raise WeightsError(f"{file} has format version {version}; this NestAR reads up to {FORMAT_VERSION}.")
+    if type(version) is not int or not 1 <= version <= FORMAT_VERSION:
+        raise WeightsError(
+            f"{file} has format version {shortened(version)}; this NestAR reads up to {FORMAT_VERSION}.", file
+        )
     return config
 
 
@@ -194,14 +252,14 @@ def summed_over_runs(record: object, key: str) -> float:
     total = 0
     while isinstance(record, Mapping):
         count = record.get(key)
-        total += count if isinstance(count, int | float) else 0
+        total += count if isinstance(count, int | float) and 0 <= count < MAX_COUNT else 0
         record = record.get("init")
     return total
 
 
 def first_line(error: Exception) -> str:
-    """One line about any error, for use inside a sentence."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+    """One short line about any error, for use inside a sentence."""
+    return shortened(str(error).strip() or type(error).__name__).rstrip(".")
 
 
 def fingerprint_of(module: nn.Module, described: object = "") -> str:
@@ -212,21 +270,61 @@ def fingerprint_of(module: nn.Module, described: object = "") -> str:
     return digest.hexdigest()[:8]
 
 
+def build_from(build: Callable[[], Network], parts: Callable[[Network], Mapping[Path, nn.Module]]) -> Network:
+    """What `build` makes, filled from files and ready to use. All files are first held against a copy that
+    has shapes but no memory.
+
+    Args:
+        parts: which file holds what of it.
+    """
+    with torch.device("meta"):
+        for file, part in parts(build()).items():
+            check_weights(part, file)
+    network = build()
+    for file, part in parts(network).items():
+        load_weights(part, file)
+    return network.eval()
+
+
+def check_weights(module: nn.Module, file: Path) -> None:
+    """Whether the header of a safetensors file says exactly what `module` takes; no tensor is read."""
+    stored = read_header(file)
+    expected = {name: tuple(value.shape) for name, value in module.state_dict().items()}
+    for name in sorted(expected.keys() ^ stored.keys()):
+        kind = "lacks" if name in expected else "has an unexpected"
+        raise WeightsError(f"{file} {kind} tensor {shortened(name)!r}.", file)
+    for name, shape in expected.items():
+        found, dtype = stored[name]
+        if found != shape:
+            raise WeightsError(
+                f"{file}: tensor {name!r} has shape {shortened(found)}, expected {shape}.", file
+            )
+        if dtype not in WEIGHT_DTYPES:
+            raise WeightsError(
+                f"{file}: tensor {name!r} is of type {dtype}; weights are {', '.join(WEIGHT_DTYPES)}.", file
+            )
+
+
+def read_header(file: Path) -> dict[str, tuple[tuple[int, ...], str]]:
+    """Shape and type (BF16, F32, I8, …) of each tensor in a safetensors file, by name.
+
+    Raises:
+        WeightsError: it is missing, or no whole safetensors file.
+    """
+    if not file.exists():
+        raise WeightsError(f"{file} is missing.", file)
+    try:
+        with safe_open(file, framework="pt") as stored:
+            slices = {name: stored.get_slice(name) for name in stored.keys()}  # noqa: SIM118  (no dict)
+            return {name: (tuple(each.get_shape()), each.get_dtype()) for name, each in slices.items()}
+    except (SafetensorError, OSError, ValueError) as error:
+        raise WeightsError(f"{file} is no whole safetensors file ({first_line(error)}).", file) from None
+
+
 def load_weights(module: nn.Module, file: Path) -> None:
     """Fill `module` from a safetensors file, refusing anything that does not fit exactly."""
-    if not file.exists():
-        raise WeightsError(f"{file} is missing.")
-    try:
-        tensors = load_file(file)
-    except (SafetensorError, OSError, ValueError) as error:
-        raise WeightsError(f"{file} is no whole safetensors file ({error}).") from None
-    expected = module.state_dict()
-    for name in expected.keys() ^ tensors.keys():
-        raise WeightsError(f"{file} {'lacks' if name in expected else 'has an unexpected'} tensor {name!r}.")
-    for name, value in expected.items():
-        if tensors[name].shape != value.shape:
-            raise WeightsError(
-                f"{file}: tensor {name!r} has shape {tuple(tensors[name].shape)}, "
-                f"expected {tuple(value.shape)}."
-            )
-    module.load_state_dict(tensors)
+    check_weights(module, file)
+    module.load_state_dict(load_file(file))
+    for name, value in module.state_dict().items():
+        if not value.isfinite().all():
+            raise WeightsError(f"{file}: tensor {name!r} holds infinite values, or none (NaN).", file)

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -33,7 +33,7 @@ from nestar.data import tiny_worlds
 from nestar.data.pools import HELD_OUT_SEED, TRAIN_SEED, ImagePool
 from nestar.evaluation.diversity import FeatureSpace
 from nestar.images import from_bytes, to_bytes, to_pil
-from nestar.model import FORMAT_VERSION, WeightsError, read_config
+from nestar.model import FORMAT_VERSION, WeightsError, read_config, read_header
 from nestar.tokenizer import Tokenizer
 
 FOLDER = EMBEDDED / "neighbours"
@@ -153,23 +153,50 @@ def load_index(folder: Path, space: FeatureSpace) -> NeighbourIndex:
     if not (folder / "config.json").exists():
         raise WeightsError("There is no index of training pictures yet: `python -m nestar index` builds it.")
     stored = read_config(folder / "config.json")
-    again = "build it again with `python -m nestar index`."
-    if (stored.get("stream"), stored.get("drawing")) != (TRAIN_SEED, tiny_worlds.DRAWING):
-        raise WeightsError(f"The index in {folder} is of other pictures than Tiny Worlds draws: {again}")
-    if stored.get("features") != space.fingerprint:
-        raise WeightsError(f"The index in {folder} was built with another feature network: {again}")
-    try:
-        tensors = load_file(folder / WEIGHTS_FILE)
-        index = NeighbourIndex(
-            **{name: tensors[name] for name in TENSORS},
-            features=stored["features"],
-            tokenizer=stored["tokenizer"],
-            size=int(stored["size"]),
+
+    def unfit(why: str) -> WeightsError:
+        return WeightsError(
+            f"The index in {folder} {why}: build it again with `python -m nestar index`.", folder
         )
-        index.candidates(torch.zeros(1, space.network.config.features))  # whether the shapes go together
-    except (SafetensorError, OSError, KeyError, TypeError, ValueError, RuntimeError) as error:
-        raise WeightsError(f"The index in {folder} is damaged ({type(error).__name__}): {again}") from None
-    return index
+
+    if (stored.get("stream"), stored.get("drawing")) != (TRAIN_SEED, tiny_worlds.DRAWING):
+        raise unfit("is of other pictures than Tiny Worlds draws")
+    if stored.get("features") != space.fingerprint:
+        raise unfit("was built with another feature network")
+    try:
+        _check_index(folder / WEIGHTS_FILE, stored, space)
+        tensors = load_file(folder / WEIGHTS_FILE)
+        if not all(tensors[name].isfinite().all() for name in TENSORS):
+            raise ValueError
+    except (WeightsError, SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
+        raise unfit(f"is damaged ({type(error).__name__})") from None
+    return NeighbourIndex(
+        **{name: tensors[name] for name in TENSORS},
+        features=stored["features"],
+        tokenizer=stored["tokenizer"],
+        size=stored["size"],
+    )
+
+
+def _check_index(file: Path, stored: Mapping[str, Any], space: FeatureSpace) -> None:
+    """Whether the header of an index's tensors says what its config does; none of them is read.
+
+    Raises:
+        WeightsError, KeyError, TypeError, ValueError: it does not.
+    """
+    header, classes, features = read_header(file), len(tiny_worlds.CLASSES), space.network.config.features
+    (images, reduced), (_, held_out) = header["codes"][0], header["unseen"][0]
+    expected = {
+        "codes": ((stored["images"], reduced), "I8"),
+        "mean": ((features,), "F32"),
+        "basis": ((features, reduced), "F32"),
+        "scale": ((reduced,), "F32"),
+        "unseen": ((classes, held_out), "F32"),
+        "copied": ((classes, held_out), "F32"),
+    }
+    sizes = (images, reduced, held_out) if stored["size"] == space.network.size else ()
+    if header != expected or not sizes or min(sizes) < 1 or not isinstance(stored["tokenizer"], str):
+        raise ValueError
 
 
 def build_index(

@@ -16,10 +16,10 @@ from torch import Tensor
 
 from nestar import batches
 from nestar.batches import Rows
-from nestar.checkpoints import check_beside, free_name, open_checkpoints, resolve_device
+from nestar.checkpoints import check_beside, check_fit, free_name, open_checkpoints, resolve_device, shown
 from nestar.hub import Progress
 from nestar.images import to_pil
-from nestar.model import NestAR, Outline, WeightsError
+from nestar.model import NestAR, Outline
 from nestar.nesting import Nesting
 from nestar.sampler import PatchDone, SolverSettings, sample
 from nestar.settings import SampleSettings, SettingsError, check_number, check_settings, find_nesting
@@ -198,7 +198,8 @@ class NestARPipeline:
         models: by name; those from the Hub are fetched when they are first used.
         classes: class names, in the order of their ids.
         nestings: those with weights, by name.
-        origin: "embedded", a folder, or `user/repo@commit`.
+        origin: "embedded", a folder, or `user/repo@commit`; `shown_origin` is the same for readers elsewhere,
+            in pages and pictures: of a folder only its name.
     """
 
     def __init__(
@@ -218,6 +219,7 @@ class NestARPipeline:
         self.models = models
         self.tokenizer = tokenizer.to(device).eval()
         self.classes, self.origin, self.device = classes, origin, device
+        self.shown_origin = shown(origin)
         self.nestings: dict[str, Nesting] = {name: models.outline(name).config.nesting for name in models}
 
     @classmethod
@@ -245,12 +247,8 @@ class NestARPipeline:
             check_beside(checkpoints[0], tokenizer, checkpoint)
             for stored in checkpoint.nestings:
                 outline = checkpoint.outline(stored)
-                if outline.config.channels != tokenizer.channels:
-                    raise WeightsError(
-                        f"{checkpoint.folder / stored / 'config.json'} is for tokens of "
-                        f"{outline.config.channels} channels; the tokenizer of {checkpoint.origin} has "
-                        f"{tokenizer.channels}."
-                    )
+                file = checkpoint.folder / stored / "config.json"
+                check_fit(outline, file, tokenizer, checkpoint.origin)
                 name = free_name(stored, checkpoint.origin, outlines)
                 outlines[name], loaders[name] = outline, partial(checkpoint.nesting, stored)
         models = Models(outlines, lambda name, progress: loaders[name](progress), on)

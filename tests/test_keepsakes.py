@@ -89,7 +89,7 @@ def test_the_command_line_writes_them_too(tmp_path: Path) -> None:
     arguments = ["--k", "2", "--steps", "1", "--seed", "5", "--solver", "heun", "--repo", str(weights)]
     assert main(["sample", "--class", "fish", *arguments, "--device", "cpu", "--out", str(out)]) == 0
     expected = SampleSettings("fish", k=2, steps=1, seed=5, solver="heun")
-    assert keepsakes.read_png(out.read_bytes()) == keepsakes.about(expected, str(weights))
+    assert keepsakes.read_png(out.read_bytes()) == keepsakes.about(expected, weights.name)
 
 
 @pytest.mark.parametrize(

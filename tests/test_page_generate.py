@@ -279,7 +279,7 @@ def test_a_saved_picture_dropped_onto_the_page_restores_every_control(visit_smal
     name, data = saved(page, "png")
     assert name == "nestar-fish-k4-raster-seed9007199254740993.png"
     kept = keepsakes.read_png(data)
-    assert kept["seed"] == 9007199254740993 and kept["weights"] == small[0].origin
+    assert kept["seed"] == 9007199254740993 and kept["weights"] == small[0].shown_origin
     picture = decode(page.locator(".picture img.over").get_attribute("src"))
     assert Image.open(io.BytesIO(data)).tobytes() == picture.tobytes()
 
@@ -451,7 +451,7 @@ def test_every_action_has_an_endpoint(small, small_client):
     final = list(small_client.submit(class_name="fish", k=2, steps=2, seed=3, api_name="/generate"))[-1]
     kept = small_client.predict(final["image"], api_name="/settings_of")
     expected = small[0].settings(class_name="fish", k=2, steps=2, seed=3)
-    assert kept == keepsakes.about(expected, small[0].origin)
+    assert kept == keepsakes.about(expected, small[0].shown_origin)
     assert kept == small_client.predict(final["image"].partition(",")[2], api_name="/settings_of")
 
 

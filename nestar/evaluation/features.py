@@ -21,10 +21,16 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from nestar.data.tiny_worlds import CLASSES, FACTORS, MAX_FACTORS
-from nestar.model import WeightsError, load_weights, read_json
+from nestar.limits import check_sizes
+from nestar.model import WeightsError, build_from, first_line, read_json
 
 WEIGHTS_FILE = "features.safetensors"
 MAX_LEVELS = max(factor.levels for factors in FACTORS.values() for factor in factors)
+MAX_SIZES = {"size": 2048, "fold": 64, "place_channels": 4096, "hidden": 8192, "features": 8192}
+MAX_CHANNELS = 4096
+MAX_BLOCKS = 64
+"""Of a stored network, many times those of any trained here."""
+
 ABSENT = -1
 """Level count that marks the padding behind a class's own factors."""
 
@@ -197,24 +203,26 @@ def load_features(folder: str | Path) -> FeatureNetwork:
         WeightsError: a file is missing, damaged, of the wrong shape, or trained on other factors than
             Tiny Worlds has now; it is named.
     """
-    folder = Path(folder)
-    stored = read_json(folder / "config.json")
+    file = Path(folder) / "config.json"
+    stored = read_json(file)
     if stored.get("factors") != factor_names():
-        raise WeightsError(f"{folder / 'config.json'}: other classes or factors than Tiny Worlds has.")
-    try:
-        network = FeatureNetwork(
-            FeatureNetworkConfig(
-                **{
-                    name: tuple(stored[name]) if isinstance(stored[name], list) else stored[name]
-                    for name in FeatureNetworkConfig.__dataclass_fields__
-                    if name in stored
-                }
-            )
-        )
-    except (TypeError, ValueError, RuntimeError, ZeroDivisionError) as error:
-        raise WeightsError(f"{folder / 'config.json'} describes no feature network ({error}).") from None
-    load_weights(network, folder / WEIGHTS_FILE)
-    return network.eval()
+        raise WeightsError(f"{file}: other classes or factors than Tiny Worlds has.", file)
+    values = {
+        name: tuple(stored[name]) if isinstance(stored[name], list) else stored[name]
+        for name in FeatureNetworkConfig.__dataclass_fields__
+        if name in stored
+    }
+
+    def build() -> FeatureNetwork:
+        try:
+            check_sizes(values, MAX_SIZES)
+            check_sizes(values, {"channels": MAX_CHANNELS}, listed=True)
+            check_sizes(values, {"blocks": MAX_BLOCKS}, least=0, listed=True)
+            return FeatureNetwork(FeatureNetworkConfig(**values))
+        except (TypeError, ValueError, RuntimeError, ArithmeticError) as error:
+            raise WeightsError(f"{file} describes no feature network ({first_line(error)}).", file) from None
+
+    return build_from(build, lambda network: {file.parent / WEIGHTS_FILE: network})
 
 
 @torch.inference_mode()

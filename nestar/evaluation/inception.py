@@ -2,8 +2,9 @@
 
 Two libraries bring it, neither of which NestAR depends on. torch-fidelity has the network of the FID that
 papers report; torchvision has a later one, whose distances are of the same kind but not the same numbers.
-Nothing is downloaded here: the weights' file must lie in torch's hub cache, or be named. Neither knows the
-classes and factors of Tiny Worlds, so class accuracy, inception score and coverage are left out of a report.
+Nothing is downloaded here: the weights' file must lie in torch's hub cache, or be named. Both publish it as a
+pickle, the only one that NestAR opens, and never for the page: torch reads of it tensors alone. Neither knows
+the classes and factors of Tiny Worlds: class accuracy, inception score and coverage are left out of a report.
 """
 
 from __future__ import annotations

@@ -6,6 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import gradio as gr
+from starlette.middleware import Middleware
+
+from nestar.ui.doors import Doors
 
 FOLDER = Path(__file__).parent
 # The page's own, then those of tabs.
@@ -80,11 +83,20 @@ def theme() -> gr.themes.Base:
 
 
 def launch_options() -> dict[str, Any]:
-    """Keyword arguments of `Blocks.launch` that belong to the page's looks; Gradio 6 takes them there."""
+    """Keyword arguments of `Blocks.launch` that belong to the page wherever it is served: its looks, which
+    Gradio 6 takes there, and its doors."""
     styles = "".join(asset(name) for name in STYLES)
     head = (
         f"<style>{styles}</style>"
         f'<link rel="icon" href="data:image/svg+xml,{ICON}">'
         '<meta name="description" content="Watch nested autoregression draw a picture, coarse to fine.">'
     )
-    return {"theme": theme(), "head": head, "footer_links": ["api"], "ssr_mode": False, "run_history": False}
+    return {
+        "theme": theme(),
+        "head": head,
+        "footer_links": ["api"],
+        "ssr_mode": False,
+        "run_history": False,
+        "enable_monitoring": False,
+        "app_kwargs": {"middleware": [Middleware(Doors)]},
+    }

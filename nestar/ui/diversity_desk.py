@@ -29,6 +29,7 @@ from nestar.model import WeightsError
 from nestar.pipeline import NestARPipeline
 from nestar.sampler import Prefix
 from nestar.settings import SampleSettings, SettingsError
+from nestar.ui.doors import said
 from nestar.ui.frames import PREVIEW_SIDE, data_uri
 from nestar.ui.generate import run_id
 from nestar.ui.runs import hosted
@@ -151,7 +152,7 @@ def refusal(message: str) -> dict[str, Any]:
 def refused(error: Exception) -> dict[str, Any]:
     """`refusal` in the words of the error, where it was meant for a reader."""
     if isinstance(error, SettingsError | WeightsError):
-        return refusal(str(error))
+        return refusal(said(error))
     log.error("A run of the Diversity tab failed.", exc_info=error)
     return refusal("The run failed inside the model; the server's log says why.")
 
@@ -198,7 +199,7 @@ class Desk:
         for frame in self.stream(settings, rows, cancel):
             if frame.final:
                 self._remember(samples, frame.images)
-            last = sheet(samples, frame, self.pipeline.origin)
+            last = sheet(samples, frame, self.pipeline.shown_origin)
             yield value | last | {"state": "finished" if frame.final else "running"}
         if not last["final"]:
             yield value | last | {"state": "stopped"}

@@ -19,6 +19,7 @@ from nestar.nesting import Nesting
 from nestar.pipeline import NestARPipeline
 from nestar.settings import RANGES, SampleSettings, SettingsError, find_nesting
 from nestar.ui.assets import asset, template_text
+from nestar.ui.doors import said
 from nestar.ui.frames import (
     data_uri,
     frame_to_json,
@@ -95,7 +96,7 @@ def shown_order(pipeline: NestARPipeline) -> str:
     orders = [nesting.order for nesting in pipeline.nestings.values() if nesting.k > 1]
     if not orders:
         raise WeightsError(
-            f"{pipeline.origin} has no nesting with k > 1, so the page could show nothing growing."
+            f"{pipeline.shown_origin} has no nesting with k > 1, so the page could show nothing growing."
         )
     return DEFAULTS.order if DEFAULTS.order in orders else orders[0]
 
@@ -154,7 +155,7 @@ def caveat(kept: Mapping[str, Any], pipeline: NestARPipeline) -> str:
     ]
     if kept.get("nesting") not in (None, plain):
         others.append(f"the weights {kept['nesting']}")
-    elif kept.get("weights") != pipeline.origin:
+    elif kept.get("weights") != pipeline.shown_origin:
         others.append(f"weights from {kept.get('weights')}")
     if not others:
         return ""
@@ -192,7 +193,7 @@ def sentences() -> Iterator[None]:
     try:
         yield
     except (SettingsError, WeightsError) as error:
-        raise gr.Error(str(error), print_exception=False) from error
+        raise gr.Error(said(error), print_exception=False) from error
 
 
 def build(pipeline: NestARPipeline, runs: Runs) -> None:
@@ -211,7 +212,7 @@ def build(pipeline: NestARPipeline, runs: Runs) -> None:
             "nesting": nesting_to_json(pipeline.plan(settings.k, settings.order, settings.nesting), settings),
             "device": str(pipeline.device),
         }
-        kept = keepsakes.about(settings, pipeline.origin)
+        kept = keepsakes.about(settings, pipeline.shown_origin)
         frames: list[dict[str, Any]] = []
         yield value | {"frames": []}
         for frame in stream(settings, cancel):
@@ -287,34 +288,34 @@ def build(pipeline: NestARPipeline, runs: Runs) -> None:
                         kept_runs.keep(request.session_hash, value)
                     yield value
         except (SettingsError, WeightsError) as error:
-            yield refusal(str(error))
+            yield refusal(said(error))
         except Exception:
             log.exception("The run failed.")
             yield refusal("The run failed inside the model; the server's log says why.")
 
-    def restore(kept: Mapping[str, Any], said: Callable[[SampleSettings], str]) -> tuple[Any, Any, Any]:
+    def restore(kept: Mapping[str, Any], remarked: Callable[[SampleSettings], str]) -> tuple[Any, Any, Any]:
         """Values for the class chooser, the dials and `answers`; what cannot be used changes nothing."""
         try:
             known = {name: kept[name] for name in ("class_name", *CONTROLS) if name in kept}
             settings = pipeline.settings(**known)
-            return settings.class_name, controls(settings), remark(said(settings))
+            return settings.class_name, controls(settings), remark(remarked(settings))
         except (SettingsError, WeightsError) as error:
-            return gr.skip(), gr.skip(), remark(str(error), alarming=True)
+            return gr.skip(), gr.skip(), remark(said(error), alarming=True)
 
     def on_picture(event: gr.EventData) -> tuple[Any, Any, Any]:
         """A saved picture was dropped; the browser has read the text of its chunk."""
         try:
             kept = keepsakes.parse(str(event._data["kept"]))
         except SettingsError as error:
-            return gr.skip(), gr.skip(), remark(str(error), alarming=True)
+            return gr.skip(), gr.skip(), remark(said(error), alarming=True)
 
-        def said(settings: SampleSettings) -> str:
+        def restored(settings: SampleSettings) -> str:
             return (
                 f"Restored: {settings.class_name}, k = {settings.k}, seed {settings.seed}. "
                 f"Press Generate to see it.{caveat(kept | controls(settings), pipeline)}"
             )
 
-        return restore(kept, said)
+        return restore(kept, restored)
 
     def on_link(request: gr.Request) -> tuple[Any, Any, Any]:
         """The page was opened; a share link says with which settings."""
@@ -353,7 +354,7 @@ def build(pipeline: NestARPipeline, runs: Runs) -> None:
         values = {"k": k, "steps": steps, "temperature": temperature, "cfg": cfg, "seed": seed}
         with sentences():
             settings = pipeline.settings(class_name=class_name, order=order, **values)
-            kept = keepsakes.about(settings, pipeline.origin)
+            kept = keepsakes.about(settings, pipeline.shown_origin)
             with runs.run(request) as cancel:
                 for frame in stream(settings, cancel):
                     yield frame_to_json(frame, kept)

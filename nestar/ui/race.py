@@ -11,6 +11,7 @@ from nestar.model import WeightsError
 from nestar.pipeline import NestARPipeline
 from nestar.settings import SampleSettings, SettingsError
 from nestar.ui.assets import asset, tells
+from nestar.ui.doors import said
 from nestar.ui.frames import nesting_to_json
 from nestar.ui.generate import first_settings, refusal, run_id, sentences
 from nestar.ui.lanes import KINDS, LIMIT_SECONDS, SLICE_SECONDS, Entrant, PausedRaces, Race, Starter
@@ -133,7 +134,7 @@ def told(work: Callable[[], Iterator[dict[str, Any]]]) -> Iterator[dict[str, Any
     try:
         yield from work()
     except (SettingsError, WeightsError) as error:
-        yield refusal(str(error))
+        yield refusal(said(error))
     except Exception:
         log.exception("The run failed.")
         yield refusal("The run failed inside the model; the server's log says why.")

@@ -1,7 +1,9 @@
 """How the page runs the pipeline: one call at a time, each with a cancel flag for its visitor's Stop."""
 
 import importlib.util
+import logging
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -12,6 +14,8 @@ from nestar.settings import SampleSettings
 
 if TYPE_CHECKING:
     from nestar.pipeline import Frame, NestARPipeline
+
+log = logging.getLogger(__name__)
 
 Stream = Callable[[SampleSettings, threading.Event], Iterator["Frame"]]
 
@@ -25,6 +29,7 @@ class Runs:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._cancels: dict[str | None, threading.Event] = {}
+        self._ended = False
 
     @contextmanager
     def run(self, request: gr.Request) -> Iterator[threading.Event]:
@@ -32,6 +37,8 @@ class Runs:
         cancel = threading.Event()
         with self._lock:
             self._cancels[request.session_hash] = cancel
+            if self._ended:
+                cancel.set()
         try:
             yield cancel
         finally:
@@ -47,15 +54,33 @@ class Runs:
         if cancel is not None:
             cancel.set()
 
+    def end(self, seconds: float) -> bool:
+        """Stop all runs, and those that still wait as soon as they begin; wait until none goes on, at most so
+        long. Whether there was any."""
+        with self._lock:
+            self._ended = True
+            going = list(self._cancels.values())
+        for cancel in going:
+            cancel.set()
+        until = time.monotonic() + seconds
+        while self._cancels and time.monotonic() < until:
+            time.sleep(0.05)
+        return bool(going)
+
 
 def place_in_queue(page: gr.Blocks, session: str | None) -> tuple[int, int] | None:
     """Which of the calls that wait for the sampler is this visitor's first, from 1, and how many wait; None
     if none of the visitor's does.
 
-    Gradio tells this to its own progress bars only, so it is read where Gradio keeps it.
+    Gradio tells this to its own progress bars only, so it is read where Gradio keeps it; a version that keeps
+    it elsewhere costs the display and nothing else.
     """
-    waiting = page._queue.event_queue_per_concurrency_id.get(SAMPLER["concurrency_id"])
-    sessions = [event.session_hash for event in list(waiting.queue)] if waiting else []
+    try:
+        waiting = page._queue.event_queue_per_concurrency_id.get(SAMPLER["concurrency_id"])
+        sessions = [event.session_hash for event in list(waiting.queue)] if waiting else []
+    except AttributeError as error:
+        log.warning("This Gradio does not tell places in its queue (%s).", error)
+        return None
     return (sessions.index(session) + 1, len(sessions)) if session in sessions else None
 
 

@@ -13,7 +13,7 @@ def header(pipeline: NestARPipeline) -> str:
     rows = "".join(_row(pipeline, name) for name in pipeline.nestings)
     count = len(pipeline.nestings)
     parts = {
-        "weights": escape(pipeline.origin),
+        "weights": escape(pipeline.shown_origin),
         "device": escape(str(pipeline.device)),
         "count": f"{count} nesting{'' if count == 1 else 's'}",
         "nestings": rows,
