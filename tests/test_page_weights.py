@@ -108,3 +108,15 @@ def test_the_head_lists_the_nestings(open_page: Callable[..., Any]) -> None:
     page.get_by_text("2 nestings", exact=True).click()
     expect(page.get_by_role("rowheader", name=K2.name)).to_be_visible()
     assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
+
+
+def test_other_tabs_say_so_too(open_page: Callable[..., Any], distant: Distant) -> None:
+    page = open_page().page
+    page.get_by_role("tab", name="Diversity").click()
+    page.locator("#diversity-nesting").select_option(label="k = 2")
+    page.locator("#diversity-generate").click()
+    grid = page.locator("#diversity-grid")
+    expect(grid).to_contain_text(f"Weights are on their way from the Hub: {FILE}, 40% of 5.0 MB.")
+    distant.arrived.set()
+    grid.locator('[data-state="finished"]').wait_for(timeout=20_000)
+    expect(grid).not_to_contain_text("on their way")

@@ -82,6 +82,10 @@ function followCalls({ say, show, draw, sentence, paused, stopped, failed, ask }
         ignoring = false;
         return;
       }
+      if (next.state === "fetching") {
+        if (!ignoring) say(next.message);
+        return;
+      }
       const fresh = next.run !== calls.value?.run;
       if (fresh && ignoring) return;
       // Values that were under way when Stop was pressed come late.

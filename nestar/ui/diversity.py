@@ -20,7 +20,7 @@ from nestar.ui import diversity_api
 from nestar.ui.assets import asset, tells
 from nestar.ui.diversity_api import SIBLINGS
 from nestar.ui.diversity_desk import ASKED, PARENTS, Desk, Sample, paced, refused
-from nestar.ui.generate import FIRST_CLASS, SLIDERS, run_id
+from nestar.ui.generate import FIRST_CLASS, SLIDERS, fetching, run_id
 from nestar.ui.runs import SAMPLER, Runs, place_in_queue
 
 log = logging.getLogger(__name__)
@@ -164,6 +164,8 @@ def build(pipeline: NestARPipeline, runs: Runs, index: Path | None = None) -> No
         try:
             settings = settings_of(values)
             rows = batches.consecutive(settings)
+            for word in fetching(pipeline.fetch(settings)):
+                yield word, gr.skip()
             with runs.run(request) as cancel:
                 for value in paced(desk.sheets(settings, rows, cancel)):
                     yield value, gr.skip()
@@ -182,6 +184,7 @@ def build(pipeline: NestARPipeline, runs: Runs, index: Path | None = None) -> No
             (own,) = batches.seeds_from(chosen.seed + 1 + SIBLINGS * _round(values.get("round")), 1)
             settings = replace(chosen, seed=own, count=SIBLINGS)
             rows = batches.siblings(settings, pipeline.plan_of(settings), chosen.seed, values.get("modules"))
+            yield from fetching(pipeline.fetch(settings))
             with runs.run(request) as cancel:
                 yield from paced(desk.sheets(settings, rows, cancel))
         except Exception as error:
@@ -190,6 +193,7 @@ def build(pipeline: NestARPipeline, runs: Runs, index: Path | None = None) -> No
     def on_sweep(values: Any, request: gr.Request) -> Iterator[dict[str, Any]]:
         try:
             settings = settings_of(values, count=1)
+            yield from fetching(pipeline.fetch(settings))
             with runs.run(request) as cancel:
                 yield from paced(desk.sheets(settings, batches.temperature_row(settings), cancel))
         except Exception as error:
@@ -198,6 +202,7 @@ def build(pipeline: NestARPipeline, runs: Runs, index: Path | None = None) -> No
     def on_measure(values: Any, request: gr.Request) -> Iterator[dict[str, Any]]:
         try:
             settings = settings_of(values, count=1)
+            yield from fetching(pipeline.fetch(settings))
             with runs.run(request) as cancel:
                 yield from paced(desk.explained(settings, cancel))
         except Exception as error:

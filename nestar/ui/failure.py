@@ -10,7 +10,7 @@ from nestar.evaluation.experiments.alignment import TIMES
 from nestar.pipeline import NestARPipeline
 from nestar.settings import SampleSettings, SettingsError, check_choice
 from nestar.ui.assets import asset, tells
-from nestar.ui.generate import first_settings, run_id, sentences
+from nestar.ui.generate import fetching, first_settings, run_id, sentences
 from nestar.ui.laboratory import COMMAND, METERS, PICTURES, Laboratory, experiment_panels
 from nestar.ui.race import told
 from nestar.ui.runs import SAMPLER, Runs, place_in_queue
@@ -57,6 +57,8 @@ def build(pipeline: NestARPipeline, runs: Runs, page: gr.Blocks) -> None:
             failure = laboratory.find(asked["failure"])
             values = {"class_name": asked["class_name"], "seed": asked["seed"]}
             sides = laboratory.sides(failure, k=first.k, order=first.order, **values)
+            for settings in sides:
+                yield from fetching(pipeline.fetch(settings))
             with runs.run(request) as cancel:
                 yield from laboratory.provoke(failure, sides, cancel)
 
@@ -66,8 +68,11 @@ def build(pipeline: NestARPipeline, runs: Runs, page: gr.Blocks) -> None:
         def work() -> Iterator[dict[str, Any]]:
             if no_velocities:
                 raise SettingsError(no_velocities)
+            names = laboratory.comparable()
+            for name in names:
+                yield from fetching(pipeline.models.fetch(name))
             with runs.run(request) as cancel:
-                yield from laboratory.alignment(laboratory.comparable(), PICTURES, cancel)
+                yield from laboratory.alignment(names, PICTURES, cancel)
 
         yield from told(work)
 

@@ -3,7 +3,7 @@
 import logging
 import threading
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -178,13 +178,19 @@ def remark(message: str, alarming: bool = False) -> dict[str, Any]:
 
 
 def on_its_way(path: str, here: int, whole: int) -> dict[str, Any]:
-    """The stage's value while weights come from the Hub."""
+    """A panel's value while weights come from the Hub."""
     share = f"{here / whole:.0%} of {whole / 2**20:.1f} MB" if whole else f"{here / 2**20:.1f} MB"
     return {
         "run": run_id(),
         "state": "fetching",
         "message": f"Weights are on their way from the Hub: {path}, {share}.",
     }
+
+
+def fetching(told: Iterable[tuple[str, int, int]]) -> Iterator[dict[str, Any]]:
+    """The values of a panel while `Models.fetch` tells of weights on their way; none if they are here."""
+    for path, here, whole in told:
+        yield on_its_way(path, here, whole)
 
 
 @contextmanager
@@ -280,8 +286,7 @@ def build(pipeline: NestARPipeline, runs: Runs) -> None:
     def on_generate(class_name: str, values: dict[str, Any], request: gr.Request) -> Iterator[dict[str, Any]]:
         try:
             settings = pipeline.settings(class_name=class_name, **values)
-            for path, here, whole in pipeline.fetch(settings):
-                yield on_its_way(path, here, whole)
+            yield from fetching(pipeline.fetch(settings))
             with runs.run(request) as cancel:
                 for value in run_to_json(settings, cancel):
                     if value["state"] == "finished":

@@ -13,7 +13,7 @@ from nestar.settings import SampleSettings, SettingsError
 from nestar.ui.assets import asset, tells
 from nestar.ui.doors import said
 from nestar.ui.frames import nesting_to_json
-from nestar.ui.generate import first_settings, refusal, run_id, sentences
+from nestar.ui.generate import fetching, first_settings, refusal, run_id, sentences
 from nestar.ui.lanes import KINDS, LIMIT_SECONDS, SLICE_SECONDS, Entrant, PausedRaces, Race, Starter
 from nestar.ui.runs import SAMPLER, Runs, place_in_queue
 
@@ -69,6 +69,8 @@ def build(pipeline: NestARPipeline, runs: Runs, page: gr.Blocks) -> None:
 
         def begin() -> Iterator[dict[str, Any]]:
             race = starter.race(**{name: event._data[name] for name in ("class_name", "k", "steps", "seed")})
+            for lane in race.lanes:
+                yield from fetching(pipeline.models.fetch(lane.entrant.weights))
             # Whole where lanes follow one another: a stream put aside would keep the GPU.
             yield from slice_of(race, request, SLICE_SECONDS if starter.together else math.inf, warm=True)
 
