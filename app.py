@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Sequence
 from html import escape
 from typing import Any
 
@@ -14,7 +15,7 @@ os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
 
 import gradio as gr
 
-from nestar.checkpoints import default_source, shown
+from nestar.checkpoints import default_source, shown, sources_of
 from nestar.model import WeightsError
 from nestar.pipeline import NestARPipeline
 from nestar.ui import diversity, failure, generate, how, race
@@ -70,27 +71,57 @@ def build_page(pipeline: NestARPipeline, notice: str = "") -> gr.Blocks:
 
 
 def open_page(source: str | None, revision: str | None, device: str) -> gr.Blocks:
-    """The page on the weights of `source`, or on the embedded ones and with a sentence that says why.
-
-    Building the page samples once, so weights that load but cannot be sampled are found out here as well.
+    """The page on the weights of `source`; of several sources, on those that can stand together, in order;
+    and on the embedded ones if there are none. Sentences on the page say why others were left out.
 
     Raises:
         WeightsError: the embedded weights cannot be used either, or there is no such device.
     """
     notice = ""
     if source:
-        try:
-            return build_page(NestARPipeline.from_pretrained(source, revision=revision, device=device))
-        except WeightsError as error:
-            log.warning("%s", error)
-            notice = f"{said(error)} The page runs on the embedded weights instead."
-        except Exception:  # a stranger's files may fail in any way; the server must come up all the same
-            log.exception("The weights of %s fail.", source)
-            notice = (
-                f"The weights of {shown(source)} do not work here; the server's log says why. "
-                "The page runs on the embedded weights instead."
-            )
+        names = sources_of(source)
+        page = _page_on(names, revision, device)
+        if isinstance(page, gr.Blocks):
+            return page
+        notice = f"{page} {INSTEAD}"
+        if len(names) > 1 and revision is None:
+            kept, reasons = _that_work(names, device)
+            page = _page_on(kept, None, device, " ".join(reasons)) if kept else ""
+            if isinstance(page, gr.Blocks):
+                return page
     return build_page(NestARPipeline.from_pretrained(device=device), notice)
+
+
+INSTEAD = "The page runs on the embedded weights instead."
+
+
+def _page_on(names: Sequence[str], revision: str | None, device: str, notice: str = "") -> gr.Blocks | str:
+    """The page on the weights of these sources, or the sentence that says why there is none. Building it
+    samples once, so weights that load but cannot be sampled are found out here as well."""
+    source = ",".join(names)
+    try:
+        pipeline = NestARPipeline.from_pretrained(source, revision=revision, device=device)
+        return build_page(pipeline, notice)
+    except WeightsError as error:
+        log.warning("%s", error)
+        return said(error)
+    except Exception:  # a stranger's files may fail in any way; the server must come up all the same
+        log.exception("The weights of %s fail.", source)
+        return f"The weights of {shown(source)} do not work here; the server's log says why."
+
+
+def _that_work(names: Sequence[str], device: str) -> tuple[list[str], list[str]]:
+    """The sources that can stand together, taken in order, and a sentence on each of the others."""
+    kept: list[str] = []
+    reasons: list[str] = []
+    for name in names:
+        page = _page_on([*kept, name], None, device)
+        if isinstance(page, str):
+            reasons.append(f"{page} {shown(name)} is left out.")
+        else:
+            kept.append(name)
+            page.close(verbose=False)
+    return kept, reasons
 
 
 def parse_arguments() -> argparse.Namespace:

@@ -169,12 +169,17 @@ def open_checkpoints(source: str | Path | None = None, revision: str | None = No
     Raises:
         WeightsError: as there; or a revision is given for several.
     """
-    if source is None or Path(source).is_dir():
-        return [open_checkpoint(source)]
-    names = [name.strip() for name in str(source).split(",")]
+    if source is None:
+        return [open_checkpoint()]
+    names = sources_of(str(source))
     if len(names) > 1 and revision is not None:
         raise WeightsError(f"A revision goes with one repository; of several, write {names[0]}@{revision}.")
     return [open_checkpoint(name, revision) for name in names]
+
+
+def sources_of(source: str) -> list[str]:
+    """The folders and repositories that `source` names, parted by commas; a folder's name may have some."""
+    return [source] if Path(source).is_dir() else [name.strip() for name in source.split(",")]
 
 
 def check_beside(first: Checkpoint, tokenizer: Tokenizer, other: Checkpoint) -> None:
@@ -198,7 +203,7 @@ def check_beside(first: Checkpoint, tokenizer: Tokenizer, other: Checkpoint) -> 
 
 def shown(source: str) -> str:
     """A source or origin for a reader elsewhere: of a folder of this machine only its name."""
-    names = [source] if Path(source).is_dir() else [name.strip() for name in source.split(",")]
+    names = sources_of(source)
     return ", ".join(tail(Path(name).resolve()) if Path(name).is_dir() else name for name in names)
 
 

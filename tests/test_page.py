@@ -665,6 +665,19 @@ def test_weights_that_load_but_do_not_fit_give_the_embedded_ones_too(tmp_path, m
     assert str(tmp_path) not in notice
 
 
+@pytest.mark.parametrize("broken_first", [True, False])
+def test_of_several_sources_those_that_work_serve(tmp_path, broken_first):
+    sound, broken = (save_checkpoint(tmp_path / name, [K4]) for name in ("sound", "broken"))
+    (broken / "config.json").unlink()
+    sources = [broken, sound] if broken_first else [sound, broken]
+    demo = app.open_page(",".join(map(str, sources)), None, "cpu")
+    assert "broken/config.json is missing. broken is left out." in notice_of(demo)
+    values = [block.value for block in demo.blocks.values() if isinstance(block, gr.HTML)]
+    assert any(isinstance(value, str) and ">sound<" in value for value in values)
+    notice = notice_of(app.open_page(f"{broken},{broken}", None, "cpu"))
+    assert "broken/config.json is missing. The page runs on the embedded weights instead." in notice
+
+
 def test_the_embedded_weights_have_none_to_fall_back_on(monkeypatch):
     def fail(pipeline, demo):
         raise WeightsError("Nothing here.")
