@@ -27,7 +27,7 @@ from nestar.ui.weights import header
 
 log = logging.getLogger("nestar.app")
 # Calls that may wait for the one sampler; more are refused with a message.
-QUEUE_LENGTH = 32
+QUEUE_LENGTH = 64
 # When the page closes: seconds for the runs to end, and for what they ended with to reach their visitors.
 # Gradio then takes five at most, and a platform that asks with SIGTERM waits for ten.
 ENDING_SECONDS, TELLING_SECONDS = 3.0, 0.5

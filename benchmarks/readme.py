@@ -33,9 +33,20 @@ TARGETS: dict[str, tuple[float, ...]] = {
     "first_module_seconds": (0.4, 0.12),
     "whole_picture_seconds": (1.5, 0.5),
     "memory_mib": (1536,),
+    "errors": (0,),
+    "light": (0.5,),
+    "growth": (0.05,),
 }
 """What the project set out to reach: the first value soon, the second in the end."""
-AT_MOST = ("seams", "first_module_seconds", "whole_picture_seconds", "memory_mib")
+AT_MOST = (
+    "seams",
+    "first_module_seconds",
+    "whole_picture_seconds",
+    "memory_mib",
+    "errors",
+    "light",
+    "growth",
+)
 
 FINAL_FIGURES = ("fid", "inception_score", "precision", "recall", "class_accuracy", "seams", "diversity")
 """What the README shows of an experiment's finalists."""
@@ -173,6 +184,36 @@ def speed_rows() -> Iterator[Row]:
         yield "click to first paint", f"{live['first_s']:.2f} s", "Chromium beside the sampler", "", command
         yield "click to finished picture", f"{live['finished_s']:.2f} s", "as it comes", "", command
         yield "memory of the page", f"{memory} MiB", "", goal("memory_mib", memory, unit=" MiB"), command
+
+
+def crowd_rows() -> Iterator[Row]:
+    """What a crowd does to the page."""
+    load, cancel, soak = (read(RESULTS / f"crowd_{what}.json") for what in ("load", "cancel", "soak"))
+    if load:
+        who, wait = f"{load['visitors']} visitors at once, {load['cores']} cores", load["wait_seconds"]
+        light, command = load["light_call_seconds"]["p95"], "`python -m benchmarks.crowd load`"
+        failed = f"{len(load['errors'])} of {load['pictures']}"
+        yield "pictures that failed", failed, who, goal("errors", len(load["errors"])), command
+        said = f"{wait['median']:.0f} s, {wait['p95']:.0f} s"
+        yield "wait in the queue, median and 95 %", said, who, "", command
+        yield (
+            "the page itself meanwhile, 95 %",
+            f"{light:.2f} s",
+            who,
+            goal("light", light, unit=" s"),
+            command,
+        )
+    if cancel:
+        command, growth = "`python -m benchmarks.crowd cancel`", cancel["memory_growth"]
+        what = f"{cancel['runs']} runs, {cancel['stuck']} stuck"
+        ends = cancel["seconds_until_free"].items()
+        freed = ", ".join(f"{name} {each['p95'] * 1000:.0f} ms" for name, each in ends)
+        yield "sampler free again, 95 %", freed, what, "", command
+        yield "memory grown by it", f"{growth:.1%}", what, goal("growth", growth, ".0%"), command
+    if soak:
+        command, growth = "`python -m benchmarks.crowd soak`", soak["memory_growth"]
+        what = f"{soak['calls']} calls of nine kinds, {len(soak['errors'])} failed"
+        yield "memory grown in a soak", f"{growth:.1%}", what, goal("growth", growth, ".0%"), command
 
 
 def embedded_nestings() -> list[str]:
@@ -424,7 +465,7 @@ def rewritten(text: str, section: str, content: str) -> str:
 
 def written(text: str) -> str:
     """The README's text with its written parts as the results stand."""
-    rows = [*quality_rows(), *factor_rows(), *speed_rows(), *training_rows()]
+    rows = [*quality_rows(), *factor_rows(), *speed_rows(), *crowd_rows(), *training_rows()]
     text = rewritten(text, "results", table(rows))
     text = rewritten(text, "family", "".join(f"{line}\n" for line in family_parts()) or NO_FAMILY)
     text = rewritten(text, "speed", "".join(f"{line}\n" for line in speed_parts()) or NO_SPEED)

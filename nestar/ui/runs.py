@@ -54,6 +54,11 @@ class Runs:
         if cancel is not None:
             cancel.set()
 
+    @property
+    def going(self) -> int:
+        """How many runs there are."""
+        return len(self._cancels)
+
     def end(self, seconds: float) -> bool:
         """Stop all runs, and those that still wait as soon as they begin; wait until none goes on, at most so
         long. Whether there was any."""
@@ -63,7 +68,7 @@ class Runs:
         for cancel in going:
             cancel.set()
         until = time.monotonic() + seconds
-        while self._cancels and time.monotonic() < until:
+        while self.going and time.monotonic() < until:
             time.sleep(0.05)
         return bool(going)
 

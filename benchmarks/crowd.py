@@ -1,0 +1,420 @@
+"""What a crowd does to the page: `python -m benchmarks.crowd load|cancel|soak` writes `results/crowd_*.json`.
+
+The page runs in this process, on the embedded weights; its visitors speak to it over HTTP on loopback, in
+Gradio's own queue protocol, as browsers do.
+
+- load: many visitors at once; how long they wait, whether anyone is overtaken, how quick a light call stays,
+  and what is said when the queue is full.
+- cancel: runs that end at a random moment, by Stop, a client's cancel, a cut connection or a closed tab;
+  how soon the sampler is free, and what is left behind.
+- soak: calls of every name, one after another; memory, threads and files.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import gc
+import json
+import os
+import random
+import statistics
+import sys
+import threading
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
+
+import gradio as gr
+import httpx
+from gradio.utils import get_cache_folder
+
+import app
+from nestar.settings import SampleSettings
+from nestar.ui.assets import launch_options
+
+RESULTS = Path(__file__).parent / "results"
+API = "/gradio_api"
+CLASS = "lighthouse"
+PATIENCE = 600.0
+"""Seconds that a visitor waits for an answer at most."""
+BEYOND = 20
+"""Visitors more than the queue holds, who ask at once to see it full."""
+WARM_UP = 20
+"""Runs before memory is first read."""
+POLL = 0.002
+LIGHT_GAP = 0.25
+"""Seconds between two light calls."""
+
+
+@dataclass
+class Asked:
+    """One call: when it was asked for, begun and ended, by the visitor's clock, and how."""
+
+    asked: float
+    begun: float | None = None
+    ended: float | None = None
+    places: tuple[int, ...] = ()
+    error: str | None = None
+
+
+class Crowd:
+    """Visitors of one served page."""
+
+    def __init__(self, demo: gr.Blocks, url: str):
+        self.demo = demo
+        limits = httpx.Limits(max_connections=None)
+        self.client = httpx.AsyncClient(base_url=url, timeout=PATIENCE, limits=limits)
+        self._numbers = 0
+
+    def session(self) -> str:
+        self._numbers += 1
+        return f"visitor{self._numbers}"
+
+    def function(self, name: str) -> int:
+        """Gradio's number of the first event with that function."""
+        return next(number for number, each in self.demo.fns.items() if each.name == name)
+
+    async def join(self, session: str, seed: int) -> str:
+        """Ask for a picture as the page does; returns the event's id.
+
+        Raises:
+            RuntimeError: it was not taken; with the server's sentence.
+        """
+        usual = SampleSettings(CLASS, seed=seed)
+        names = ("k", "order", "steps", "temperature", "cfg")
+        dials = {name: getattr(usual, name) for name in names} | {"seed": str(seed)}
+        body = {"data": [CLASS, dials], "fn_index": self.function("on_generate"), "session_hash": session}
+        answer = await self.client.post(f"{API}/queue/join", json=body)
+        if answer.status_code != 200:
+            raise RuntimeError(answer.json().get("detail", answer.text))
+        return answer.json()["event_id"]
+
+    @asynccontextmanager
+    async def hearing(self, session: str) -> AsyncIterator[AsyncIterator[dict[str, Any]]]:
+        """What a session is told, until the block is left."""
+        async with self.client.stream("GET", f"{API}/queue/data", params={"session_hash": session}) as answer:
+
+            async def messages() -> AsyncIterator[dict[str, Any]]:
+                async for line in answer.aiter_lines():
+                    if line.startswith("data:"):
+                        yield json.loads(line[5:])
+
+            yield messages()
+
+    async def picture(self, seed: int) -> Asked:
+        """One visitor's run to its end."""
+        session, run = self.session(), Asked(time.monotonic())
+        try:
+            await self.join(session, seed)
+            async with self.hearing(session) as messages:
+                async for message in messages:
+                    if message["msg"] == "estimation":
+                        run.places += (message["rank"],)
+                    elif message["msg"] == "process_starts":
+                        run.begun = time.monotonic()
+                    elif message["msg"] == "process_completed":
+                        run.ended = time.monotonic()
+                        state = message["output"]["data"][0] if message["success"] else None
+                        run.error = None if state is not None else str(message["output"].get("error"))
+                        break
+        except (RuntimeError, httpx.HTTPError) as error:
+            run.error = str(error) or type(error).__name__
+        return run
+
+    async def call(self, name: str, **values: Any) -> str | None:
+        """One call by name, without a session, to its end; None, or what went wrong."""
+        answer = await self.client.post(f"{API}/call/v2/{name}", json=values)
+        if answer.status_code != 200:
+            return answer.text
+        heard = ""
+        path = f"{API}/call/{name}/{answer.json()['event_id']}"
+        with suppress(httpx.RemoteProtocolError):  # Gradio breaks the stream off after its end
+            async with self.client.stream("GET", path) as stream:
+                async for text in stream.aiter_text():
+                    heard += text
+        return None if "event: complete" in heard else heard[-300:]
+
+
+# ---- load ----------------------------------------------------------------------------------------
+
+
+async def load(crowd: Crowd, visitors: int, pictures: int) -> dict[str, Any]:
+    """`visitors` at once, each asking again as soon as its picture is there, `pictures` in all."""
+    await crowd.picture(0)
+    numbers = iter(range(pictures))
+    runs: list[Asked] = []
+
+    async def visit() -> None:
+        for seed in numbers:
+            runs.append(await crowd.picture(seed))
+
+    light: list[float] = []
+    over = asyncio.Event()
+
+    async def look_around() -> None:
+        while not over.is_set():
+            began = time.monotonic()
+            (await crowd.client.get("/")).raise_for_status()
+            light.append(time.monotonic() - began)
+            await asyncio.sleep(LIGHT_GAP)
+
+    began = time.monotonic()
+    looking = asyncio.create_task(look_around())
+    await asyncio.gather(*(visit() for _ in range(visitors)))
+    seconds = time.monotonic() - began
+    over.set()
+    await looking
+    done = [run for run in runs if run.error is None and run.begun is not None and run.ended is not None]
+    return {
+        "visitors": visitors,
+        "pictures": len(runs),
+        "errors": [run.error for run in runs if run.error is not None],
+        "seconds": round(seconds, 2),
+        "pictures_per_second": round(len(done) / seconds, 3),
+        "wait_seconds": quantiles([run.begun - run.asked for run in done]),
+        "run_seconds": quantiles([run.ended - run.begun for run in done]),
+        "told_their_place": sum(bool(run.places) for run in done),
+        "most_overtaken": overtaken(done),
+        "light_call_seconds": quantiles(light),
+        "full": await fill(crowd),
+    }
+
+
+def overtaken(runs: Sequence[Asked]) -> int:
+    """The most visitors who asked later than another, and were begun with before."""
+    begun = [run.begun for run in sorted(runs, key=lambda run: run.asked)]
+    return max((sum(b < a for b in begun[i + 1 :]) for i, a in enumerate(begun)), default=0)
+
+
+async def fill(crowd: Crowd) -> dict[str, Any]:
+    """More visitors at once than the queue holds: how many are taken, and what the others read."""
+    sessions = [crowd.session() for _ in range(app.QUEUE_LENGTH + BEYOND)]
+
+    async def ask(session: str) -> str | None:
+        try:
+            await crowd.join(session, 0)
+        except RuntimeError as error:
+            return str(error)
+        return None
+
+    said = await asyncio.gather(*map(ask, sessions))
+    refused = [sentence for sentence in said if sentence is not None]
+
+    async def leave(session: str) -> None:  # whoever was taken listens for a moment, and is gone
+        with suppress(httpx.HTTPError):
+            async with asyncio.timeout(0.2), crowd.hearing(session) as messages:
+                async for _ in messages:
+                    pass
+
+    with suppress(TimeoutError):
+        await asyncio.gather(
+            *(leave(s) for s, told in zip(sessions, said, strict=True) if told is None),
+            return_exceptions=True,
+        )
+    return {
+        "holds": app.QUEUE_LENGTH,
+        "asked": len(sessions),
+        "taken": len(sessions) - len(refused),
+        "refused_with": sorted(set(refused)),
+    }
+
+
+# ---- cancel --------------------------------------------------------------------------------------
+
+
+async def cancel(crowd: Crowd, runs: int, seed: int = 0) -> dict[str, Any]:
+    """Runs that are ended at a random moment, in every way in turn."""
+    chance = random.Random(seed)
+    for number in range(WARM_UP):
+        await crowd.picture(number)
+    length = statistics.median([(r := await crowd.picture(n)).ended - r.begun for n in range(5)])
+    before, freed = left_behind(), {name: [] for name in WAYS}
+    stuck = 0
+    for number in range(runs):
+        way = list(WAYS)[number % len(WAYS)]
+        moment = chance.uniform(0, length)
+        try:
+            freed[way].append(await end_one(crowd, WAYS[way], moment, number))
+        except TimeoutError:
+            stuck += 1
+        if sys.stderr.isatty() and number % 20 == 0:
+            print(f"\r{number} of {runs}", end="", file=sys.stderr, flush=True)
+    after_all = await crowd.picture(0)
+    return {
+        "runs": runs,
+        "a_whole_run_takes": round(length, 3),
+        "seconds_until_free": {name: quantiles(values) for name, values in freed.items()},
+        "stuck": stuck,
+        "next_run": after_all.error or "made",
+        **compared(before, left_behind()),
+    }
+
+
+async def end_one(crowd: Crowd, end: Callable[..., Any], moment: float, seed: int) -> float:
+    """Ask for a picture, end it `moment` seconds after it began; seconds until the sampler is free.
+
+    Raises:
+        TimeoutError: it never was.
+    """
+    session = crowd.session()
+    event = await crowd.join(session, seed)
+    async with crowd.client.stream("GET", f"{API}/heartbeat/{session}") as heartbeat:
+        async with crowd.hearing(session) as messages:
+            async for message in messages:
+                if message["msg"] == "process_starts":
+                    break
+            await asyncio.sleep(moment)
+            ended = time.monotonic()
+            await end(crowd, session, event, heartbeat)
+            if end is not _cut and end is not _leave:
+                await free(crowd)
+                return time.monotonic() - ended
+        await free(crowd)
+        return time.monotonic() - ended
+
+
+async def free(crowd: Crowd, longest: float = 20.0) -> None:
+    """Until no run is going on."""
+    async with asyncio.timeout(longest):
+        while crowd.demo.runs.going:
+            await asyncio.sleep(POLL)
+
+
+async def _stop(crowd: Crowd, session: str, event: str, heartbeat: httpx.Response) -> None:
+    body = {"data": [], "fn_index": crowd.function("stop"), "session_hash": session}
+    (await crowd.client.post(f"{API}/run/predict", json=body)).raise_for_status()
+
+
+async def _cancel(crowd: Crowd, session: str, event: str, heartbeat: httpx.Response) -> None:
+    body = {"session_hash": session, "fn_index": crowd.function("on_generate"), "event_id": event}
+    (await crowd.client.post(f"{API}/cancel", json=body)).raise_for_status()
+
+
+async def _cut(crowd: Crowd, session: str, event: str, heartbeat: httpx.Response) -> None:
+    """The stream is left, see `end_one`; the tab is still there."""
+
+
+async def _leave(crowd: Crowd, session: str, event: str, heartbeat: httpx.Response) -> None:
+    """A closed tab leaves the stream, too."""
+    await heartbeat.aclose()
+
+
+WAYS: dict[str, Callable[..., Any]] = {"stop": _stop, "cancel": _cancel, "cut": _cut, "leave": _leave}
+
+
+# ---- soak ----------------------------------------------------------------------------------------
+
+SOAKED: tuple[tuple[str, dict[str, Any]], ...] = (
+    ("generate", {"steps": 5}),
+    ("diversity", {"steps": 2, "count": 4}),
+    ("siblings", {"steps": 2, "count": 3}),
+    ("generate", {"steps": 5, "k": 2}),
+    ("temperatures", {"steps": 2}),
+    ("nearest", {"steps": 2}),
+    ("race", {"steps": 1}),
+    ("failure", {"steps": 2}),
+    ("animation", {"steps": 2}),
+)
+"""Calls of the soak, in turn, with a seed of their own each."""
+
+
+async def soak(crowd: Crowd, calls: int) -> dict[str, Any]:
+    """Calls of every name, one after another; memory at ten moments."""
+    errors: list[str] = []
+
+    async def call(number: int) -> None:
+        name, values = SOAKED[number % len(SOAKED)]
+        wrong = await crowd.call(name, class_name=CLASS, seed=number, **values)
+        if wrong is not None:
+            errors.append(f"{name}: {wrong}")
+
+    for number in range(max(WARM_UP, 2 * len(SOAKED))):
+        await call(number)
+    before, began, memory = left_behind(), time.monotonic(), [memory_mib()]
+    for number in range(calls):
+        await call(number)
+        if (number + 1) % max(1, calls // 10) == 0:
+            memory.append(memory_mib())
+            print(f"{number + 1} calls: {memory[-1]:.0f} MiB", file=sys.stderr, flush=True)
+    return {
+        "calls": calls,
+        "seconds": round(time.monotonic() - began, 1),
+        "errors": errors,
+        "memory_mib": memory,
+        **compared(before, left_behind()),
+    }
+
+
+# ---- figures -------------------------------------------------------------------------------------
+
+
+def memory_mib() -> float:
+    """What this process holds: the page, and its visitors."""
+    gc.collect()
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return round(pages * os.sysconf("SC_PAGE_SIZE") / 2**20, 1)
+
+
+def left_behind() -> dict[str, float]:
+    """Memory, threads, open files, and files in Gradio's folder."""
+    folder = Path(get_cache_folder())
+    return {
+        "memory_mib": memory_mib(),
+        "threads": threading.active_count(),
+        "open_files": len(list(Path("/proc/self/fd").iterdir())),
+        "cached_files": sum(each.is_file() for each in folder.rglob("*")) if folder.exists() else 0,
+    }
+
+
+def compared(before: dict[str, float], after: dict[str, float]) -> dict[str, Any]:
+    growth = after["memory_mib"] / before["memory_mib"] - 1
+    return {"before": before, "after": after, "memory_growth": round(growth, 4)}
+
+
+def quantiles(values: Sequence[float]) -> dict[str, float]:
+    """Median, 95th percentile and most, in seconds."""
+    if not values:
+        return {}
+    ordered = sorted(values)
+    at = [ordered[min(len(ordered) - 1, int(share * len(ordered)))] for share in (0.5, 0.95)]
+    return {"median": round(at[0], 4), "p95": round(at[1], 4), "most": round(ordered[-1], 4)}
+
+
+async def measured(what: str, arguments: argparse.Namespace, crowd: Crowd) -> dict[str, Any]:
+    async with crowd.client:
+        if what == "load":
+            return await load(crowd, arguments.visitors, arguments.count or 200)
+        if what == "cancel":
+            return await cancel(crowd, arguments.count or 1000)
+        return await soak(crowd, arguments.count or 2000)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("what", choices=("load", "cancel", "soak"))
+    parser.add_argument("--visitors", type=int, default=64)
+    parser.add_argument("--count", type=int, help="pictures, runs or calls; default: 200, 1000 and 2000")
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--out", type=Path)
+    arguments = parser.parse_args()
+    demo = app.open_page(None, None, arguments.device)
+    _, url, _ = demo.launch(prevent_thread_lock=True, quiet=True, **launch_options())
+    report = asyncio.run(measured(arguments.what, arguments, Crowd(demo, url)))
+    demo.close(verbose=False)
+    report = {"cores": os.cpu_count(), **report}
+    out = arguments.out or RESULTS / f"crowd_{arguments.what}.json"
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(json.dumps(report, indent=1) + "\n")
+    print(json.dumps(report))
+
+
+if __name__ == "__main__":
+    main()
