@@ -212,7 +212,7 @@ def crowd_rows() -> Iterator[Row]:
         yield "memory grown by it", f"{growth:.1%}", what, goal("growth", growth, ".0%"), command
     if soak:
         command, growth = "`python -m benchmarks.crowd soak`", soak["memory_growth"]
-        what = f"{soak['calls']} calls of nine kinds, {len(soak['errors'])} failed"
+        what = f"{soak['calls']} calls through all tabs, {len(soak['errors'])} failed"
         yield "memory grown in a soak", f"{growth:.1%}", what, goal("growth", growth, ".0%"), command
 
 
