@@ -215,7 +215,7 @@ def _plain_log_ticks(axis: Axes, values: Sequence[float]) -> None:
     for value in values:
         if not kept or math.log(value / kept[-1]) > TICK_GAP * math.log(high / low):
             kept.append(value)
-    axis.set_xticks(kept, [f"{value:.3g}" for value in kept])
+    axis.set_xticks(kept, [f"{value:,.0f}" if value >= 1000 else f"{value:.3g}" for value in kept])
     axis.minorticks_off()
 
 

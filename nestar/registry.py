@@ -63,6 +63,7 @@ def imagenet_config(size: str, k: int = DEFAULT_FACTOR) -> NestARConfig:
 
 
 CONFIGURATIONS: Mapping[str, NestARConfig] = {
-    f"imagenet256-{size}-k{k}": imagenet_config(size, k) for size in SIZES for k in FACTORS
+    **{f"imagenet256-{size}": imagenet_config(size) for size in SIZES},
+    **{f"imagenet256-{size}-k{k}": imagenet_config(size, k) for size in SIZES for k in FACTORS},
 }
-"""Every size and factor by name, such as `imagenet256-l-k4`."""
+"""Every size and factor by name, such as `imagenet256-l-k2`; `imagenet256-l` has the default factor."""

@@ -21,7 +21,9 @@ def millions(name: str) -> float:
 
 
 def test_every_size_and_factor_has_a_name() -> None:
-    assert list(CONFIGURATIONS) == [f"imagenet256-{size}-k{k}" for size in "sblh" for k in (2, 4, 8, 16)]
+    sizes = [f"imagenet256-{size}" for size in "sblh"]
+    assert list(CONFIGURATIONS) == [*sizes, *(f"{size}-k{k}" for size in sizes for k in (2, 4, 8, 16))]
+    assert all(CONFIGURATIONS[size] == CONFIGURATIONS[f"{size}-k4"] for size in sizes)
     for name, config in CONFIGURATIONS.items():
         assert (config.nesting.n, config.channels, config.classes) == (256, 16, 1000), name
         assert len(set(config.depths)) == 1, "blocks split evenly"
