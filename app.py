@@ -83,25 +83,20 @@ def open_page(source: str | None, revision: str | None, device: str) -> gr.Block
         page = _page_on(names, revision, device)
         if isinstance(page, gr.Blocks):
             return page
-        notice = f"{page} {INSTEAD}"
-        if len(names) > 1 and revision is None:
-            kept, reasons = _that_work(names, device)
-            page = _page_on(kept, None, device, " ".join(reasons)) if kept else ""
-            if isinstance(page, gr.Blocks):
-                return page
+        kept, reasons = _that_work(names, device) if len(names) > 1 and revision is None else ([], [])
+        if kept:
+            pipeline = NestARPipeline.from_pretrained(",".join(kept), device=device)
+            return build_page(pipeline, " ".join(reasons))
+        notice = f"{page} The page runs on the embedded weights instead."
     return build_page(NestARPipeline.from_pretrained(device=device), notice)
 
 
-INSTEAD = "The page runs on the embedded weights instead."
-
-
-def _page_on(names: Sequence[str], revision: str | None, device: str, notice: str = "") -> gr.Blocks | str:
+def _page_on(names: Sequence[str], revision: str | None, device: str) -> gr.Blocks | str:
     """The page on the weights of these sources, or the sentence that says why there is none. Building it
     samples once, so weights that load but cannot be sampled are found out here as well."""
     source = ",".join(names)
     try:
-        pipeline = NestARPipeline.from_pretrained(source, revision=revision, device=device)
-        return build_page(pipeline, notice)
+        return build_page(NestARPipeline.from_pretrained(source, revision=revision, device=device))
     except WeightsError as error:
         log.warning("%s", error)
         return said(error)

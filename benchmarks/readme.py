@@ -291,9 +291,10 @@ def side_by_side(report: dict[str, Any]) -> Iterator[str]:
     yield (
         f"`python -m benchmarks.speed`: the same sampler and cache, {report['runs']} runs in turns, "
         f"{report['steps']} steps, CFG, {engine['dtype']} weights, {report['cores']} cores, "
-        f"{report['device']}, whose matrix products of {engine['matrix_side']}² run at {rate:,.0f} billion "
-        "operations a second; "
-        "without decoding. Nestings that are not embedded were timed with random weights (†)."
+        f"device {report['device']}, whose matrix products of {engine['matrix_side']}² run at {rate:,.0f} "
+        "billion operations a second; without decoding. Nestings not embedded were timed with random "
+        f"weights (†). Whoever reaches less than {engine['fair_from']:g} of *k* = 4's share of that rate is "
+        "marked unfair: passes too small for this machine, which the ratio measures, too."
     )
     yield ""
     heads = [

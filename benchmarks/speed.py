@@ -162,6 +162,7 @@ def engine(
         ratios[str(rows)] = speed_ups(taken, {name: model.config.nesting for name, model in work.items()})
     return {
         "dtype": str(dtype).removeprefix("torch."),
+        "fair_from": FAIR,
         "matrix_side": MATRIX_SIDE[pipeline.device.type],
         "matrix_gigaoperations_per_second": spread([rate / 1e9 for rate in rates]),
         "members": members,
