@@ -190,7 +190,8 @@ def crowd_rows() -> Iterator[Row]:
     """What a crowd does to the page."""
     load, cancel, soak = (read(RESULTS / f"crowd_{what}.json") for what in ("load", "cancel", "soak"))
     if load:
-        who, wait = f"{load['visitors']} visitors at once, {load['cores']} cores", load["wait_seconds"]
+        who = f"{load['visitors']} visitors at once, {load['cores']} cores shared with them"
+        wait = load["wait_seconds"]
         light, command = load["light_call_seconds"]["p95"], "`python -m benchmarks.crowd load`"
         failed = f"{len(load['errors'])} of {load['pictures']}"
         yield "pictures that failed", failed, who, goal("errors", len(load["errors"])), command
