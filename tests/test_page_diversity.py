@@ -23,6 +23,7 @@ from nestar.settings import SampleSettings
 from nestar.ui import diversity
 from nestar.ui.assets import launch_options
 from nestar.ui.diversity_api import SIBLINGS
+from nestar.ui.diversity_desk import Desk
 from tests.conftest import visitors
 from tests.small import CLASSES, K2, K4, save_checkpoint
 from tests.test_page import PHONE, wait_for_entry
@@ -149,6 +150,31 @@ def test_a_picture_is_chosen_and_its_neighbour_found(visit_tab):
     expect(real).to_have_js_property("naturalWidth", 128)
     expect(page.locator("#diversity-nearest .finding")).to_contain_text("training never saw")
     expect(page.locator("#diversity-keep .parent")).to_contain_text("seed 2 keep module 1: 4 of 16 tokens")
+
+
+def test_of_pictures_chosen_in_a_row_the_last_ones_neighbour_is_shown(visit_tab, monkeypatch):
+    page = visit_tab()
+    quick(page)
+    press(page, "generate", "grid")
+    wait_for(page, "nearest")
+    asked, go = [], threading.Event()
+
+    def slow(desk, sample, cancel):
+        asked.append(sample.settings.seed)
+        assert go.wait(20)
+        return nearest(desk, sample, cancel)
+
+    nearest = Desk.nearest
+    monkeypatch.setattr(Desk, "nearest", slow)
+    samples = page.locator("#diversity-grid .sample")
+    for place in (1, 2, 3):
+        samples.nth(place).click()
+    go.set()
+    wait_for(page, "nearest")
+    chosen = page.locator("#diversity-grid img").nth(3).get_attribute("src")
+    expect(page.locator("#diversity-nearest .chosen")).to_have_attribute("src", chosen)
+    expect(page.locator("#diversity-nearest .finding")).to_contain_text("training never saw")
+    assert asked == [1, 3], "what was chosen in between is not computed"
 
 
 def test_distances_stand_beside_those_of_real_pictures(visit_tab):

@@ -239,10 +239,9 @@ def build(pipeline: NestARPipeline, runs: Runs, index: Path | None = None) -> No
         measure_button.click(on_measure, controls, explained_panel, **private, **SAMPLER),
         sweep_button.click(on_sweep, controls, sweep_panel, **private, **SAMPLER),
     ]
-    computing += [
-        sheet_panel.nearest(on_nearest, None, nearest_panel, trigger_mode="always_last", **private, **SAMPLER)
-        for sheet_panel in (grid, siblings_panel, sweep_panel)
-    ]
+    # The panel itself sees to it that one call at a time is under way.
+    again = {"trigger_mode": "multiple", **private, **SAMPLER}
+    computing.append(nearest_panel.nearest(on_nearest, None, nearest_panel, **again))
     for event in computing:
         # A call that the full queue turned away, or that broke, has no value to show.
         event.failure(None, js=tells("diversity-failed"))

@@ -1,7 +1,7 @@
 // A sample beside the training picture nearest to it, and on one line how near others come: unseen real pictures,
 // and training pictures that have merely gone through the tokenizer, as a copy would.
 const WIDTH = 340;
-let mark = ""; // which sample is asked about
+let chosen = null; // the sample that is asked about, with its mark
 
 function showImage(image, source, alt) {
   image.hidden = !source;
@@ -42,10 +42,15 @@ function verdict(found) {
   return `${own}. ${copies ? "As near as a copy." : "Nearer than nearly all of them."}`;
 }
 
+// One call at a time. Gradio's own "always_last" would do that too, but sends the first choice's data again.
+function ask() {
+  trigger("nearest", chosen);
+}
+
 followRuns({
   draw(found) {
-    if (found.mark !== mark) {
-      calls.start(mark); // this was the answer to an earlier choice
+    if (found.mark !== chosen.mark) {
+      calls.start(chosen.mark, ask); // this was the answer to an earlier choice
       return;
     }
     const { class_name, number, of } = found;
@@ -57,10 +62,11 @@ followRuns({
   },
 });
 document.addEventListener("nestar:diversity-chosen", ({ detail }) => {
-  mark = detail.mark;
+  const underWay = calls.busy();
+  chosen = { ...detail.sample, mark: detail.mark };
   showImage(find(".chosen"), detail.image, detail.alt);
   showImage(find(".real"), "", "");
   find(".ruler").hidden = true;
   find(".finding").textContent = "";
-  calls.start(mark);
+  calls.start(chosen.mark, underWay ? undefined : ask);
 });

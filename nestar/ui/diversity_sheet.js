@@ -44,7 +44,7 @@ function progress(current) {
   return `${where}: ${current.evaluations} of ${plural(current.turns, "turn")}, ${current.seconds.toFixed(1)} s`;
 }
 
-// A picture is chosen: the document is told, and the server asked for its neighbour.
+// A picture is chosen: the document is told, and with it the panel that asks for its neighbour.
 function choose(place) {
   pressed = place;
   const own = sheet.children[place].querySelector("button");
@@ -54,9 +54,8 @@ function choose(place) {
   const { value } = calls;
   const sample = { ...value.settings, ...value.samples[place] };
   const mark = `${value.run}:${place}`;
-  const detail = { mark, image: value.images[place], alt: describe(value, value.samples[place]) };
+  const detail = { sample, mark, image: value.images[place], alt: describe(value, value.samples[place]) };
   document.dispatchEvent(new CustomEvent("nestar:diversity-chosen", { detail }));
-  trigger("nearest", { ...sample, mark });
 }
 
 sheet.addEventListener("click", (event) => {
