@@ -40,6 +40,19 @@ class Page(gr.Blocks):
         super().__init__(**options)
         self.runs = Runs()
 
+    async def preprocess_data(self, *arguments: Any, **options: Any) -> list[Any]:
+        """Gradio's own, in whose words a caller would learn nothing of values that no component takes."""
+        try:
+            return await super().preprocess_data(*arguments, **options)
+        except gr.Error:
+            raise
+        except Exception as error:
+            log.warning("A call was not understood (%r).", error)
+            raise gr.Error(
+                "This call takes other values: as many as it has parameters, and no files.",
+                print_exception=False,
+            ) from error
+
     def close(self, verbose: bool = True) -> None:
         if self.is_running and self.runs.end(ENDING_SECONDS):
             time.sleep(TELLING_SECONDS)

@@ -105,6 +105,17 @@ def check_settings(
     )
 
 
+def by_name(given: object, names: Iterable[str]) -> dict[str, object]:
+    """Of what a stranger sent, the values that have one of these names; they are still to be checked.
+
+    Raises:
+        SettingsError: it is no object of named values.
+    """
+    if not isinstance(given, Mapping):
+        raise SettingsError(f"The settings must be given by name, got {_show(given)}.")
+    return {name: given[name] for name in names if name in given}
+
+
 def find_nesting(nestings: Mapping[str, Nesting], k: int, order: str, name: str | None = None) -> str:
     """Name of the nesting with weights that has this k and order; a nested one before a baseline, then one
     that goes by its nesting's own name before a variant of it (`k4-lattice.separate`). With `name`, the one

@@ -15,12 +15,12 @@ from nestar.model import WeightsError
 from nestar.nesting import Nesting
 from nestar.pipeline import NestARPipeline
 from nestar.sampler import Prefix
-from nestar.settings import RANGES, SampleSettings, SettingsError, check_seed
+from nestar.settings import RANGES, SampleSettings, SettingsError, by_name, check_seed
 from nestar.ui import diversity_api
 from nestar.ui.assets import asset, tells
 from nestar.ui.diversity_api import SIBLINGS
-from nestar.ui.diversity_desk import ASKED, PARENTS, Desk, Sample, paced, refused
-from nestar.ui.generate import FIRST_CLASS, SLIDERS, fetching, run_id
+from nestar.ui.diversity_desk import ASKED, PARENTS, Desk, Sample, paced
+from nestar.ui.generate import FIRST_CLASS, SLIDERS, fetching, refused, run_id
 from nestar.ui.runs import SAMPLER, Runs, place_in_queue
 
 log = logging.getLogger(__name__)
@@ -155,9 +155,7 @@ def build(pipeline: NestARPipeline, runs: Runs, index: Path | None = None) -> No
 
     def settings_of(values: Any, **others: Any) -> SampleSettings:
         """Checked settings from what a browser sent."""
-        if not isinstance(values, Mapping):
-            raise SettingsError("The settings must be given by name.")
-        given = {name: value for name, value in values.items() if name in (*ASKED, "count")}
+        given = by_name(values, (*ASKED, "count"))
         return pipeline.settings(**{"class_name": first["class_name"]} | given | others)
 
     def on_generate(values: Any, request: gr.Request) -> Iterator[tuple[Any, Any]]:
@@ -169,7 +167,7 @@ def build(pipeline: NestARPipeline, runs: Runs, index: Path | None = None) -> No
             with runs.run(request) as cancel:
                 for value in paced(desk.sheets(settings, rows, cancel)):
                     yield value, gr.skip()
-                if value["state"] == "finished":
+                if value["state"] == "finished" and settings.count > 1:
                     yield gr.skip(), desk.distances(settings, rows, cancel)
         except Exception as error:
             yield refused(error), gr.skip()

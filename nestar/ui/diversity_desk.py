@@ -29,9 +29,8 @@ from nestar.model import WeightsError
 from nestar.pipeline import NestARPipeline
 from nestar.sampler import Prefix
 from nestar.settings import SampleSettings, SettingsError
-from nestar.ui.doors import said
 from nestar.ui.frames import PREVIEW_SIDE, data_uri
-from nestar.ui.generate import run_id
+from nestar.ui.generate import refused, run_id
 from nestar.ui.runs import hosted
 
 if TYPE_CHECKING:
@@ -142,19 +141,6 @@ def paced(values: Iterator[Any]) -> Iterator[Any]:
         time.sleep(max(0.0, before + LEAST_GAP - time.monotonic()))
         before = time.monotonic()
         yield value
-
-
-def refusal(message: str) -> dict[str, Any]:
-    """A panel's value that shows one sentence and leaves what is there standing."""
-    return {"run": run_id(), "state": "refused", "message": message}
-
-
-def refused(error: Exception) -> dict[str, Any]:
-    """`refusal` in the words of the error, where it was meant for a reader."""
-    if isinstance(error, SettingsError | WeightsError):
-        return refusal(said(error))
-    log.error("A run of the Diversity tab failed.", exc_info=error)
-    return refusal("The run failed inside the model; the server's log says why.")
 
 
 class Desk:

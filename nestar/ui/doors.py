@@ -3,6 +3,8 @@ shut, bodies are bounded, and every answer tells the browser what this page may 
 
 from __future__ import annotations
 
+import logging
+
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, PlainTextResponse
@@ -11,6 +13,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from nestar import __version__
 from nestar.model import WeightsError
 from nestar.settings import SettingsError
+
+log = logging.getLogger(__name__)
 
 HEALTH = "/health"
 """Answers with 200 as soon as the weights are loaded and the page is served."""
@@ -32,6 +36,9 @@ route would fetch from other hosts, too; the others belong to components and too
 
 MAX_BODY = 8 * 2**20
 """Bytes of a request: a PNG of 1,024 x 1,024 pixels in base64 has 4 million at most."""
+
+MAX_SENTENCE = 200
+"""Characters of a request that is refused, as far as they are repeated."""
 
 POLICY = "; ".join(
     (
@@ -68,12 +75,24 @@ class Doors:
             await self.app(scope, receive, send)
             return
 
+        begun = False
+
         async def send_with_headers(message: Message) -> None:
+            nonlocal begun
+            begun = True
             if message["type"] == "http.response.start":
                 MutableHeaders(scope=message).update(HEADERS)
             await send(message)
 
-        await self._answering(scope)(scope, _bounded(receive), send_with_headers)
+        try:
+            await self._answering(scope)(scope, _bounded(receive), send_with_headers)
+        except HTTPException:
+            raise
+        except Exception as error:  # what the page computes runs elsewhere: this is Gradio at a loss
+            if begun:
+                raise
+            log.warning("%s %s was not understood (%r).", scope["method"], scope["path"], error)
+            await _not_understood(error)(scope, receive, send_with_headers)
 
     def _answering(self, scope: Scope) -> ASGIApp:
         """Who answers the request."""
@@ -86,6 +105,16 @@ class Doors:
         if not length.isdecimal() or int(length) > MAX_BODY:
             return PlainTextResponse(_TOO_LONG, 413)
         return self.app
+
+
+def _not_understood(error: Exception) -> JSONResponse:
+    """The answer to a request of which Gradio can make nothing, for which it has no answer of its own."""
+    sentence = str(error).partition(" Please click")[0]
+    # So it says which argument of a call by name is wrong; a longer one is the caller's own text.
+    told = isinstance(error, TypeError) and sentence.startswith(("Parameter `", "No value provided for"))
+    if not told or len(sentence) > MAX_SENTENCE:
+        sentence = "The server cannot make sense of this; /gradio_api/info says which calls there are."
+    return JSONResponse({"detail": sentence}, 422)
 
 
 _TOO_LONG = f"A request has at most {MAX_BODY:,} bytes."

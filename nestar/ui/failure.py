@@ -8,7 +8,7 @@ import gradio as gr
 
 from nestar.evaluation.experiments.alignment import TIMES
 from nestar.pipeline import NestARPipeline
-from nestar.settings import SampleSettings, SettingsError, check_choice
+from nestar.settings import SampleSettings, SettingsError, by_name, check_choice
 from nestar.ui.assets import asset, tells
 from nestar.ui.generate import fetching, first_settings, run_id, sentences
 from nestar.ui.laboratory import COMMAND, METERS, PICTURES, Laboratory, experiment_panels
@@ -53,9 +53,8 @@ def build(pipeline: NestARPipeline, runs: Runs, page: gr.Blocks) -> None:
 
     def on_provoke(event: gr.EventData, request: gr.Request) -> Iterator[dict[str, Any]]:
         def work() -> Iterator[dict[str, Any]]:
-            asked = event._data
-            failure = laboratory.find(asked["failure"])
-            values = {"class_name": asked["class_name"], "seed": asked["seed"]}
+            failure = laboratory.find(by_name(event._data, ["failure"]).get("failure"))
+            values = by_name(event._data, ("class_name", "seed"))
             sides = laboratory.sides(failure, k=first.k, order=first.order, **values)
             for settings in sides:
                 yield from fetching(pipeline.fetch(settings))

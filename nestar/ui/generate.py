@@ -17,7 +17,7 @@ from nestar.images import to_pil
 from nestar.model import WeightsError
 from nestar.nesting import Nesting
 from nestar.pipeline import NestARPipeline
-from nestar.settings import RANGES, SampleSettings, SettingsError, find_nesting
+from nestar.settings import RANGES, SampleSettings, SettingsError, by_name, find_nesting
 from nestar.ui.assets import asset, template_text
 from nestar.ui.doors import said
 from nestar.ui.frames import (
@@ -172,6 +172,14 @@ def refusal(message: str) -> dict[str, Any]:
     return {"run": run_id(), "state": "refused", "message": message, "frames": []}
 
 
+def refused(error: Exception) -> dict[str, Any]:
+    """`refusal` in the words of the error, where it was meant for a reader."""
+    if isinstance(error, SettingsError | WeightsError):
+        return refusal(said(error))
+    log.error("The run failed.", exc_info=error)
+    return refusal("The run failed inside the model; the server's log says why.")
+
+
 def remark(message: str, alarming: bool = False) -> dict[str, Any]:
     """A sentence for the visitor that belongs to no run."""
     return {"id": run_id(), "message": message, "alarming": alarming}
@@ -283,20 +291,17 @@ def build(pipeline: NestARPipeline, runs: Runs) -> None:
         None, html_template="", js_on_load=asset("answers.js"), apply_default_css=False, elem_id="answers"
     )
 
-    def on_generate(class_name: str, values: dict[str, Any], request: gr.Request) -> Iterator[dict[str, Any]]:
+    def on_generate(class_name: Any, values: Any, request: gr.Request) -> Iterator[dict[str, Any]]:
         try:
-            settings = pipeline.settings(class_name=class_name, **values)
+            settings = pipeline.settings(class_name=class_name, **by_name(values, CONTROLS))
             yield from fetching(pipeline.fetch(settings))
             with runs.run(request) as cancel:
                 for value in run_to_json(settings, cancel):
                     if value["state"] == "finished":
                         kept_runs.keep(request.session_hash, value)
                     yield value
-        except (SettingsError, WeightsError) as error:
-            yield refusal(said(error))
-        except Exception:
-            log.exception("The run failed.")
-            yield refusal("The run failed inside the model; the server's log says why.")
+        except Exception as error:
+            yield refused(error)
 
     def restore(kept: Mapping[str, Any], remarked: Callable[[SampleSettings], str]) -> tuple[Any, Any, Any]:
         """Values for the class chooser, the dials and `answers`; what cannot be used changes nothing."""
@@ -310,7 +315,7 @@ def build(pipeline: NestARPipeline, runs: Runs) -> None:
     def on_picture(event: gr.EventData) -> tuple[Any, Any, Any]:
         """A saved picture was dropped; the browser has read the text of its chunk."""
         try:
-            kept = keepsakes.parse(str(event._data["kept"]))
+            kept = keepsakes.parse(str(by_name(event._data, ["kept"]).get("kept")))
         except SettingsError as error:
             return gr.skip(), gr.skip(), remark(said(error), alarming=True)
 
@@ -390,7 +395,7 @@ def build(pipeline: NestARPipeline, runs: Runs) -> None:
         with sentences():
             try:
                 data = from_uri(picture)
-            except ValueError:
+            except (ValueError, AttributeError):  # no base64, no text
                 raise SettingsError("picture must be a PNG as a data URI or in base64.") from None
             kept = keepsakes.read_png(data)
             return keepsakes.about(pipeline.settings(**keepsakes.values(kept)), str(kept.get("weights")))

@@ -1,23 +1,18 @@
 """The tab "Race": one class and seed through NestAR and the methods it is compared with, side by side."""
 
-import logging
 import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import gradio as gr
 
-from nestar.model import WeightsError
 from nestar.pipeline import NestARPipeline
-from nestar.settings import SampleSettings, SettingsError
+from nestar.settings import SampleSettings, SettingsError, by_name
 from nestar.ui.assets import asset, tells
-from nestar.ui.doors import said
 from nestar.ui.frames import nesting_to_json
-from nestar.ui.generate import fetching, first_settings, refusal, run_id, sentences
+from nestar.ui.generate import fetching, first_settings, refused, run_id, sentences
 from nestar.ui.lanes import KINDS, LIMIT_SECONDS, SLICE_SECONDS, Entrant, PausedRaces, Race, Starter
 from nestar.ui.runs import SAMPLER, Runs, place_in_queue
-
-log = logging.getLogger(__name__)
 
 
 def build(pipeline: NestARPipeline, runs: Runs, page: gr.Blocks) -> None:
@@ -68,7 +63,8 @@ def build(pipeline: NestARPipeline, runs: Runs, page: gr.Blocks) -> None:
         paused.drop(request)
 
         def begin() -> Iterator[dict[str, Any]]:
-            race = starter.race(**{name: event._data[name] for name in ("class_name", "k", "steps", "seed")})
+            asked = by_name(event._data, ("class_name", "k", "steps", "seed"))
+            race = starter.race(**{"k": first_k} | asked)
             for lane in race.lanes:
                 yield from fetching(pipeline.models.fetch(lane.entrant.weights))
             # Whole where lanes follow one another: a stream put aside would keep the GPU.
@@ -78,7 +74,7 @@ def build(pipeline: NestARPipeline, runs: Runs, page: gr.Blocks) -> None:
 
     def on_lap(event: gr.EventData, request: gr.Request) -> Iterator[dict[str, Any]]:
         def go_on() -> Iterator[dict[str, Any]]:
-            race = paused.take(request.session_hash, event._data["run"])
+            race = paused.take(request.session_hash, by_name(event._data, ["run"]).get("run"))
             if race is None:
                 raise SettingsError("The race was given up, as too many others began. Start it again.")
             yield from slice_of(race, request, SLICE_SECONDS, warm=False)
@@ -135,11 +131,8 @@ def told(work: Callable[[], Iterator[dict[str, Any]]]) -> Iterator[dict[str, Any
     """The values of `work`; if it fails, a value that says why in one sentence."""
     try:
         yield from work()
-    except (SettingsError, WeightsError) as error:
-        yield refusal(said(error))
-    except Exception:
-        log.exception("The run failed.")
-        yield refusal("The run failed inside the model; the server's log says why.")
+    except Exception as error:
+        yield refused(error)
 
 
 def entrants_to_json(found: dict[str, list[Entrant]], settings: SampleSettings) -> dict[str, Any]:
