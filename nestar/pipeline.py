@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
+import logging
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,6 +27,8 @@ from nestar.sampler import PatchDone, SolverSettings, sample
 from nestar.settings import SampleSettings, SettingsError, check_number, check_settings, find_nesting
 from nestar.tokenizer import Tokenizer
 
+log = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True)
 class Frame:
@@ -39,6 +43,7 @@ class Frame:
         seconds: the pipeline's own work since the call, decoding included, the consumer's time left out;
             decoding: the seconds of them that went into previews and the finished picture.
         norms: root mean square of the patch's velocity at the beginning of each solver step, from noise on.
+        device: what made it: the pipeline's, or "cpu" once a GPU had no memory left.
     """
 
     images: tuple[Image.Image, ...]
@@ -55,6 +60,7 @@ class Frame:
     module_done: bool
     final: bool
     norms: tuple[float, ...]
+    device: str
 
     @property
     def image(self) -> Image.Image:
@@ -137,6 +143,7 @@ class Models(Mapping[str, NestAR]):
         self._outlines, self._load, self._device = dict(outlines), load, device
         self._locks = {name: threading.Lock() for name in outlines}
         self.loaded: dict[str, NestAR] = {}
+        self._spares: dict[str, NestAR] = {}
 
     def __getitem__(self, name: str) -> NestAR:
         return self._get(name, None)
@@ -172,8 +179,20 @@ class Models(Mapping[str, NestAR]):
             thread.join(FETCH_PACE)
             if told:
                 yield told[-1]
-        if failures:
+        if failures and not isinstance(failures[0], torch.OutOfMemoryError):  # then a spare will do
             raise failures[0]
+
+    def spare(self, name: str) -> NestAR:
+        """The same model on the CPU, for when the device has no memory left."""
+        if name not in self._spares:
+            if name in self.loaded:
+                model = self.loaded[name]
+                spare = NestAR(model.config)
+                spare.load_state_dict(model.state_dict())
+            else:
+                spare = self._load(name, None)
+            self._spares[name] = spare.eval()
+        return self._spares[name]
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._outlines)
@@ -217,6 +236,8 @@ class NestARPipeline:
             models = Models(outlines, lambda name, _: given[name], device)
             models.load_all()
         self.models = models
+        # Beside one on a GPU, a spare for when that has no memory left.
+        self._spare_tokenizer = tokenizer.eval() if device.type == "cpu" else copy.deepcopy(tokenizer).eval()
         self.tokenizer = tokenizer.to(device).eval()
         self.classes, self.origin, self.device = classes, origin, device
         self.shown_origin = shown(origin)
@@ -289,6 +310,8 @@ class NestARPipeline:
                 order. Sample b of a batch has seed `seed + b`.
             cancel: once set, the stream ends within one solver step on a CPU, one patch on a GPU.
 
+        A GPU that has no memory left hands the run to the CPU, where it goes on with the next patch.
+
         Raises:
             SettingsError: at the call, before anything is computed.
         """
@@ -355,7 +378,32 @@ class NestARPipeline:
         previews: bool = True,
     ) -> Iterator[Frame]:
         rows = rows or batches.consecutive(settings)
-        model = self.models[find_nesting(self.nestings, settings.k, settings.order, settings.nesting)]
+        name = find_nesting(self.nestings, settings.k, settings.order, settings.nesting)
+        made, spent = 0, 0.0
+        try:
+            for frame in self._frames_of(self.models[name], self.tokenizer, settings, rows, cancel, previews):
+                made, spent = frame.evaluations, frame.seconds
+                yield frame
+            return
+        except torch.OutOfMemoryError as error:
+            if self.device.type == "cpu":
+                raise
+            log.warning("%s has no memory left (%s): the run goes on on the CPU.", self.device, error)
+        torch.cuda.empty_cache()
+        spare = self.models.spare(name)
+        for frame in self._frames_of(spare, self._spare_tokenizer, settings, rows, cancel, previews):
+            if frame.evaluations > made:  # the patches before it were made again, and shown already
+                yield replace(frame, seconds=spent + frame.seconds)
+
+    def _frames_of(
+        self,
+        model: NestAR,
+        tokenizer: Tokenizer,
+        settings: SampleSettings,
+        rows: Rows,
+        cancel: threading.Event | None,
+        previews: bool,
+    ) -> Iterator[Frame]:
         nesting = model.config.nesting
         ids = torch.full((len(rows.seeds),), self.classes.index(settings.class_name))
         solver = self.solver_settings(settings)
@@ -370,7 +418,7 @@ class NestARPipeline:
             norms = tuple(event.norms_S.tolist())  # waits for a GPU's queued steps: sampling, not decoding
             sampled = time.perf_counter()
             shown = previews or event.known == nesting.n
-            images = self._decode(event.sequence_BNC, nesting, event.known) if shown else ()
+            images = _decode(tokenizer, event.sequence_BNC, nesting, event.known) if shown else ()
             reading += sampled - began
             decoding += time.perf_counter() - sampled
             yield Frame(
@@ -388,6 +436,7 @@ class NestARPipeline:
                 module_done=event.known == nesting.scales[event.module - 1].tokens,
                 final=event.known == nesting.n,
                 norms=norms,
+                device=model.device.type,
             )
 
     @staticmethod
@@ -397,7 +446,10 @@ class NestARPipeline:
             **{name: getattr(settings, name) for name in SolverSettings.__dataclass_fields__}
         )
 
-    @torch.inference_mode()
-    def _decode(self, sequence_BNC: Tensor, nesting: Nesting, known: int) -> tuple[Image.Image, ...]:
-        images_B3HW = self.tokenizer.preview(sequence_BNC, nesting, known)
-        return to_pil(images_B3HW)
+
+@torch.inference_mode()
+def _decode(
+    tokenizer: Tokenizer, sequence_BNC: Tensor, nesting: Nesting, known: int
+) -> tuple[Image.Image, ...]:
+    images_B3HW = tokenizer.preview(sequence_BNC, nesting, known)
+    return to_pil(images_B3HW)

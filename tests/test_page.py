@@ -13,9 +13,11 @@ import threading
 import time
 import types
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import gradio as gr
 import pytest
+import torch
 from gradio_client import Client
 from gradio_client.exceptions import AppError
 from PIL import Image
@@ -320,6 +322,25 @@ def test_a_run_that_fails_half_way_keeps_what_stands(visit, hold):
     visited.generate()
     expect(page.locator(".message")).to_contain_text("The run failed inside the model", timeout=20_000)
     expect_idle(page)
+
+
+def test_a_gpu_that_is_full_is_said(visit, pipeline, monkeypatch):
+    stream = type(pipeline).stream
+    monkeypatch.setattr(pipeline, "device", torch.device("cuda"))
+    monkeypatch.setattr(
+        type(pipeline),
+        "stream",
+        lambda own, *names, **values: (
+            replace(frame, device="cuda" if frame.evaluations < 3 else "cpu")
+            for frame in stream(own, *names, **values)
+        ),
+    )
+    visited = visit()
+    visited.page.get_by_label("Steps a patch, as a number").first.fill("1")
+    visited.generate()
+    visited.wait_until_rested()
+    expect(visited.page.locator(".message")).to_contain_text("The GPU has no memory left")
+    expect(visited.page.locator('[data-name="seconds"]')).to_contain_text("on cpu")
 
 
 def test_a_lost_connection_is_said_and_ends_the_run(visit, hold):

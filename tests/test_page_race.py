@@ -132,6 +132,7 @@ def frame_of(nesting: Nesting, made: int, seconds: float, decoding: float) -> Fr
         module_done=False,
         final=patch.stop == nesting.n,
         norms=(),
+        device="cpu",
     )
 
 

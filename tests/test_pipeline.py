@@ -13,9 +13,9 @@ import pytest
 import torch
 
 from nestar.images import to_pil
-from nestar.model import WeightsError
+from nestar.model import NestAR, WeightsError
 from nestar.nesting import Nesting
-from nestar.pipeline import Frame, NestARPipeline
+from nestar.pipeline import Frame, Models, NestARPipeline
 from nestar.settings import MAX_SEED, SOLVER_CALLS, SampleSettings, SettingsError
 from tests.small import CLASSES, K2, K4, SIZE, save_checkpoint, save_tokenizer, small_model, small_tokenizer
 
@@ -257,6 +257,54 @@ def test_cancelling_takes_effect_within_one_solver_step(
     monkeypatch.setattr(module, "velocity", cancelling)
     assert list(pipe.stream("fish", steps=50, cancel=cancel)) == []
     assert len(calls) == 5
+
+
+def full_gpu(pipe: NestARPipeline, after: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The pipeline's own device counts as a GPU, which has memory for so many network passes."""
+    passes = iter(range(after))
+    for module in pipe.models[K4.name].scaled_modules:
+        inner = module.velocity
+
+        def velocity(*arguments: object, inner=inner) -> object:
+            if next(passes, None) is None:
+                raise torch.OutOfMemoryError("CUDA out of memory.")
+            return inner(*arguments)
+
+        monkeypatch.setattr(module, "velocity", velocity)
+    monkeypatch.setattr(pipe, "device", torch.device("cuda"))
+
+
+@pytest.mark.parametrize("after", [0, 5, 13])
+def test_a_gpu_without_memory_hands_the_run_to_the_cpu(
+    pipe: NestARPipeline, after: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = list(pipe.stream("fish", steps=2, seed=3, count=2))
+    full_gpu(pipe, after, monkeypatch)
+    frames = list(pipe.stream("fish", steps=2, seed=3, count=2))
+    assert [frame.evaluations for frame in frames] == list(range(1, K4.evaluations + 1))
+    for frame, other in zip(frames, expected, strict=True):
+        assert all(distance(*both) == 0 for both in zip(frame.images, other.images, strict=True))
+    seconds = [frame.seconds for frame in frames]
+    assert seconds == sorted(seconds) and frames[-1].device == "cpu"
+
+
+def test_a_cpu_without_memory_says_so(pipe: NestARPipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    full_gpu(pipe, 5, monkeypatch)
+    monkeypatch.setattr(pipe, "device", torch.device("cpu"))
+    with pytest.raises(torch.OutOfMemoryError):
+        list(pipe.stream("fish", steps=2))
+
+
+def test_a_spare_is_loaded_where_the_device_took_none() -> None:
+    def load(name: str, progress: object) -> NestAR:
+        return model
+
+    model = small_model(K4)
+    models = Models({K4.name: model.outline}, load, torch.device("cpu"))
+    monkey = pytest.MonkeyPatch()
+    monkey.setattr(model, "to", lambda device: (_ for _ in ()).throw(torch.OutOfMemoryError("full")))
+    assert list(models.fetch(K4.name)) == [] and not models.loaded
+    assert models.spare(K4.name) is model is models.spare(K4.name)
 
 
 def test_a_call_cancelled_beforehand(pipe: NestARPipeline, calls: list) -> None:

@@ -48,6 +48,7 @@ SHARE = """(class_name, dials) => {
 STAGE_SCRIPTS = ("token_map.js", "norm_plot.js", "keepsake.js", "stage.js")
 # Of a stranger's file, no more than this many characters are repeated.
 MAX_CAVEAT = 120
+NO_MEMORY = "The GPU has no memory left: this picture is made on the CPU, which takes longer."
 # The run that stands on the page before the first click.
 FIRST_CLASS = "lighthouse"
 FIRST_SEED = 2  # by day: its picture is bright enough to be read at a glance, at every size
@@ -232,6 +233,8 @@ def build(pipeline: NestARPipeline, runs: Runs) -> None:
         for frame in stream(settings, cancel):
             frames.append(frame_to_json(frame, kept))
             thin(frames)
+            if frame.device != pipeline.device.type:
+                value |= {"device": frame.device, "message": NO_MEMORY}
             yield value | {"state": "finished" if frame.final else "running", "frames": list(frames)}
         if not frames or not frames[-1]["final"]:
             yield value | {"state": "stopped", "frames": list(frames)}
@@ -360,7 +363,7 @@ def build(pipeline: NestARPipeline, runs: Runs) -> None:
     ) -> dict:
         """Grow one picture. Streams one JSON object a patch: image (a data URI; PNG when final, with the
         settings inside), module, patch, known, evaluations, function_evaluations, seconds, module_done,
-        final, norms (of the velocity, a solver step each)."""
+        final, norms (of the velocity, a solver step each), device."""
         values = {"k": k, "steps": steps, "temperature": temperature, "cfg": cfg, "seed": seed}
         with sentences():
             settings = pipeline.settings(class_name=class_name, order=order, **values)

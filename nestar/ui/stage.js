@@ -28,6 +28,7 @@ let ignoring = false; // Stop was pressed while waiting: the answer, if one stil
 let halting = null; // the timer of a Stop on its way, which would take along a run that is sent now
 let again = false; // Generate was pressed meanwhile
 let asksPlace = null; // the timer of the next question for the place in the queue
+let remarked = ""; // the remark on this run that was made already
 let asking = false; // the server has been asked whether it is there and has not answered yet
 
 function plural(count, word) {
@@ -400,6 +401,8 @@ function update() {
       tick();
     } else if (!playing) film();
   }
+  if (run.message && !remarked) say(run.message, false);
+  remarked = run.message ?? "";
   if (run.state === "stopped") stopped();
 }
 
