@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import json
 import math
+import re
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -27,6 +29,8 @@ if TYPE_CHECKING:
 
 RUNS = Path("runs")
 FAMILY_IMAGES = 1_000_000
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""What the system says when a disk, a share of it or a file may grow no further."""
 MANY_FLAGS = ("accumulate", "checkpoint_activations", "precision")
 """Flags of `train` for nestings alone, by their names here."""
 
@@ -40,7 +44,24 @@ def main(argv: Sequence[str] | None = None) -> int:
         return arguments.run(arguments)
     except (SettingsError, WeightsError) as error:
         print(f"nestar: {error}", file=sys.stderr)
-        return 2
+    except Exception as error:
+        if not _no_room(error):
+            raise
+        print(
+            f"nestar: The disk is full ({error}). What was whole before still is: make room and call again.",
+            file=sys.stderr,
+        )
+    return 2
+
+
+def _no_room(error: Exception) -> bool:
+    """Whether a file could not be written for lack of room; safetensors and numpy say so in their own ways."""
+    from safetensors import SafetensorError
+
+    said = str(error)
+    if isinstance(error, OSError):
+        return error.errno in NO_ROOM or re.fullmatch(r"\d+ requested and \d+ written", said) is not None
+    return isinstance(error, SafetensorError) and any(f"(os error {each})" in said for each in NO_ROOM)
 
 
 def _parser() -> argparse.ArgumentParser:

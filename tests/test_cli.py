@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -39,6 +42,17 @@ def refusal(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     assert printed.err.endswith(".\n")
     assert printed.err.count("\n") == 1
     return printed.err.removeprefix("nestar: ").strip()
+
+
+@contextmanager
+def files_up_to(size: int) -> Iterator[None]:
+    """As on a full disk: no file grows beyond so many bytes."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def test_sample_prints_one_json_object_and_writes_the_picture(
@@ -173,6 +187,18 @@ def test_damaged_weights_and_an_unwritable_place_are_one_sentence(
     assert refusal(capsys, *sample, str(tmp_path)) == f"{tmp_path} cannot be written (Is a directory)."
     (tmp_path / "file").touch()
     assert "cannot be written" in refusal(capsys, *sample, str(tmp_path / "file" / "out.png"))
+
+
+def test_a_full_disk_is_one_sentence_and_leaves_no_half_file(
+    tmp_path: Path, weights: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, common = tmp_path / "out.png", ["--steps", "1", "--repo", weights, "--out"]
+    with files_up_to(1000):
+        said = refusal(capsys, "sample", "--class", "fish", *common, str(out))
+        assert said == f"{out} cannot be written (File too large)." and not out.exists()
+        assert main(["samples", "--count", "16", *common, str(tmp_path / "all.npz")]) == 2
+    assert "nestar: The disk is full (" in capsys.readouterr().err
+    assert not (tmp_path / "all.npz").exists()
 
 
 @pytest.mark.parametrize(

@@ -44,7 +44,7 @@ from nestar.training.nesting import NOT_MUON, LatentPools, NestingTask
 from nestar.training.optim import MuonAdamW, ema_of
 from nestar.training.tokenizer import TokenizerTask
 from tests.small import K2, K4, save_config, save_tokenizer, small_tokenizer
-from tests.test_cli import refusal
+from tests.test_cli import files_up_to, refusal
 
 CPU = torch.device("cpu")
 ROOT = Path(__file__).parent.parent
@@ -583,6 +583,11 @@ def test_another_recipe_is_refused_in_a_folder_with_a_state(
     assert (folder / "state.safetensors").read_bytes() == state
     assert main([*first, "--steps", "2"]) == 0  # the same, with more of a budget
     assert json.loads(capsys.readouterr().out)["steps"] == 2
+    state = (folder / "state.safetensors").read_bytes()
+    with files_up_to(len(state) - 1):
+        assert main([*first, "--steps", "3"]) == 2
+    assert "\nnestar: The disk is full (" in capsys.readouterr().err
+    assert (folder / "state.safetensors").read_bytes() == state
     (folder / "run.json").unlink()
     said = "holds a run that does not say what it was made with: no run.json."
     assert refusal(capsys, *first) == f"{folder} {said}"
