@@ -55,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _no_room(error: Exception) -> bool:
-    """Whether a file could not be written for lack of room; safetensors and numpy say so in their own ways."""
+    """Whether a file could not be written for lack of room, which libraries say in ways of their own."""
     from safetensors import SafetensorError
 
     said = str(error)
@@ -704,8 +704,11 @@ def _make_way(file: Path | None) -> None:
         return
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
+        new = not file.exists()
         with file.open("a"):
             pass
+        if new:
+            file.unlink()
     except OSError as error:
         raise SettingsError(f"{file} cannot be written ({error.strerror}).") from None
 
