@@ -1,0 +1,108 @@
+"""The Dockerfile's own command, without Docker: as its user, who may write two folders and no other."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.test_cli import ROOT
+
+DOCKERFILE = (ROOT / "Dockerfile").read_text()
+PATIENCE = 90.0
+
+
+def command() -> list[str]:
+    return json.loads(re.search(r"^CMD (\[.*\])$", DOCKERFILE, re.MULTILINE)[1])
+
+
+def uid() -> int:
+    return int(re.search(r"useradd .*--uid (\d+)", DOCKERFILE)[1])
+
+
+def test_it_runs_as_a_user_of_its_own_and_listens_where_spaces_look() -> None:
+    lines = DOCKERFILE.splitlines()
+    assert uid() == 1000 and "USER user" in lines and "EXPOSE 7860" in lines
+    assert lines.index("USER user") < lines.index("COPY --chown=user requirements.txt .")
+    assert command() == ["python", "app.py", "--port", "7860"] and "GRADIO_SERVER_NAME=0.0.0.0" in DOCKERFILE
+    assert "HF_HOME=/home/user/" in DOCKERFILE, "which is the user's own, so that weights can be kept"
+
+
+@pytest.fixture
+def place() -> Iterator[Path]:
+    """A folder that everybody may read, with what is served and two folders that the user may write."""
+    folder = Path(tempfile.mkdtemp())
+    folder.chmod(0o755)
+    (folder / "app").mkdir()
+    shutil.copy(ROOT / "app.py", folder / "app")
+    for name in ("nestar", "assets"):
+        shutil.copytree(ROOT / name, folder / "app" / name)
+    for path in (folder / "app").rglob("*"):  # as git lays them; safetensors writes for its own user alone
+        path.chmod(0o755 if path.is_dir() else 0o644)
+    for name in ("tmp", "hf"):
+        (folder / name).mkdir()
+        os.chown(folder / name, uid(), uid())
+    yield folder
+    shutil.rmtree(folder)
+
+
+def can_import_gradio(user: dict[str, Any]) -> bool:
+    try:
+        return subprocess.run([sys.executable, "-c", "import gradio"], **user, cwd="/tmp").returncode == 0
+    except PermissionError:
+        return False
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+def test_the_command_serves_as_its_user(place: Path) -> None:
+    user = {"user": uid(), "group": uid(), "extra_groups": []}
+    if not can_import_gradio(user):
+        pytest.skip("the user may not read this Python")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    environment = {
+        "PATH": os.environ["PATH"],
+        "HOME": str(place),
+        "TMPDIR": str(place / "tmp"),
+        "HF_HOME": str(place / "hf"),
+        "GRADIO_SERVER_NAME": "127.0.0.1",
+    }
+    arguments = [sys.executable, *command()[1:-1], str(port)]
+    page = subprocess.Popen(
+        arguments, cwd=place / "app", env=environment, stderr=subprocess.PIPE, text=True, **user
+    )
+    try:
+        client = httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60)
+        until = time.monotonic() + PATIENCE
+        while True:
+            assert page.poll() is None and time.monotonic() < until, page.stderr and page.stderr.read()
+            try:
+                assert client.get("/health").json()["ready"] is True
+                break
+            except httpx.TransportError:
+                time.sleep(0.2)
+        event = client.post("/gradio_api/call/v2/generate", json={"steps": 1}).json()["event_id"]
+        told = client.get(f"/gradio_api/call/generate/{event}").text
+        assert "event: complete" in told and "data:image/png" in told
+        page.send_signal(signal.SIGTERM)
+        assert page.wait(10) == 0, "a platform waits for ten seconds"
+    finally:
+        page.kill()
+        page.wait()
+        page.stderr.close()
+    written = {path.relative_to(place).parts[0] for path in place.rglob("*") if path.stat().st_uid == uid()}
+    assert written <= {"tmp", "hf"}
