@@ -42,7 +42,9 @@ class Frame:
         evaluations: patches made one after another; function_evaluations: network passes.
         seconds: the pipeline's own work since the call, decoding included, the consumer's time left out;
             decoding: the seconds of them that went into previews and the finished picture.
-        norms: root mean square of the patch's velocity at the beginning of each solver step, from noise on.
+        norms: of each sample, root mean square of the patch's velocity at the beginning of each solver step,
+            from noise on.
+        batch: samples made at once, which may be more than there are pictures of here, see `row`.
         device: what made it: the pipeline's, or "cpu" once a GPU had no memory left.
     """
 
@@ -59,12 +61,17 @@ class Frame:
     decoding: float
     module_done: bool
     final: bool
-    norms: tuple[float, ...]
+    norms: tuple[tuple[float, ...], ...]
+    batch: int
     device: str
 
     @property
     def image(self) -> Image.Image:
         return self.images[0]
+
+    def row(self, number: int) -> Frame:
+        """The same of one sample alone, counted from 0."""
+        return replace(self, images=self.images[number : number + 1], norms=self.norms[number : number + 1])
 
 
 @dataclass(frozen=True)
@@ -405,7 +412,8 @@ class NestARPipeline:
         previews: bool,
     ) -> Iterator[Frame]:
         nesting = model.config.nesting
-        ids = torch.full((len(rows.seeds),), self.classes.index(settings.class_name))
+        classes = rows.classes or (settings.class_name,) * len(rows.seeds)
+        ids = torch.tensor([self.classes.index(name) for name in classes])
         solver = self.solver_settings(settings)
         reading = decoding = 0.0
         events = sample(
@@ -415,7 +423,8 @@ class NestARPipeline:
             if not isinstance(event, PatchDone):
                 continue
             began = time.perf_counter()
-            norms = tuple(event.norms_S.tolist())  # waits for a GPU's queued steps: sampling, not decoding
+            # Waits for a GPU's queued steps: sampling, not decoding.
+            norms = tuple(map(tuple, event.norms_BS.tolist()))
             sampled = time.perf_counter()
             shown = previews or event.known == nesting.n
             images = _decode(tokenizer, event.sequence_BNC, nesting, event.known) if shown else ()
@@ -436,6 +445,7 @@ class NestARPipeline:
                 module_done=event.known == nesting.scales[event.module - 1].tokens,
                 final=event.known == nesting.n,
                 norms=norms,
+                batch=len(ids),
                 device=model.device.type,
             )
 

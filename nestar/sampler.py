@@ -25,7 +25,7 @@ class SolverStep:
     patch: int
     step: int
     t: float  # where the step ended
-    velocity_norm: float  # root mean square of the velocity at the step's beginning
+    velocity_norm: float  # root mean square of the whole batch's velocity at the step's beginning
     elapsed: float
 
 
@@ -41,8 +41,8 @@ class PatchDone:
         elapsed: seconds of the sampler's own work, without the time its consumer took.
         sequence_BNC: all tokens in sequence order, float32; those from `known` on are not made yet. The
             buffer is the sampler's own: copy what must outlive the next event.
-        norms_S: root mean square of the patch's velocity over the whole batch at the beginning of each solver
-            step. On the model's device: reading it waits for the patch.
+        norms_BS: root mean square of each row's velocity at the beginning of each solver step. On the model's
+            device: reading it waits for the patch.
     """
 
     module: int
@@ -53,7 +53,7 @@ class PatchDone:
     function_evaluations: int
     elapsed: float
     sequence_BNC: Tensor
-    norms_S: Tensor
+    norms_BS: Tensor
 
 
 @dataclass(frozen=True)
@@ -239,7 +239,7 @@ class _Run:
             self.settings.cfg, self.settings.schedule, self.evaluations, self.nesting.evaluations
         )
         steps = self.settings.steps
-        self.norms_S = torch.empty(steps, device=self.model.device)
+        self.norms_BS = torch.empty(len(self.sequence_BNC), steps, device=self.model.device)
         for step in range(steps):
             if self.cancelled:
                 return
@@ -247,7 +247,7 @@ class _Run:
             self._step(patch, step, cfg)
             self.elapsed += time.perf_counter() - began
             if self.solver_events:
-                norm = self.norms_S[step].item()
+                norm = self.norms_BS[:, step].square().mean().sqrt().item()
                 yield SolverStep(patch.module, patch.index, step + 1, (step + 1) / steps, norm, self.elapsed)
         self.evaluations += 1
 
@@ -264,7 +264,8 @@ class _Run:
         state_BNC = self.sequence_BNC[:, patch.start : patch.stop]
         after_BNC, v_BNC = solver_step(velocity, state_BNC, step / steps, 1 / steps, self.settings.solver)
         state_BNC.copy_(after_BNC)
-        self.norms_S[step] = torch.linalg.vector_norm(v_BNC, dtype=torch.float32) / v_BNC.numel() ** 0.5
+        norm_B = torch.linalg.vector_norm(v_BNC, dim=(1, 2), dtype=torch.float32)
+        self.norms_BS[:, step] = norm_B / v_BNC[0].numel() ** 0.5
 
     def patch_done(self, patch: Patch) -> PatchDone:
         places = self.nesting.flat[patch.start : patch.stop]
@@ -277,7 +278,7 @@ class _Run:
             self.function_evaluations,
             self.elapsed,
             self.sequence_BNC,
-            self.norms_S,
+            self.norms_BS,
         )
 
     def _both(self, x_BNC: Tensor) -> Tensor:

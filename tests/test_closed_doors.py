@@ -10,9 +10,10 @@ import sys
 import threading
 import time
 import types
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -49,9 +50,9 @@ class Page:
         self.pipeline = NestARPipeline(
             models, checkpoint.tokenizer(), classes=checkpoint.classes, origin=str(folder), device=device
         )
-        self._stream = self.pipeline.stream
         self.demo = app.build_page(self.pipeline)
-        self.pipeline.stream = self.held
+        self.pipeline.stream = partial(self.held, self.pipeline.stream)
+        self.pipeline.stream_rows = partial(self.held, self.pipeline.stream_rows)
         self.hold()
         self.free()
         _, self.url, _ = self.demo.launch(prevent_thread_lock=True, quiet=True, **launch_options())
@@ -65,8 +66,10 @@ class Page:
         """Let the next stream stand after its first frame; then `begun` is set."""
         self.begun, self.go, self.cancelled = threading.Event(), threading.Event(), False
 
-    def held(self, *arguments: Any, cancel: threading.Event, **values: Any) -> Iterator[Frame]:
-        for frame in self._stream(*arguments, cancel=cancel, **values):
+    def held(
+        self, stream: Callable[..., Iterator[Frame]], *arguments: Any, cancel: threading.Event, **values: Any
+    ) -> Iterator[Frame]:
+        for frame in stream(*arguments, cancel=cancel, **values):
             yield frame
             self.begun.set()
             while not (self.go.is_set() or cancel.is_set()):

@@ -239,7 +239,7 @@ def test_velocities_are_drawn_with_a_line_a_module_as_far_as_the_run_is_shown(vi
 def test_frames_carry_the_norms_of_the_velocities(small, small_client):
     job = small_client.submit(class_name="fish", k=2, steps=3, seed=4, api_name="/generate")
     received = [frame["norms"] for frame in job]
-    expected = [frame.norms for frame in small[0].stream("fish", k=2, steps=3, seed=4)]
+    expected = [frame.norms[0] for frame in small[0].stream("fish", k=2, steps=3, seed=4)]
     assert len(received) == K2.evaluations
     for got, norms in zip(received, expected, strict=True):
         assert got == pytest.approx(norms, abs=0.002) and len(got) == 3 and min(got) > 0

@@ -131,7 +131,8 @@ def frame_of(nesting: Nesting, made: int, seconds: float, decoding: float) -> Fr
         decoding=decoding,
         module_done=False,
         final=patch.stop == nesting.n,
-        norms=(),
+        norms=((),),
+        batch=1,
         device="cpu",
     )
 

@@ -69,13 +69,16 @@ def test_a_patch_tells_the_norms_of_its_velocities(solver: str) -> None:
     events = run(make_model(K4), SolverSettings(steps=3, solver=solver), seeds=(0, 1), solver_events=True)
     steps = iter([e.velocity_norm for e in events if isinstance(e, SolverStep)])
     for done in patches(events):
-        assert done.norms_S.tolist() == [next(steps) for _ in range(3)]
+        assert done.norms_BS.shape == (2, 3) and (done.norms_BS[0] != done.norms_BS[1]).all()
+        over_both = done.norms_BS.square().mean(0).sqrt()
+        assert over_both.tolist() == pytest.approx([next(steps) for _ in range(3)])
     # One Euler step moves a patch by its velocity.
     model, seeds = make_model(K4), (3, 9)
     noise = grid_noise(seeds, K4.n, CHANNELS)[:, list(K4.flat)]
     for patch, done in zip(K4.patches, patches(run(model, replace(FEW, steps=1), seeds)), strict=True):
         moved = (done.sequence_BNC - noise)[:, patch.start : patch.stop]
-        torch.testing.assert_close(done.norms_S, moved.square().mean().sqrt()[None], rtol=1e-4, atol=1e-5)
+        norms_B1 = moved.square().mean((1, 2)).sqrt()[:, None]
+        torch.testing.assert_close(done.norms_BS, norms_B1, rtol=1e-4, atol=1e-5)
 
 
 def test_finished_tokens_stay_as_they_are() -> None:

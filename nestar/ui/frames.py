@@ -62,8 +62,8 @@ def picture(frame: Frame, kept: Mapping[str, Any] | None = None) -> str:
 
 def frame_to_json(frame: Frame, kept: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """One frame: its picture and where the run stood then. `seconds` is compute since the call, `norms` the
-    length of the patch's velocity at each solver step, `device` what made it; a final picture remembers
-    `kept`."""
+    length of the patch's velocity at each solver step, `device` what made it, `batch` how many pictures
+    were made at once; a final picture remembers `kept`."""
     return {
         "image": picture(frame, kept),
         "module": frame.module,
@@ -74,7 +74,8 @@ def frame_to_json(frame: Frame, kept: Mapping[str, Any] | None = None) -> dict[s
         "seconds": round(frame.seconds, 4),
         "module_done": frame.module_done,
         "final": frame.final,
-        "norms": [round(norm, NORM_DIGITS) for norm in frame.norms],
+        "norms": [round(norm, NORM_DIGITS) for norm in frame.norms[0]],
+        "batch": frame.batch,
         "device": frame.device,
     }
 

@@ -4,7 +4,7 @@ import logging
 import threading
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import gradio as gr
@@ -30,7 +30,8 @@ from nestar.ui.frames import (
     to_uri,
 )
 from nestar.ui.kept import KeptRuns, encode
-from nestar.ui.runs import SAMPLER, Runs, place_in_queue, streamer
+from nestar.ui.runs import SAMPLER, Runs, on_zero_gpu, place_in_queue, streamer, waiting_calls
+from nestar.ui.together import Together
 
 log = logging.getLogger(__name__)
 
@@ -41,6 +42,8 @@ SLIDERS = {"steps": (1, 100, 1), "temperature": (0.0, 1.5, 0.05), "cfg": (1.0, 6
 DEFAULTS = SampleSettings(class_name="")
 # What a visitor sets beside the class, and the names that all of it has in a share link.
 CONTROLS = ("k", "order", "steps", "temperature", "cfg", "seed")
+# Parameters of `/generate`, in their order.
+API_NAMES = ("class_name", "k", "steps", "temperature", "cfg", "seed", "order")
 LINK_NAMES = {"class": "class_name"} | {name: name for name in CONTROLS}
 SHARE = """(class_name, dials) => {
   document.dispatchEvent(new CustomEvent("nestar:share", {detail: {class_name, ...dials}}));
@@ -214,11 +217,29 @@ def sentences() -> Iterator[None]:
 def build(pipeline: NestARPipeline, runs: Runs) -> None:
     """Lay out the tab, compute the run shown on load, and bind the events, `/generate`, `/animation` and
     `/settings_of`."""
-    stream = streamer(pipeline)
     first = first_settings(pipeline)
+    page = gr.context.Context.root_block
+
+    def waiting() -> list[SampleSettings]:
+        """Settings of the pictures that visitors wait for; what will be refused is left to its turn."""
+        found = []
+        for _, function, values in waiting_calls(page):
+            with suppress(SettingsError, ValueError):
+                if function == on_generate.__name__:
+                    class_name, dials = values
+                    found.append(pipeline.settings(class_name=class_name, **by_name(dials, CONTROLS)))
+                elif function == generate.__name__:
+                    found.append(pipeline.settings(**dict(zip(API_NAMES, values, strict=True))))
+        return found
+
+    along = Together(pipeline, waiting)
+    # A GPU that is lent to one call makes one call's picture.
+    stream = streamer(pipeline) if on_zero_gpu() else along.stream
 
     def run_to_json(settings: SampleSettings, cancel: threading.Event) -> Iterator[dict[str, Any]]:
-        """The stage's value after every patch: all frames so far, so that merged updates lose nothing."""
+        """The stage's value after every patch: all frames so far, so that merged updates lose nothing. Of a
+        picture that is there already only the last value, of which the browser shows the growth all the same.
+        """
         value = {
             "run": run_id(),
             "state": "running",
@@ -229,13 +250,15 @@ def build(pipeline: NestARPipeline, runs: Runs) -> None:
         }
         kept = keepsakes.about(settings, pipeline.shown_origin)
         frames: list[dict[str, Any]] = []
+        at_once = settings in along
         yield value | {"frames": []}
         for frame in stream(settings, cancel):
             frames.append(frame_to_json(frame, kept))
             thin(frames)
             if frame.device != pipeline.device.type:
                 value |= {"device": frame.device, "message": NO_MEMORY}
-            yield value | {"state": "finished" if frame.final else "running", "frames": list(frames)}
+            if frame.final or not at_once:
+                yield value | {"state": "finished" if frame.final else "running", "frames": list(frames)}
         if not frames or not frames[-1]["final"]:
             yield value | {"state": "stopped", "frames": list(frames)}
 
@@ -343,8 +366,6 @@ def build(pipeline: NestARPipeline, runs: Runs) -> None:
             lambda settings: "The link's settings stand in the controls. Press Generate to see the picture.",
         )
 
-    page = gr.context.Context.root_block
-
     def on_ask(request: gr.Request) -> dict[str, Any]:
         """A visitor's run waits: which place has it in the queue?"""
         place = place_in_queue(page, request.session_hash)
@@ -363,7 +384,7 @@ def build(pipeline: NestARPipeline, runs: Runs) -> None:
     ) -> dict:
         """Grow one picture. Streams one JSON object a patch: image (a data URI; PNG when final, with the
         settings inside), module, patch, known, evaluations, function_evaluations, seconds, module_done,
-        final, norms (of the velocity, a solver step each), device."""
+        final, norms (of the velocity, a solver step each), batch (pictures made at once), device."""
         values = {"k": k, "steps": steps, "temperature": temperature, "cfg": cfg, "seed": seed}
         with sentences():
             settings = pipeline.settings(class_name=class_name, order=order, **values)

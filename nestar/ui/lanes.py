@@ -1,6 +1,5 @@
 """What a race is made of: who can run, lanes that share one worker, races that wait between two slices."""
 
-import importlib.util
 import math
 import threading
 import time
@@ -16,7 +15,7 @@ from nestar.pipeline import Frame, NestARPipeline
 from nestar.settings import SOLVER_CALLS, SampleSettings, find_nesting
 from nestar.ui.frames import picture
 from nestar.ui.generate import run_id, shown_order
-from nestar.ui.runs import streamer
+from nestar.ui.runs import on_zero_gpu, streamer
 
 LIMIT_SECONDS = 15.0
 """Compute of a race in all, decoding included; a lane that has not arrived by then is stopped."""
@@ -249,7 +248,7 @@ class Starter:
         self.pipeline, self.stream = pipeline, streamer(pipeline)
         self.entrants = entrants(pipeline)
         # On ZeroGPU every stream asks for the GPU for itself: lanes in turns would wait for each other.
-        self.together = importlib.util.find_spec("spaces") is None
+        self.together = not on_zero_gpu()
         self._warm: set[str] = set()
 
     def race(self, k: object, **values: object) -> Race:

@@ -73,19 +73,28 @@ class Runs:
         return bool(going)
 
 
-def place_in_queue(page: gr.Blocks, session: str | None) -> tuple[int, int] | None:
-    """Which of the calls that wait for the sampler is this visitor's first, from 1, and how many wait; None
-    if none of the visitor's does.
+def waiting_calls(page: gr.Blocks) -> list[tuple[str | None, str | None, list[Any]]]:
+    """Session, function and values of the calls that wait for the sampler, in their order.
 
-    Gradio tells this to its own progress bars only, so it is read where Gradio keeps it; a version that keeps
-    it elsewhere costs the display and nothing else.
+    They are read where Gradio keeps them; from a version that keeps them elsewhere nothing comes, which costs
+    the display of places and the making of pictures together, and nothing else.
     """
     try:
         waiting = page._queue.event_queue_per_concurrency_id.get(SAMPLER["concurrency_id"])
-        sessions = [event.session_hash for event in list(waiting.queue)] if waiting else []
+        events = list(waiting.queue) if waiting else []
+        return [
+            (event.session_hash, event.fn.name, list(event.data.data) if event.data else [])
+            for event in events
+        ]
     except AttributeError as error:
         log.warning("This Gradio does not tell places in its queue (%s).", error)
-        return None
+        return []
+
+
+def place_in_queue(page: gr.Blocks, session: str | None) -> tuple[int, int] | None:
+    """Which of the calls that wait for the sampler is this visitor's first, from 1, and how many wait; None
+    if none of the visitor's does. Gradio tells this to its own progress bars only."""
+    sessions = [each for each, _, _ in waiting_calls(page)]
     return (sessions.index(session) + 1, len(sessions)) if session in sessions else None
 
 
@@ -98,10 +107,15 @@ def streamer(pipeline: "NestARPipeline") -> Stream:
     return hosted(stream)
 
 
+def on_zero_gpu() -> bool:
+    """Whether this is a Space whose GPU is lent a call at a time."""
+    return importlib.util.find_spec("spaces") is not None
+
+
 def hosted(stream: Callable[..., Iterator[Any]]) -> Callable[..., Iterator[Any]]:
     """A stream as this host runs it: in this process, or on ZeroGPU inside `spaces.GPU`. Its last argument is
     the cancel flag, the others go to another process there."""
-    if importlib.util.find_spec("spaces") is None:
+    if not on_zero_gpu():
         return stream
     import spaces
 

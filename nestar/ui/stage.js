@@ -82,7 +82,8 @@ function numbers(frame) {
   write("evaluations", `<b>${made}</b> of ${nesting.evaluations}`);
   write("function-evaluations", `<b>${calls}</b>` + (frame?.final ? "" : ` of ${nesting.function_evaluations}`));
   write("tokens", `<b>${frame ? frame.known : 0}</b> of ${nesting.n}`);
-  write("seconds", `<b>${(frame ? frame.seconds : 0).toFixed(2)} s</b> on ${run.device}`);
+  const together = frame?.batch > 1 ? `, with ${plural(frame.batch - 1, "other")}` : "";
+  write("seconds", `<b>${(frame ? frame.seconds : 0).toFixed(2)} s</b> on ${run.device}${together}`);
   const bar = (name, done, all) => {
     const each = find(`.bar[data-name="${name}"]`);
     each.style.setProperty("--all", all / nesting.n);

@@ -1,0 +1,206 @@
+"""Pictures made along for visitors who wait: that they are the right ones, and what a crowd sees of it."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from nestar.pipeline import Frame, NestARPipeline
+from nestar.settings import SampleSettings
+from nestar.ui import together as together_module
+from nestar.ui.runs import waiting_calls
+from nestar.ui.together import ALIKE, KEPT, MOST, Together
+from tests.small import K2, K4, save_checkpoint
+from tests.test_closed_doors import Page
+
+
+@pytest.fixture(scope="module")
+def pipe(tmp_path_factory: pytest.TempPathFactory) -> NestARPipeline:
+    folder = save_checkpoint(tmp_path_factory.mktemp("weights"), [K4, K2])
+    return NestARPipeline.from_pretrained(folder, device="cpu")
+
+
+@pytest.fixture
+def batches(pipe: NestARPipeline, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Sizes of the batches that are made."""
+    made: list[int] = []
+    inner = pipe._frames
+
+    def watched(settings: SampleSettings, cancel: Any, rows: Any = None, previews: bool = True) -> Any:
+        made.append(len(rows.seeds) if rows else 1)
+        return inner(settings, cancel, rows, previews)
+
+    monkeypatch.setattr(pipe, "_frames", watched)
+    return made
+
+
+def asked(pipe: NestARPipeline, **values: Any) -> SampleSettings:
+    return pipe.settings(**{"class_name": "fish", "steps": 2} | values)
+
+
+def distance(one: Frame, other: Frame) -> float:
+    """Mean difference of two frames' pictures, of 255."""
+    return float(np.abs(np.asarray(one.image, np.int64) - np.asarray(other.image, np.int64)).mean())
+
+
+def test_those_who_wait_find_the_picture_they_would_have_got_alone(
+    pipe: NestARPipeline, batches: list[int]
+) -> None:
+    crowd = [
+        asked(pipe, seed=1),
+        asked(pipe, seed=2, class_name="flower"),
+        asked(pipe, seed=3, temperature=0.5),
+        asked(pipe, seed=2**60, class_name="hot-air balloon", temperature=1.5),
+    ]
+    waiting = list(crowd)
+    along = Together(pipe, lambda: waiting)
+    streams: list[list[Frame]] = []
+    for settings in crowd:
+        waiting.remove(settings)
+        assert (settings in along) is bool(streams)
+        streams.append(list(along.stream(settings, threading.Event())))
+    assert batches == [4] and not any(settings in along for settings in crowd)
+    for settings, frames in zip(crowd, streams, strict=True):
+        alone = list(pipe.stream(**vars(settings)))
+        for frame, own in zip(frames, alone, strict=True):
+            assert len(frame.images) == len(frame.norms) == 1 and (frame.batch, own.batch) == (4, 1)
+            assert distance(frame, own) <= 1, "rounding may move a pixel by a grey level"
+            assert frame.norms[0] == pytest.approx(own.norms[0], rel=1e-4)
+            assert (frame.module, frame.patch, frame.known) == (own.module, own.patch, own.known)
+
+
+@pytest.mark.parametrize("change", [{"k": 2}, {"steps": 3}, {"cfg": 2.0}])
+def test_what_does_not_fit_is_left_to_its_turn(
+    pipe: NestARPipeline, batches: list[int], change: dict[str, Any]
+) -> None:
+    other = asked(pipe, seed=2, **change)
+    along = Together(pipe, lambda: [other, asked(pipe, seed=3)])
+    list(along.stream(asked(pipe, seed=1), threading.Event()))
+    assert batches == [2] and other not in along
+
+
+def test_every_setting_but_class_seed_and_temperature_is_alike() -> None:
+    assert {*ALIKE, "class_name", "seed", "temperature", "count"} == set(SampleSettings.__dataclass_fields__)
+
+
+def test_a_batch_is_bounded_and_takes_the_first_who_wait(pipe: NestARPipeline, batches: list[int]) -> None:
+    waiting = [asked(pipe, seed=seed) for seed in range(20)]
+    along = Together(pipe, lambda: waiting)
+    list(along.stream(asked(pipe, seed=100), threading.Event()))
+    assert batches == [MOST]
+    assert [settings.seed for settings in waiting if settings in along] == list(range(MOST - 1))
+    waiting = waiting[1:]  # the first one left; the next turn takes those that nobody has made yet
+    list(along.stream(asked(pipe, seed=101), threading.Event()))
+    assert batches == [MOST, MOST]
+    assert [settings.seed for settings in waiting if settings in along] == list(range(1, 2 * MOST - 2))
+
+
+def test_two_who_want_the_same_each_get_it(pipe: NestARPipeline, batches: list[int]) -> None:
+    same = asked(pipe, seed=5)
+    waiting = [same, same]
+    along = Together(pipe, lambda: waiting)
+    list(along.stream(same, threading.Event()))
+    for _ in range(2):
+        assert same in along and waiting.pop()
+        assert list(along.stream(same, threading.Event()))[-1].final
+    assert batches == [3] and same not in along
+
+
+def test_what_was_stopped_is_not_kept(pipe: NestARPipeline) -> None:
+    other, cancel = asked(pipe, seed=2), threading.Event()
+    along = Together(pipe, lambda: [other])
+    stream = along.stream(asked(pipe, seed=1), cancel)
+    next(stream)
+    cancel.set()
+    assert list(stream) == [] and other not in along
+
+
+def test_pictures_that_nobody_fetches_are_given_up(
+    pipe: NestARPipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(together_module, "KEPT", 5)
+    assert KEPT >= 4 * MOST
+    waiting = [asked(pipe, seed=seed, steps=1) for seed in range(6)]
+    along = Together(pipe, lambda: waiting)
+    list(along.stream(asked(pipe, seed=100, steps=1), threading.Event()))
+    assert [settings.seed for settings in waiting if settings in along] == [1, 2, 3, 4, 5]
+
+
+# ---- on the page ---------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def page(tmp_path: Path) -> Iterator[Page]:
+    opened = Page(tmp_path / "weights")
+    yield opened
+    opened.close()
+
+
+def wait_until(held: Callable[[], bool]) -> None:
+    for _ in range(400):
+        if held():
+            return
+        threading.Event().wait(0.02)
+    raise AssertionError("It never came.")
+
+
+def test_a_queue_is_served_in_few_batches_and_in_order(page: Page) -> None:
+    inner, made = page.pipeline.stream_rows, []
+
+    def watched(settings: SampleSettings, rows: Any, **others: Any) -> Iterator[Frame]:
+        made.append(rows.seeds)
+        return inner(settings, rows, **others)
+
+    page.pipeline.stream_rows = watched
+    page.hold()
+    with ThreadPoolExecutor(8) as pool:
+        first = pool.submit(page.call, seed=100)
+        assert page.begun.wait(10)
+        calls = []
+        for seed in range(4):
+            calls.append(pool.submit(page.call, seed=seed))
+            wait_until(lambda: len(waiting_calls(page.demo)) == len(calls))
+        page.join("browser")
+        calls.append(pool.submit(page.told, "browser"))
+        wait_until(lambda: len(waiting_calls(page.demo)) == 5)
+        bad = pool.submit(page.call, class_name="unicorn")
+        wait_until(lambda: len(waiting_calls(page.demo)) == 6)
+        page.free()
+        assert "event: complete" in first.result(20)
+        answers = [call.result(20) for call in calls]
+        assert "event: error" in bad.result(20)
+    # The browser's visitor wants other guidance: see `Page.join`.
+    assert made == [(0, 1, 2, 3)]
+    for answer in answers[:4]:
+        frames = [json.loads(line[6:]) for line in answer.splitlines() if line.startswith("data: ")]
+        assert len([frame for frame in frames if frame and frame[0]["batch"] == 4]) >= K4.evaluations
+    values = [json.loads(line[5:]) for line in answers[4].splitlines() if line.startswith("data:")]
+    assert values[-2]["msg"] == "process_completed" and values[-2]["success"]
+
+
+def test_what_waits_is_read_where_gradio_keeps_it(page: Page) -> None:
+    page.hold()
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(page.call)
+        assert page.begun.wait(10)
+        page.join("alice")
+        assert waiting_calls(page.demo) == [
+            (
+                "alice",
+                "on_generate",
+                [
+                    "fish",
+                    {"k": 4, "order": "lattice", "steps": 2, "temperature": 1.0, "cfg": 2.0, "seed": "1"},
+                ],
+            )
+        ]
+        page.free()
+        first.result(20)
+        page.told("alice")
