@@ -71,6 +71,26 @@ class Crowd:
         limits = httpx.Limits(max_connections=None)
         self.client = httpx.AsyncClient(base_url=url, timeout=PATIENCE, limits=limits)
         self._numbers = 0
+        self.taken: list[str] = []
+        """Sessions whose calls the server has taken, in its order."""
+        self.begun: list[str] = []
+        """Sessions whose calls have had their turn."""
+        self._note_order()
+
+    def _note_order(self) -> None:
+        push, run = self.demo._queue.push, self.demo.runs.run
+
+        async def noted_push(body: Any, *others: Any, **options: Any) -> Any:
+            answer = await push(body, *others, **options)
+            if answer[0]:
+                self.taken.append(body.session_hash)
+            return answer
+
+        def noted_run(request: gr.Request) -> Any:
+            self.begun.append(request.session_hash)
+            return run(request)
+
+        self.demo._queue.push, self.demo.runs.run = noted_push, noted_run
 
     def session(self) -> str:
         self._numbers += 1
@@ -180,16 +200,17 @@ async def load(crowd: Crowd, visitors: int, pictures: int) -> dict[str, Any]:
         "wait_seconds": quantiles([run.begun - run.asked for run in done]),
         "run_seconds": quantiles([run.ended - run.begun for run in done]),
         "told_their_place": sum(bool(run.places) for run in done),
-        "most_overtaken": overtaken(done),
+        "most_overtaken": overtaken(crowd.taken, crowd.begun),
         "light_call_seconds": quantiles(light),
         "full": await fill(crowd),
     }
 
 
-def overtaken(runs: Sequence[Asked]) -> int:
-    """The most visitors who asked later than another, and were begun with before."""
-    begun = [run.begun for run in sorted(runs, key=lambda run: run.asked)]
-    return max((sum(b < a for b in begun[i + 1 :]) for i, a in enumerate(begun)), default=0)
+def overtaken(taken: Sequence[str], begun: Sequence[str]) -> int:
+    """The most visitors who came after another and had their turn before."""
+    place = {session: number for number, session in enumerate(taken)}
+    turns = [place[session] for session in begun if session in place]
+    return max((sum(later > turn for later in turns[:i]) for i, turn in enumerate(turns)), default=0)
 
 
 async def fill(crowd: Crowd) -> dict[str, Any]:

@@ -36,6 +36,7 @@ TARGETS: dict[str, tuple[float, ...]] = {
     "errors": (0,),
     "light": (0.5,),
     "growth": (0.05,),
+    "same": (0.99,),
 }
 """What the project set out to reach: the first value soon, the second in the end."""
 AT_MOST = (
@@ -197,6 +198,7 @@ def crowd_rows() -> Iterator[Row]:
         yield "pictures that failed", failed, who, goal("errors", len(load["errors"])), command
         said = f"{wait['median']:.0f} s, {wait['p95']:.0f} s"
         yield "wait in the queue, median and 95 %", said, who, "", command
+        yield "turns that another visitor took before", f"{load['most_overtaken']}", who, "", command
         yield (
             "the page itself meanwhile, 95 %",
             f"{light:.2f} s",
@@ -215,6 +217,25 @@ def crowd_rows() -> Iterator[Row]:
         command, growth = "`python -m benchmarks.crowd soak`", soak["memory_growth"]
         what = f"{soak['calls']} calls through all tabs, {len(soak['errors'])} failed"
         yield "memory grown in a soak", f"{growth:.1%}", what, goal("growth", growth, ".0%"), command
+
+
+def same_picture_rows() -> Iterator[Row]:
+    """Whether a seed's picture depends on where it is made."""
+    report = read(RESULTS / "same_picture.json")
+    command = "`python -m benchmarks.same_picture`"
+    names = {
+        "after_others": "same seed after other pictures",
+        "another_process": "in another process",
+        "in_a_batch_of_16": "inside a batch of 16",
+        "on_one_thread": "on one thread",
+        "on_the_cpu": "on the CPU in place of the GPU",
+    }
+    for name, label in names.items():
+        if found := report.get(name):
+            least = f", the others at least {found['least_psnr']} dB" if found["least_psnr"] else ""
+            equal = f"{found['equal']} of {found['pictures']} equal bit for bit{least}"
+            goal_ = goal("same", found["at_least_35_db"], ".0%")
+            yield label, f"{found['at_least_35_db']:.1%} at 35 dB or more", equal, goal_, command
 
 
 def embedded_nestings() -> list[str]:
@@ -467,7 +488,14 @@ def rewritten(text: str, section: str, content: str) -> str:
 
 def written(text: str) -> str:
     """The README's text with its written parts as the results stand."""
-    rows = [*quality_rows(), *factor_rows(), *speed_rows(), *crowd_rows(), *training_rows()]
+    rows = [
+        *quality_rows(),
+        *factor_rows(),
+        *speed_rows(),
+        *crowd_rows(),
+        *same_picture_rows(),
+        *training_rows(),
+    ]
     text = rewritten(text, "results", table(rows))
     text = rewritten(text, "family", "".join(f"{line}\n" for line in family_parts()) or NO_FAMILY)
     text = rewritten(text, "speed", "".join(f"{line}\n" for line in speed_parts()) or NO_SPEED)
