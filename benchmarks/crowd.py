@@ -1,7 +1,7 @@
 """What a crowd does to the page: `python -m benchmarks.crowd load|cancel|soak` writes `results/crowd_*.json`.
 
 The page runs in this process, on the embedded weights; its visitors speak to it over HTTP on loopback, in
-Gradio's own queue protocol, as browsers do.
+Gradio's own queue protocol, as browsers do; those of the rush from a process of their own.
 
 - load: many visitors at once; how long they wait, whether anyone is overtaken, how quick a light call stays,
   and what is said when the queue is full.
@@ -16,6 +16,7 @@ import argparse
 import asyncio
 import gc
 import json
+import multiprocessing
 import os
 import random
 import statistics
@@ -23,6 +24,7 @@ import sys
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,6 +43,9 @@ from nestar.ui.assets import launch_options
 RESULTS = Path(__file__).parent / "results"
 API = "/gradio_api"
 CLASS = "lighthouse"
+CLASSES = (CLASS, "flower", "fish", "planet", "forest")
+OTHER_K = 2
+"""Every fourth visitor's; the others keep the page's default."""
 PATIENCE = 600.0
 """Seconds that a visitor waits for an answer at most."""
 BEYOND = 20
@@ -63,42 +68,19 @@ class Asked:
     error: str | None = None
 
 
-class Crowd:
-    """Visitors of one served page."""
+class Visitors:
+    """Visitors of a served page, who know of it what a browser does: its address, and the numbers of its
+    events' functions."""
 
-    def __init__(self, demo: gr.Blocks, url: str):
-        self.demo = demo
+    def __init__(self, url: str, functions: dict[str, int]):
+        self.functions = functions
         limits = httpx.Limits(max_connections=None)
         self.client = httpx.AsyncClient(base_url=url, timeout=PATIENCE, limits=limits)
         self._numbers = 0
-        self.taken: list[str] = []
-        """Sessions whose calls the server has taken, in its order."""
-        self.begun: list[str] = []
-        """Sessions whose calls have had their turn."""
-        self._note_order()
-
-    def _note_order(self) -> None:
-        push, run = self.demo._queue.push, self.demo.runs.run
-
-        async def noted_push(body: Any, *others: Any, **options: Any) -> Any:
-            answer = await push(body, *others, **options)
-            if answer[0]:
-                self.taken.append(body.session_hash)
-            return answer
-
-        def noted_run(request: gr.Request) -> Any:
-            self.begun.append(request.session_hash)
-            return run(request)
-
-        self.demo._queue.push, self.demo.runs.run = noted_push, noted_run
 
     def session(self) -> str:
         self._numbers += 1
         return f"visitor{self._numbers}"
-
-    def function(self, name: str) -> int:
-        """Gradio's number of the first event with that function."""
-        return next(number for number, each in self.demo.fns.items() if each.name == name)
 
     async def join(self, session: str, seed: int) -> str:
         """Ask for a picture as the page does; returns the event's id.
@@ -106,10 +88,14 @@ class Crowd:
         Raises:
             RuntimeError: it was not taken; with the server's sentence.
         """
-        usual = SampleSettings(CLASS, seed=seed)
+        usual = SampleSettings(CLASSES[seed % len(CLASSES)], k=OTHER_K if seed % 4 == 3 else SampleSettings.k)
         names = ("k", "order", "steps", "temperature", "cfg")
         dials = {name: getattr(usual, name) for name in names} | {"seed": str(seed)}
-        body = {"data": [CLASS, dials], "fn_index": self.function("on_generate"), "session_hash": session}
+        body = {
+            "data": [usual.class_name, dials],
+            "fn_index": self.functions["on_generate"],
+            "session_hash": session,
+        }
         answer = await self.client.post(f"{API}/queue/join", json=body)
         if answer.status_code != 200:
             raise RuntimeError(answer.json().get("detail", answer.text))
@@ -140,8 +126,9 @@ class Crowd:
                         run.begun = time.monotonic()
                     elif message["msg"] == "process_completed":
                         run.ended = time.monotonic()
-                        state = message["output"]["data"][0] if message["success"] else None
-                        run.error = None if state is not None else str(message["output"].get("error"))
+                        value = message["output"]["data"][0] if message["success"] else message["output"]
+                        if value.get("state") != "finished":
+                            run.error = str(value.get("message") or value.get("error") or value.get("state"))
                         break
         except (RuntimeError, httpx.HTTPError) as error:
             run.error = str(error) or type(error).__name__
@@ -161,18 +148,46 @@ class Crowd:
         return None if "event: complete" in heard else heard[-300:]
 
 
+class Crowd(Visitors):
+    """Visitors beside the server, who see what it does."""
+
+    def __init__(self, demo: gr.Blocks, url: str):
+        super().__init__(url, {each.name: number for number, each in reversed(demo.fns.items())})
+        self.demo, self.url = demo, url
+        self.taken: list[str] = []
+        """Sessions whose calls the server has taken, in its order."""
+        self.begun: list[str] = []
+        """Sessions whose calls have had their turn."""
+        self._note_order()
+
+    def _note_order(self) -> None:
+        push, run = self.demo._queue.push, self.demo.runs.run
+
+        async def noted_push(body: Any, *others: Any, **options: Any) -> Any:
+            answer = await push(body, *others, **options)
+            if answer[0]:
+                self.taken.append(body.session_hash)
+            return answer
+
+        def noted_run(request: gr.Request) -> Any:
+            self.begun.append(request.session_hash)
+            return run(request)
+
+        self.demo._queue.push, self.demo.runs.run = noted_push, noted_run
+
+
 # ---- load ----------------------------------------------------------------------------------------
 
 
-async def load(crowd: Crowd, visitors: int, pictures: int) -> dict[str, Any]:
-    """`visitors` at once, each asking again as soon as its picture is there, `pictures` in all."""
-    await crowd.picture(0)
+async def rush(visitors: Visitors, count: int, pictures: int) -> tuple[list[Asked], float, list[float]]:
+    """`count` at once, each asking again as soon as its picture is there, `pictures` in all: what became of
+    each, the seconds of it all, and those of a light call now and then."""
     numbers = iter(range(pictures))
     runs: list[Asked] = []
 
     async def visit() -> None:
         for seed in numbers:
-            runs.append(await crowd.picture(seed))
+            runs.append(await visitors.picture(seed))
 
     light: list[float] = []
     over = asyncio.Event()
@@ -180,19 +195,42 @@ async def load(crowd: Crowd, visitors: int, pictures: int) -> dict[str, Any]:
     async def look_around() -> None:
         while not over.is_set():
             began = time.monotonic()
-            (await crowd.client.get("/")).raise_for_status()
+            (await visitors.client.get("/")).raise_for_status()
             light.append(time.monotonic() - began)
             await asyncio.sleep(LIGHT_GAP)
 
     began = time.monotonic()
     looking = asyncio.create_task(look_around())
-    await asyncio.gather(*(visit() for _ in range(visitors)))
+    await asyncio.gather(*(visit() for _ in range(count)))
     seconds = time.monotonic() - began
     over.set()
     await looking
+    return runs, seconds, light
+
+
+def rush_from_elsewhere(url: str, functions: dict[str, int], count: int, pictures: int) -> Any:
+    """As a process of its own, so that visitors do not hold up the server's threads."""
+
+    async def all_of_them() -> Any:
+        visitors = Visitors(url, functions)
+        async with visitors.client:
+            return await rush(visitors, count, pictures)
+
+    return asyncio.run(all_of_them())
+
+
+async def load(crowd: Crowd, count: int, pictures: int) -> dict[str, Any]:
+    """A rush, as the visitors and the server have seen it."""
+    await crowd.picture(0)
+    crowd.taken.clear()
+    crowd.begun.clear()
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as elsewhere:
+        runs, seconds, light = await asyncio.get_running_loop().run_in_executor(
+            elsewhere, rush_from_elsewhere, crowd.url, crowd.functions, count, pictures
+        )
     done = [run for run in runs if run.error is None and run.begun is not None and run.ended is not None]
     return {
-        "visitors": visitors,
+        "visitors": count,
         "pictures": len(runs),
         "errors": [run.error for run in runs if run.error is not None],
         "seconds": round(seconds, 2),
@@ -308,12 +346,12 @@ async def free(crowd: Crowd, longest: float = 20.0) -> None:
 
 
 async def _stop(crowd: Crowd, session: str, event: str, heartbeat: httpx.Response) -> None:
-    body = {"data": [], "fn_index": crowd.function("stop"), "session_hash": session}
+    body = {"data": [], "fn_index": crowd.functions["stop"], "session_hash": session}
     (await crowd.client.post(f"{API}/run/predict", json=body)).raise_for_status()
 
 
 async def _cancel(crowd: Crowd, session: str, event: str, heartbeat: httpx.Response) -> None:
-    body = {"session_hash": session, "fn_index": crowd.function("on_generate"), "event_id": event}
+    body = {"session_hash": session, "fn_index": crowd.functions["on_generate"], "event_id": event}
     (await crowd.client.post(f"{API}/cancel", json=body)).raise_for_status()
 
 
