@@ -161,7 +161,8 @@ def _one_sentence(name: str, revision: str | None, named: str, absent: str) -> I
     except OSError as error:
         if "onsistency check" in str(error):  # the client's word for a file of another length
             raise WeightsError(f"{named} came incomplete: try again.") from None
-        raise WeightsError(f"{named} could not be downloaded ({type(error).__name__}).") from None
+        why = error.strerror or type(error).__name__
+        raise WeightsError(f"{named} could not be downloaded ({why}).") from None
     except Exception as error:
         raise WeightsError(f"{named} could not be downloaded ({type(error).__name__}).") from None
 

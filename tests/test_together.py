@@ -167,22 +167,28 @@ def test_a_queue_is_served_in_few_batches_and_in_order(page: Page) -> None:
         for seed in range(4):
             calls.append(pool.submit(page.call, seed=seed))
             wait_until(lambda: len(waiting_calls(page.demo)) == len(calls))
-        page.join("browser")
-        calls.append(pool.submit(page.told, "browser"))
-        wait_until(lambda: len(waiting_calls(page.demo)) == 5)
+        for number, visitor in enumerate(("alice", "bob"), 5):
+            page.join(visitor)
+            calls.append(pool.submit(page.told, visitor))
+            wait_until(lambda number=number: len(waiting_calls(page.demo)) == number)
         bad = pool.submit(page.call, class_name="unicorn")
-        wait_until(lambda: len(waiting_calls(page.demo)) == 6)
+        wait_until(lambda: len(waiting_calls(page.demo)) == 7)
         page.free()
         assert "event: complete" in first.result(20)
         answers = [call.result(20) for call in calls]
         assert "event: error" in bad.result(20)
-    # The browser's visitor wants other guidance: see `Page.join`.
-    assert made == [(0, 1, 2, 3)]
+    # On the page they want other guidance, see `Page.join`, and both the same picture.
+    assert made == [(0, 1, 2, 3), (1, 1)]
     for answer in answers[:4]:
         frames = [json.loads(line[6:]) for line in answer.splitlines() if line.startswith("data: ")]
         assert len([frame for frame in frames if frame and frame[0]["batch"] == 4]) >= K4.evaluations
-    values = [json.loads(line[5:]) for line in answers[4].splitlines() if line.startswith("data:")]
-    assert values[-2]["msg"] == "process_completed" and values[-2]["success"]
+    for answer, values in zip(answers[4:], (K4.evaluations + 1, 2), strict=True):
+        told = [json.loads(line[5:]) for line in answer.splitlines() if line.startswith("data:")]
+        assert sum(each["msg"] == "process_generating" for each in told) == values, (
+            "what is there comes at once"
+        )
+        (completed,) = (each for each in told if each["msg"] == "process_completed")
+        assert completed["success"] and completed["output"]["data"][0]["state"] == "finished"
 
 
 def test_what_waits_is_read_where_gradio_keeps_it(page: Page) -> None:
