@@ -6,7 +6,7 @@ No figure in the README's results is typed by hand; run this after the commands 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -243,7 +243,7 @@ def embedded_nestings() -> list[str]:
     return read(ROOT / "assets" / "config.json").get("nestings", [])
 
 
-def training_rows() -> Iterator[Row]:
+def training_rows() -> Iterator[tuple[str, str, str, str]]:
     """How long each embedded part was trained."""
     parts = {
         "tokenizer": "tokenizer/tokenizer.json",
@@ -256,13 +256,7 @@ def training_rows() -> Iterator[Row]:
             total = {key: summed_over_runs(record, key) for key in ("train_seconds", "steps", "images_seen")}
             minutes = f"{total['train_seconds'] / 60:.0f} min, {record.get('device', 'cpu')}"
             seen = f", {total['images_seen']:,} images seen" if total["images_seen"] else ""
-            yield (
-                f"training of the {part}",
-                minutes,
-                f"{total['steps']:,} steps{seen}",
-                "",
-                f"`assets/{file}`",
-            )
+            yield part, minutes, f"{total['steps']:,} steps{seen}", f"`assets/{file}`"
 
 
 def family_parts() -> Iterator[str]:
@@ -274,25 +268,24 @@ def family_parts() -> Iterator[str]:
             reports[name] = report
     if len(reports) < 2:
         return
-    heads = ["nesting", "images seen", "turns", *FAMILY_COLUMNS.values(), "sampling, s a picture"]
-    yield f"| {' | '.join(heads)} |"
-    yield "|---" * len(heads) + "|"
-    for name, report in reports.items():
-        config = read(ROOT / "assets" / name / "config.json")
-        seen = summed_over_runs(config.get("training"), "images_seen")
-        turns = Nesting.from_dict(config["nesting"]).evaluations
-        figures = [f"{report[key]:{'.1%' if key == 'class_accuracy' else '.3g'}}" for key in FAMILY_COLUMNS]
-        pace = f"{report['sampling_seconds'] / report['samples']:.2f}"
-        yield f"| `{name}` | {seen:,} | {turns} | {' | '.join(figures)} | {pace} |"
+    yield from table(("nesting", "images seen", "turns", *FAMILY_COLUMNS.values()), family_rows(reports))
     (samples, seed), *others = {(report["samples"], report["seed"]) for report in reports.values()}
     if others:
         raise ValueError("The family's reports are not of equal samples and seeds: measure them alike.")
     yield ""
     yield (
         f"Each by `python -m nestar evaluate --nesting NAME --samples {samples}` (seed {seed}, the "
-        "default settings, chosen for k = 4), sampled in batches on the machine of the table above. Weights "
-        "that have seen fewer images draw worse for that alone."
+        "default settings, chosen for k = 4). Weights that have seen fewer images draw worse for that alone."
     )
+
+
+def family_rows(reports: dict[str, dict[str, Any]]) -> Iterator[list[str]]:
+    for name, report in reports.items():
+        config = read(ROOT / "assets" / name / "config.json")
+        seen = summed_over_runs(config.get("training"), "images_seen")
+        turns = Nesting.from_dict(config["nesting"]).evaluations
+        figures = [f"{report[key]:{'.1%' if key == 'class_accuracy' else '.3g'}}" for key in FAMILY_COLUMNS]
+        yield [f"`{name}`", f"{seen:,}", str(turns), *figures]
 
 
 def speed_parts() -> Iterator[str]:
@@ -305,118 +298,112 @@ def speed_parts() -> Iterator[str]:
 
 
 def side_by_side(report: dict[str, Any]) -> Iterator[str]:
-    """The family's members in turns, and how many times plain autoregression and one-shot flow take."""
+    """The family's members in turns, one picture at a time and many."""
     engine = report["engine"]
     batches = list(next(iter(engine["members"].values()))["batches"])
-    one, many = batches[0], batches[-1]
     rate = engine["matrix_gigaoperations_per_second"]["median"]
     yield (
         f"`python -m benchmarks.speed`: the same sampler and cache, {report['runs']} runs in turns, "
         f"{report['steps']} steps, CFG, {engine['dtype']} weights, {report['cores']} cores, "
-        f"device {report['device']}, whose matrix products of {engine['matrix_side']}² run at {rate:,.0f} "
-        "billion operations a second; without decoding. Nestings not embedded were timed with random "
-        f"weights (†). Whoever reaches less than {engine['fair_from']:g} of *k* = 4's share of that rate is "
-        "marked unfair: passes too small for this machine, which the ratio measures, too."
+        f"device {report['device']}, without decoding. *Share of peak*: of the rate of matrix products of "
+        f"{engine['matrix_side']}², {rate:,.0f} billion operations a second. Who reaches less than "
+        f"{engine['fair_from']:g} of *k* = 4's share is marked unfair: its passes are too small for this "
+        "machine, and a ratio to it says as much of the machine as of the method. † random weights."
     )
-    yield ""
-    heads = [
-        "nesting",
-        "turns",
-        "operations, 10⁹",
-        f"s a picture, {one} at a time",
-        f"pictures/s, {many} at a time",
-    ]
-    heads += [
-        f"share of that rate, {one} and {many} at a time",
-        "times faster than token by token",
-        "than one-shot",
-    ]
-    yield f"| {' | '.join(heads)} |"
-    yield "|---" * len(heads) + "|"
+    for batch in (batches[0], batches[-1]):
+        yield ""
+        heads = (f"{batch} at a time", "turns", "operations, 10⁹", "s a picture", "share of peak")
+        yield from table((*heads, "token by token takes", "one-shot takes"), side_by_side_rows(engine, batch))
+
+
+def side_by_side_rows(engine: dict[str, Any], batch: str) -> Iterator[list[str]]:
     for name, member in engine["members"].items():
-        at_one, at_many = member["batches"][one], member["batches"][many]
-        mark = "" if member["weights"] == "embedded" else " †"
-        ratios = [
-            " and ".join(f"{engine['speed_up'][batch][name][other]['median']:.3g}" for batch in (one, many))
-            if name in engine["speed_up"][one]
-            else ""
-            for other in ("ar-raster", "one-shot")
+        own = member["batches"][batch]
+        faster = engine["speed_up"][batch].get(name, {})
+        yield [
+            member["label"] + ("" if member["weights"] == "embedded" else " †"),
+            str(member["evaluations"]),
+            f"{member['operations'] / 1e9:.3g}",
+            f"{own['seconds']['median'] / int(batch):.3g}",
+            f"{own['share_of_matrix_rate']:.0%}{'' if own['fair'] else ' (unfair)'}",
+            *(
+                f"{faster[other]['median']:.3g} x" if other in faster else ""
+                for other in ("ar-raster", "one-shot")
+            ),
         ]
-        shares = " and ".join(
-            f"{own['share_of_matrix_rate']:.0%}{'' if own['fair'] else ' (unfair)'}"
-            for own in (at_one, at_many)
-        )
-        cells = [member["label"] + mark, str(member["evaluations"]), f"{member['operations'] / 1e9:.3g}"]
-        cells += [
-            f"{at_one['seconds']['median']:.3g}",
-            f"{at_many['pictures_per_second']:.3g}",
-            shares,
-            *ratios,
-        ]
-        yield f"| {' | '.join(cells)} |"
 
 
 def streamed(report: dict[str, Any]) -> Iterator[str]:
     """What streaming costs."""
-    for name, row in report.items():
-        first, ratio = row["first_module_seconds"]["median"], row["streamed_over_not"]
-        whole = row["whole_picture_seconds"]["median"]
-        yield (
-            f"Streamed with a frame a patch, `{name}` shows its first module after {first:.2f} s "
-            f"and the picture after {whole:.2f} s, {ratio['median']:.2f} times the time without frames "
-            f"({ratio['lowest']:.2f} to {ratio['highest']:.2f})."
-        )
+    costs = ", ".join(
+        f"{row['streamed_over_not']['median']:.2f} times at `{name}` "
+        f"({row['streamed_over_not']['lowest']:.2f} to {row['streamed_over_not']['highest']:.2f})"
+        for name, row in report.items()
+    )
+    yield f"With a decoded frame a patch, one picture takes longer than without: {costs}."
 
 
 def grown(report: dict[str, Any]) -> Iterator[str]:
     """How cost grows with n."""
-    sizes = list(dict.fromkeys(row["n"] for row in report["rows"]))
-    yield (
-        f"Over n = {', '.join(map(str, sizes))} tokens, {report['blocks']} blocks of width {report['dim']} "
-        f"in all, {report['steps']} steps, one picture: exponents p of the power law n^p that fits best."
-    )
-    yield ""
-    yield "| | patches one after another | seconds | operations |"
-    yield "|---|---|---|---|"
-    for label, row in report["exponents"].items():
-        yield f"| {label} | {row['evaluations']:.2g} | {row['seconds']:.2g} | {row['operations']:.2g} |"
-    yield ""
+    sizes = ", ".join(map(str, dict.fromkeys(row["n"] for row in report["rows"])))
+    powers = ", ".join(f"{label} {row['seconds']:.2g}" for label, row in report["exponents"].items())
     ahead = ", ".join(
         f"{ratio:.3g} times at n = {n}" for n, ratio in report["speed_up_of_k4_over_autoregression"].items()
     )
-    yield f"*k* = 4 is faster than plain autoregression of the same total size: {ahead}."
+    yield (
+        f"Over n = {sizes} tokens ({report['blocks']} blocks of width {report['dim']} in all, "
+        f"{report['steps']} steps, one picture) plain autoregression takes longer than *k* = 4 by {ahead}. "
+        f"Time grows as a power of n, with exponents {powers}."
+    )
     yield ""
     yield "![Turns, time and work over the number of tokens](benchmarks/results/speed.png)"
 
 
 def peer_lines(report: dict[str, Any]) -> Iterator[str]:
     """NestAR beside its peers at ImageNet's shape."""
-    ours = list(report["ratios"])
     timed = "" if report["device"] else " Nothing was timed: there was no GPU."
     yield (
-        "`python -m benchmarks.peers`: ImageNet at 256 x 256, guided, decoder left out; peers as timing "
-        f"models written from their papers.{timed} How many times NestAR's operations each takes:"
+        "`python -m benchmarks.peers`: arithmetic at ImageNet's shape (256 x 256, guided, decoder left out); "
+        f"peers as timing models written from their papers.{timed} Nobody has trained NestAR-B or -L, so "
+        "nothing here says which quality they reach, and 50 steps a patch is our choice. Beside each peer, "
+        "how many times the operations of the NestAR of its letter it takes (DiT-XL/2: of NestAR-L):"
     )
     yield ""
-    yield f"| | shape | parameters, 10⁶ | operations, 10¹² | {' | '.join(f'times {name}' for name in ours)} |"
-    yield "|---" * (4 + len(ours)) + "|"
+    heads = ("", "shape", "parameters, 10⁶", "operations, 10¹²", "times NestAR, k = 4", "times NestAR, k = 2")
+    yield from table(heads, peer_rows(report))
+
+
+def peer_rows(report: dict[str, Any]) -> Iterator[list[str]]:
     for row in report["rows"]:
-        times = [
-            f"{report['ratios'][own][row['name']]['operations']:.3g}"
-            if row["name"] in report["ratios"][own]
-            else ""
-            for own in ours
+        ours = "NestAR-B" if "-B" in row["name"] else "NestAR-L"
+        times = [report["ratios"][f"{ours}, k = {k}"].get(row["name"]) for k in (4, 2)]
+        yield [
+            row["name"],
+            row["shape"],
+            f"{row['parameters'] / 1e6:.0f}",
+            f"{row['operations'] / 1e12:.3g}",
+            *("" if each is None else f"{each['operations']:.3g}" for each in times),
         ]
-        size, work = f"{row['parameters'] / 1e6:.0f}", f"{row['operations'] / 1e12:.3g}"
-        yield f"| {row['name']} | {row['shape']} | {size} | {work} | {' | '.join(times)} |"
 
 
-def table(rows: list[Row]) -> str:
-    lines = [
-        "| what | measured | beside it (references / through the tokenizer) | target | from |",
-        "|---|---|---|---|---|",
-    ]
-    return "\n".join(lines + [f"| {' | '.join(row)} |" for row in rows]) + "\n"
+def table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterator[str]:
+    yield f"| {' | '.join(heads)} |"
+    yield "|---" * len(heads) + "|"
+    for row in rows:
+        yield f"| {' | '.join(row)} |"
+
+
+def result_parts() -> Iterator[str]:
+    """All that was measured of pictures, of the page and of training, a table each."""
+    yield "Of the embedded *k* = 4; FID is on our own features, so only figures of these tables compare."
+    yield ""
+    heads = ("pictures", "measured", "real pictures / through the tokenizer", "target", "from")
+    yield from table(heads, [*quality_rows(), *factor_rows()])
+    yield ""
+    heads = ("the page", "measured", "how", "target", "from")
+    yield from table(heads, [*speed_rows(), *crowd_rows(), *same_picture_rows()])
+    yield ""
+    yield from table(("training of", "took", "saw", "stands in"), training_rows())
 
 
 def finding_parts() -> Iterator[str]:
@@ -488,15 +475,7 @@ def rewritten(text: str, section: str, content: str) -> str:
 
 def written(text: str) -> str:
     """The README's text with its written parts as the results stand."""
-    rows = [
-        *quality_rows(),
-        *factor_rows(),
-        *speed_rows(),
-        *crowd_rows(),
-        *same_picture_rows(),
-        *training_rows(),
-    ]
-    text = rewritten(text, "results", table(rows))
+    text = rewritten(text, "results", "".join(f"{line}\n" for line in result_parts()))
     text = rewritten(text, "family", "".join(f"{line}\n" for line in family_parts()) or NO_FAMILY)
     text = rewritten(text, "speed", "".join(f"{line}\n" for line in speed_parts()) or NO_SPEED)
     return rewritten(text, "findings", "\n".join(finding_parts()) or NO_FINDINGS)
