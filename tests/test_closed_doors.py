@@ -21,6 +21,7 @@ import gradio as gr
 import httpx
 import pytest
 import torch
+from gradio import routes
 from gradio.utils import get_cache_folder, get_upload_folder
 
 import app
@@ -28,6 +29,7 @@ import nestar
 from nestar.checkpoints import open_checkpoint, shown
 from nestar.model import WeightsError
 from nestar.pipeline import Frame, Models, NestARPipeline
+from nestar.ui import front
 from nestar.ui.assets import launch_options
 from nestar.ui.doors import MAX_BODY
 from nestar.ui.runs import place_in_queue
@@ -322,6 +324,32 @@ def test_every_answer_tells_the_browser_what_the_page_may_do(served: Page, path:
     assert "https://huggingface.co" in policy["frame-ancestors"].split(), "a Space is shown in a frame"
     assert policy["object-src"] == "'none'" and "http:" not in policy["default-src"]
     assert "X-Frame-Options" not in headers
+
+
+def test_the_page_is_made_once_for_every_address(served: Page, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[str] = []
+    inner = routes.templates.TemplateResponse
+
+    def watched(*arguments: Any, **options: Any) -> Any:
+        made.append("page")
+        return inner(*arguments, **options)
+
+    monkeypatch.setattr(routes.templates, "TemplateResponse", watched)
+    own, other = {"Host": "own.test"}, {"Host": "other.test", "X-Forwarded-Proto": "https"}
+    first = served.client.get("/", headers=own)
+    again = served.client.get("/", headers=own)
+    plain = served.client.get("/", headers=own | {"Accept-Encoding": "identity"})
+    assert made == ["page"] and first.text == again.text == plain.text and "http://own.test" in first.text
+    assert again.headers["Content-Encoding"] == "gzip" and "Content-Encoding" not in plain.headers
+    assert int(again.headers["Content-Length"]) < len(first.content) / 2
+    assert again.headers["Content-Type"] == first.headers["Content-Type"]
+    assert again.headers["Vary"] == "Accept-Encoding" and "Content-Security-Policy" in again.headers
+    elsewhere = served.client.get("/", headers=other)
+    assert len(made) == 2 and "https://other.test" in elsewhere.text and "own.test" not in elsewhere.text
+    assert served.client.get("/?class=fish", headers=own).text == first.text and len(made) == 3
+    for number in range(2 * front.KEPT):  # whoever makes addresses up fills no memory
+        served.client.get("/", headers={"Host": f"made-up-{number}.test"})
+    assert served.client.get("/", headers=own).text == first.text and len(made) == 4 + 2 * front.KEPT
 
 
 def test_the_platform_learns_that_the_page_is_up(served: Page) -> None:

@@ -13,6 +13,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from nestar import __version__
 from nestar.model import WeightsError
 from nestar.settings import SettingsError
+from nestar.ui.front import FrontPage
 
 log = logging.getLogger(__name__)
 
@@ -69,6 +70,7 @@ class Doors:
 
     def __init__(self, app: ASGIApp):
         self.app = app
+        self._front = FrontPage(app)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -104,7 +106,7 @@ class Doors:
             return PlainTextResponse("There is nothing here.", 404)
         if not length.isdecimal() or int(length) > MAX_BODY:
             return PlainTextResponse(_TOO_LONG, 413)
-        return self.app
+        return self._front if self._front.asked(scope) else self.app
 
 
 def _not_understood(error: Exception) -> JSONResponse:
