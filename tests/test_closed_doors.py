@@ -30,7 +30,7 @@ from nestar.checkpoints import open_checkpoint, shown
 from nestar.model import WeightsError
 from nestar.pipeline import Frame, Models, NestARPipeline
 from nestar.ui import front
-from nestar.ui.assets import launch_options
+from nestar.ui.assets import SESSIONS, launch_options
 from nestar.ui.doors import MAX_BODY
 from nestar.ui.runs import place_in_queue
 from tests.small import K2, K4, save_checkpoint
@@ -350,6 +350,14 @@ def test_the_page_is_made_once_for_every_address(served: Page, monkeypatch: pyte
     for number in range(2 * front.KEPT):  # whoever makes addresses up fills no memory
         served.client.get("/", headers={"Host": f"made-up-{number}.test"})
     assert served.client.get("/", headers=own).text == first.text and len(made) == 4 + 2 * front.KEPT
+
+
+def test_few_visitors_pages_are_kept_in_memory(served: Page) -> None:
+    holder = served.demo.app.state_holder
+    for number in range(SESSIONS + 5):
+        holder[f"visitor-{number}"]
+    assert len(holder.session_data) == SESSIONS
+    assert "event: complete" in served.call(), "whoever was given up is served all the same"
 
 
 def test_the_platform_learns_that_the_page_is_up(served: Page) -> None:

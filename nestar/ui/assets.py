@@ -16,6 +16,9 @@ STYLES = ("page.css", "diversity.css", "how.css", "calls.css", "race.css", "fail
 # Plain strings name fonts the visitor already has; nothing is fetched.
 SANS = ("ui-sans-serif", "system-ui", "-apple-system", "Segoe UI", "Helvetica Neue", "Arial", "sans-serif")
 MONO = ("ui-monospace", "SFMono-Regular", "Menlo", "Consolas", "monospace")
+SESSIONS = 128
+"""Visitors of whom Gradio keeps what stands on their page, 0.2 MB each; its own 10,000 would fill the memory
+before the first is given up. Nothing of ours is lost with it: a page sends its values along."""
 ICON = (
     "<svg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 16 16'>"
     "<rect width='16' height='16' rx='3' fill='%231f4b5c'/>"
@@ -98,5 +101,6 @@ def launch_options() -> dict[str, Any]:
         "ssr_mode": False,
         "run_history": False,
         "enable_monitoring": False,
+        "state_session_capacity": SESSIONS,
         "app_kwargs": {"middleware": [Middleware(Doors)]},
     }
