@@ -38,7 +38,7 @@ from gradio.utils import get_cache_folder
 
 import app
 from nestar.settings import SampleSettings
-from nestar.ui.assets import launch_options
+from nestar.ui.assets import SESSIONS, launch_options
 
 RESULTS = Path(__file__).parent / "results"
 API = "/gradio_api"
@@ -50,8 +50,8 @@ PATIENCE = 600.0
 """Seconds that a visitor waits for an answer at most."""
 BEYOND = 20
 """Visitors more than the queue holds, who ask at once to see it full."""
-WARM_UP = 20
-"""Runs before memory is first read."""
+WARM_UP = SESSIONS + 22
+"""Runs before memory is first read: as many visitors' pages as Gradio keeps, and some."""
 POLL = 0.002
 LIGHT_GAP = 0.25
 """Seconds between two light calls."""
