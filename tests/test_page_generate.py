@@ -420,14 +420,15 @@ def test_an_order_without_weights_is_marked_and_says_why(browser, lattice_only):
 def test_a_waiting_run_is_told_its_place_in_the_queue(visit_small, small, hold):
     hold.after(0)
     crowd = Client(small[1], verbose=False)
-    crowd.submit(api_name="/generate")
+    first = crowd.submit(steps=2, api_name="/generate")
     assert hold.begun.acquire(timeout=20)
-    waiting = crowd.submit(api_name="/generate")
+    crowd.submit(steps=2, api_name="/generate")  # not the visitor's steps, so that neither is made along
     time.sleep(0.3)
     visited = visit_small()
     visited.generate()
     expect_message(visited.page, "your run is number 2 of 2 in the queue")
-    waiting.cancel()
+    first.cancel()
+    assert hold.begun.acquire(timeout=20)
     expect_message(visited.page, "yours is the next run")
     hold.released.set()
 
