@@ -14,7 +14,6 @@ Only JSON and safetensors files are ever read. From the Hub they come when they 
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import re
@@ -28,6 +27,7 @@ from typing import Any
 import torch
 from diffusers import AutoencoderKL
 
+from nestar.files import write_json
 from nestar.hub import HubRepository, Progress
 from nestar.limits import (
     MAX_CLASSES,
@@ -262,7 +262,7 @@ def assemble(
         "size": size,
         "nestings": list(parts),
     }
-    (folder / "config.json").write_text(json.dumps(stored, indent=1) + "\n")
+    write_json(folder / "config.json", stored)
     return open_checkpoint(folder)
 
 

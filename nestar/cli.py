@@ -14,6 +14,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from nestar.files import whole, write_json
 from nestar.nesting import ORDERS
 from nestar.settings import SCHEDULES, SOLVERS, SampleSettings, SettingsError, find_nesting
 
@@ -152,13 +153,14 @@ def _sample(arguments: argparse.Namespace) -> int:
     kept = about(result.settings, pipeline.shown_origin)
     try:
         arguments.out.parent.mkdir(parents=True, exist_ok=True)
-        result.image.save(arguments.out, format="PNG", pnginfo=png_info(kept))
+        with whole(arguments.out) as partial:
+            result.image.save(partial, format="PNG", pnginfo=png_info(kept))
         if arguments.stages:
             for frame in result.frames:
                 if frame.module_done:
-                    frame.image.save(
-                        arguments.out.with_name(f"{arguments.out.stem}-module-{frame.module}.png")
-                    )
+                    stage = arguments.out.with_name(f"{arguments.out.stem}-module-{frame.module}.png")
+                    with whole(stage) as partial:
+                        frame.image.save(partial, format="PNG")
     except OSError as error:
         raise SettingsError(f"{arguments.out} cannot be written ({error.strerror or error}).") from None
     if arguments.json:
@@ -654,7 +656,7 @@ def _evaluate(arguments: argparse.Namespace) -> int:
         raise SettingsError(str(error)) from None
     report = {**report, "weights": pipeline.origin, "fingerprint": fingerprint_of(model)}
     if arguments.out:
-        arguments.out.write_text(json.dumps(report, indent=1) + "\n")
+        write_json(arguments.out, report)
     if arguments.json:
         print(json.dumps(report))
     else:
@@ -682,7 +684,7 @@ def _index(arguments: argparse.Namespace) -> int:
     from nestar.evaluation.diversity import FeatureSpace
 
     folder = arguments.out or neighbours.FOLDER
-    _make_way(folder / f"{neighbours.WEIGHTS_FILE}.partial")
+    _make_way(folder / neighbours.WEIGHTS_FILE)
     try:
         index = neighbours.build_index(
             FeatureSpace(arguments.features or EMBEDDED / "features"),
@@ -703,6 +705,7 @@ def _make_way(file: Path | None) -> None:
     if file is None:
         return
     try:
+        file = file.resolve()  # of a link to nowhere, what would be made
         file.parent.mkdir(parents=True, exist_ok=True)
         new = not file.exists()
         with file.open("a"):

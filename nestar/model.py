@@ -15,9 +15,10 @@ from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import nn
 
+from nestar.files import write_json, write_tensors
 from nestar.limits import MAX_CLASSES, MAX_JSON, MAX_PARAMETERS, MAX_TOKENS, check_sizes, shortened, tail
 from nestar.nesting import Nesting
 from nestar.transformer import ScaledModule
@@ -192,10 +193,10 @@ class NestAR(nn.Module):
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         stored = {**self.config.to_dict(), "training": dict(self.record if record is None else record)}
-        (folder / "config.json").write_text(json.dumps(stored, indent=1) + "\n")
+        write_json(folder / "config.json", stored)
         for number, module in enumerate(self.scaled_modules, 1):
-            tensors = {name: value.to(dtype).contiguous() for name, value in module.state_dict().items()}
-            save_file(tensors, folder / module_file(number))
+            tensors = {name: value.to(dtype) for name, value in module.state_dict().items()}
+            write_tensors(folder / module_file(number), tensors)
 
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> NestAR:

@@ -13,8 +13,6 @@ Suffixes: N training pictures, D features, R reduced features, K classes, H pict
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -24,7 +22,7 @@ from typing import Any
 import torch
 from PIL import Image
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 from tqdm import tqdm
 
@@ -32,6 +30,7 @@ from nestar.checkpoints import EMBEDDED
 from nestar.data import tiny_worlds
 from nestar.data.pools import HELD_OUT_SEED, TRAIN_SEED, ImagePool
 from nestar.evaluation.diversity import FeatureSpace
+from nestar.files import write_json, write_tensors
 from nestar.images import from_bytes, to_bytes, to_pil
 from nestar.model import FORMAT_VERSION, WeightsError, read_config, read_header
 from nestar.tokenizer import Tokenizer
@@ -138,10 +137,8 @@ class NeighbourIndex:
             "features": self.features,
             "tokenizer": self.tokenizer,
         }
-        partial = folder / f"{WEIGHTS_FILE}.partial"
-        save_file({name: getattr(self, name).contiguous() for name in TENSORS}, partial)
-        os.replace(partial, folder / WEIGHTS_FILE)
-        (folder / "config.json").write_text(json.dumps(stored, indent=1) + "\n")
+        write_tensors(folder / WEIGHTS_FILE, {name: getattr(self, name) for name in TENSORS})
+        write_json(folder / "config.json", stored)
 
 
 def load_index(folder: Path, space: FeatureSpace) -> NeighbourIndex:

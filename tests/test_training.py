@@ -140,7 +140,7 @@ def test_both_recipes_from_the_command_line_to_a_picture(
         assert logged(folder)[-1] == records[what]
         assert Image.open(folder / "samples/final.png").size[0] > 64
         assert (folder / "state.safetensors").exists()
-        assert not (folder / "state.partial").exists()
+        assert not (folder / "state.safetensors.partial").exists()
     assert {"l1", "kl", "psnr", "psnr_4"} <= records["tokenizer"].keys()
     held = {f"{name}_{m}" for name in ("held", "held_clean") for m in (1, 2)}
     assert {"m1", "m2", "c1", *held} <= records["nesting"].keys()

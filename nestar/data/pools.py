@@ -7,19 +7,19 @@ stopped process left them, and several processes share the encoding.
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 from tqdm import tqdm
 
 from nestar.data import tiny_worlds
 from nestar.data.image_folder import ImageFolder
+from nestar.files import whole, write_tensors
 from nestar.images import from_bytes, to_bytes
 from nestar.processes import Worker, wait_for
 from nestar.tokenizer import Tokenizer
@@ -94,15 +94,15 @@ def _drawn_to_disk(
     count = len(seeds)
     folder.mkdir(parents=True, exist_ok=True)
     file = _pool_file(folder, count, size, seed)
-    progress, partial = file.with_suffix(".progress"), file.with_suffix(".partial")
+    progress = file.with_suffix(".progress")
     drawn = int(progress.read_text()) if file.exists() and progress.exists() else 0
     mode = "r+" if drawn else "w+"
     images = np.lib.format.open_memmap(file, mode=mode, dtype=np.uint8, shape=(count, 3, size, size))
     for start in tqdm(range(drawn, count, batch), desc="drawing", disable=drawn >= count):
         part = slice(start, min(start + batch, count))
         images[part] = to_bytes(tiny_worlds.draw(class_ids[part], seeds[part], size).images).numpy()
-        partial.write_text(str(part.stop))
-        os.replace(partial, progress)
+        with whole(progress) as partial:
+            partial.write_text(str(part.stop))
     return images
 
 
@@ -145,7 +145,7 @@ def latent_pool(
         if worker.rank == 0:
             wait_for(shards)
             latents = torch.cat([load_file(kept)["latents"] for kept in shards])
-            _write(file, {"latents": latents, "class_ids": class_ids})
+            write_tensors(file, {"latents": latents, "class_ids": class_ids})
         wait_for([file])
     if worker.rank == 0:
         shutil.rmtree(parts, ignore_errors=True)
@@ -204,7 +204,7 @@ def encode_share(
     own = worker.share(list(zip(files, parts, strict=True)))
     for file, (start, stop) in tqdm(own, desc="encoding", disable=worker.rank > 0):
         if not file.exists():
-            _write(file, {"latents": _encoded(tokenizer, pictures, start, stop)})
+            write_tensors(file, {"latents": _encoded(tokenizer, pictures, start, stop)})
     return files
 
 
@@ -219,10 +219,3 @@ def _encoded(tokenizer: Tokenizer, pictures: Pictures, first: int, last: int) ->
         with torch.autocast(device.type, torch.bfloat16):  # as the tokenizer was trained
             latents += [tokenizer.encode(some).half() for some in given.split(ENCODED_AT_ONCE)]
     return torch.cat(latents).cpu().contiguous()  # a network may answer in channels-last order
-
-
-def _write(file: Path, tensors: dict[str, Tensor]) -> None:
-    """Write beside the file's place, then put it there: a kill at any moment leaves a whole file or none."""
-    partial = file.with_suffix(".partial")
-    save_file(tensors, partial)
-    os.replace(partial, file)

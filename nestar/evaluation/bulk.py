@@ -16,6 +16,7 @@ import torch
 from tqdm import tqdm
 
 from nestar.evaluation.report import SEED_STRIDE
+from nestar.files import whole
 from nestar.images import to_bytes
 from nestar.model import NestAR
 from nestar.processes import Worker, wait_for
@@ -96,10 +97,8 @@ class Bulk:
                 images = to_bytes(sample_images(model, tokenizer, ids, seeds, settings))
                 pictures.append(images.permute(0, 2, 3, 1).cpu().numpy())
                 bar.update(len(index))
-            partial = self.file(part).with_suffix(".partial")
-            with partial.open("wb") as opened:
+            with whole(self.file(part)) as partial, partial.open("wb") as opened:
                 np.save(opened, np.concatenate(pictures))
-            os.replace(partial, self.file(part))
         bar.close()
 
     def wait(self) -> None:
@@ -109,8 +108,7 @@ class Bulk:
     def join(self, out: Path) -> None:
         """Write all parts as one npz: `arr_0`, pictures as uint8 (N, H, W, 3), and `arr_1`, class ids. Part
         after part, so that no memory holds all of them."""
-        partial = out.with_suffix(".partial")
-        with zipfile.ZipFile(partial, "w", allowZip64=True) as archive:
+        with whole(out) as partial, zipfile.ZipFile(partial, "w", allowZip64=True) as archive:
             first = np.load(self.file(self.parts[0]), mmap_mode="r")
             with archive.open("arr_0.npy", "w", force_zip64=True) as opened:
                 _header(opened, (self.count, *first.shape[1:]), np.dtype(np.uint8))
@@ -118,7 +116,6 @@ class Bulk:
                     opened.write(np.load(self.file(part)).tobytes())
             with archive.open("arr_1.npy", "w") as opened:
                 np.save(opened, np.arange(self.count) % self.classes)
-        os.replace(partial, out)
 
 
 def _header(opened: Any, shape: Sequence[int], dtype: np.dtype) -> None:

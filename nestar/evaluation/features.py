@@ -9,7 +9,6 @@ Suffixes: B batch, D features, K classes, F factors of a class (padded), L outpu
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,10 +16,10 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from nestar.data.tiny_worlds import CLASSES, FACTORS, MAX_FACTORS
+from nestar.files import write_json, write_tensors
 from nestar.limits import check_sizes
 from nestar.model import WeightsError, build_from, first_line, read_json
 
@@ -191,9 +190,9 @@ class FeatureNetwork(nn.Module):
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         stored = {**asdict(self.config), "factors": factor_names(), "training": dict(record or {})}
-        (folder / "config.json").write_text(json.dumps(stored, indent=1) + "\n")
-        tensors = {name: value.to(dtype).contiguous() for name, value in self.state_dict().items()}
-        save_file(tensors, folder / WEIGHTS_FILE)
+        write_json(folder / "config.json", stored)
+        tensors = {name: value.to(dtype) for name, value in self.state_dict().items()}
+        write_tensors(folder / WEIGHTS_FILE, tensors)
 
 
 def load_features(folder: str | Path) -> FeatureNetwork:

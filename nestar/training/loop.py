@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import signal
 import threading
 import time
@@ -26,10 +25,11 @@ from typing import Any, Protocol
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from nestar.files import write_tensors
 from nestar.model import WeightsError
 from nestar.processes import ALONE, Group
 
@@ -236,13 +236,9 @@ def _resume(task: Task, folder: Path) -> tuple[int, float]:
 
 
 def _save(task: Task, state_file: Path, step: int, seconds: float) -> None:
-    """Write beside the old state, then replace it: a kill at any moment leaves one whole file."""
-    tensors = {
-        name: tensor.detach().cpu().contiguous().clone() for name, tensor in task.state_tensors().items()
-    }
-    partial = state_file.with_suffix(".partial")
-    save_file(tensors, partial, metadata={"step": str(step), "seconds": repr(seconds)})
-    os.replace(partial, state_file)
+    # Copies, as two names may share their storage, which safetensors refuses.
+    tensors = {name: tensor.detach().cpu().clone() for name, tensor in task.state_tensors().items()}
+    write_tensors(state_file, tensors, {"step": str(step), "seconds": repr(seconds)})
 
 
 def _log(folder: Path, entry: dict[str, Any]) -> None:

@@ -7,7 +7,6 @@ seed or tokenizer would go on with the old state and be exported as what it is n
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Collection, Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any
 
 import torch
 
+from nestar.files import write_json
 from nestar.model import read_json
 from nestar.settings import SettingsError
 
@@ -58,9 +58,7 @@ def check_run(folder: Path, asked: Mapping[str, Any], recipe: type, may_differ: 
 def write_run(folder: Path, asked: Mapping[str, Any]) -> None:
     """Put down what is asked for, whole or not at all."""
     folder.mkdir(parents=True, exist_ok=True)
-    partial = folder / f"{RUN_FILE}.partial"
-    partial.write_text(json.dumps(asked, indent=1) + "\n")
-    os.replace(partial, folder / RUN_FILE)
+    write_json(folder / RUN_FILE, asked)
 
 
 def flat(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -14,6 +13,7 @@ from torch import Tensor
 
 from nestar.data import tiny_worlds
 from nestar.data.pools import CPU, HELD_OUT_SEED, TRAIN_SEED, ImagePool
+from nestar.files import write_json
 from nestar.images import to_bytes
 from nestar.nesting import Nesting
 from nestar.tokenizer import Tokenizer, build_autoencoder, low_pass, nearest_known
@@ -184,7 +184,7 @@ class TokenizerTask:
             "scale": round(1 / latents.std().item(), 6),
             "training": {**record, "config": asdict(self.config)},
         }
-        (folder / "tokenizer" / "tokenizer.json").write_text(json.dumps(described, indent=1) + "\n")
+        write_json(folder / "tokenizer" / "tokenizer.json", described)
 
 
 def preview_target(images_B3HW: Tensor, nesting: Nesting, known: int) -> Tensor:

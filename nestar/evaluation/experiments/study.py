@@ -7,7 +7,6 @@ finalists on more samples (`final_samples`, seed). References are drawn and desc
 from __future__ import annotations
 
 import json
-import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -25,6 +24,7 @@ from nestar.evaluation.experiments.latency import latencies
 from nestar.evaluation.experiments.rows import Row, Rows, rounded
 from nestar.evaluation.experiments.search import AXES, coordinate_search, effective, search_rows
 from nestar.evaluation.report import Evaluator, PictureFeatures, picture_size, shares_of
+from nestar.files import write_json
 from nestar.model import NestAR, fingerprint_of
 from nestar.nesting import Nesting
 from nestar.pipeline import NestARPipeline
@@ -433,6 +433,4 @@ def _figures(report: Mapping[str, Any]) -> Row:
 def _write(file: Path, report: Mapping[str, Any]) -> None:
     """Write whole or not at all."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    partial = file.with_suffix(".json.partial")
-    partial.write_text(json.dumps(report, indent=1, allow_nan=False) + "\n")
-    os.replace(partial, file)
+    write_json(file, report, allow_nan=False)

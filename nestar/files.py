@@ -1,0 +1,57 @@
+"""Files that are written whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@contextmanager
+def whole(file: Path) -> Iterator[Path]:
+    """Where to write what becomes `file` when the block ends. A kill at any moment, a full disk or a failure
+    leaves what stood there before.
+
+    Links are followed, and what is no file (a device, a pipe) is written to as it is.
+    """
+    file = file.resolve()
+    if file.exists() and not file.is_file():
+        yield file
+        return
+    partial = file.with_name(f"{file.name}.partial")
+    try:
+        yield partial
+        # safetensors makes files that nobody else may read, and who serves them may be another user.
+        partial.chmod(0o666 & ~_umask())
+        os.replace(partial, file)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+
+
+def write_json(file: Path, value: Mapping[str, Any], allow_nan: bool = True) -> None:
+    """A JSON object, whole or not at all."""
+    text = json.dumps(value, indent=1, allow_nan=allow_nan) + "\n"
+    with whole(file) as partial:
+        partial.write_text(text)
+
+
+def write_tensors(file: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> None:
+    """safetensors, whole or not at all."""
+    from safetensors.torch import save_file
+
+    with whole(file) as partial:
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, partial, metadata)
+
+
+def _umask() -> int:
+    """What the process takes away from the rights of new files; it can only be read by setting it."""
+    mask = os.umask(0o022)
+    os.umask(mask)
+    return mask

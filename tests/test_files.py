@@ -1,0 +1,60 @@
+"""Files are whole or as they were."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from nestar.files import whole, write_json, write_tensors
+
+
+def test_a_failure_leaves_what_stood_there_and_nothing_beside(tmp_path: Path) -> None:
+    file = tmp_path / "report.json"
+    write_json(file, {"a": 1})
+    with pytest.raises(RuntimeError), whole(file) as partial:
+        partial.write_text("{")
+        assert json.loads(file.read_text()) == {"a": 1}
+        raise RuntimeError
+    assert json.loads(file.read_text()) == {"a": 1} and list(tmp_path.iterdir()) == [file]
+
+
+@pytest.mark.parametrize("mask, mode", [(0o022, 0o644), (0o077, 0o600)])
+def test_weights_may_be_read_by_whom_the_umask_allows(tmp_path: Path, mask: int, mode: int) -> None:
+    before = os.umask(mask)
+    try:
+        write_tensors(tmp_path / "x.safetensors", {"x": torch.arange(6).view(2, 3).T})
+    finally:
+        os.umask(before)
+    assert (tmp_path / "x.safetensors").stat().st_mode & 0o777 == mode
+    assert load_file(tmp_path / "x.safetensors")["x"].tolist() == [[0, 3], [1, 4], [2, 5]]
+
+
+def test_links_are_followed_and_stay(tmp_path: Path) -> None:
+    link, file = tmp_path / "latest.json", tmp_path / "there" / "new.json"
+    file.parent.mkdir()
+    link.symlink_to(file)
+    write_json(link, {"a": 1})
+    assert link.is_symlink() and json.loads(file.read_text()) == {"a": 1}
+
+
+def test_a_pipe_stays_a_pipe(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        write_json(pipe, {"a": 1})
+        assert json.loads(os.read(reader, 100)) == {"a": 1}
+    finally:
+        os.close(reader)
+    assert pipe.is_fifo()
+
+
+def test_numbers_that_json_has_not(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        write_json(tmp_path / "a.json", {"a": float("nan")}, allow_nan=False)
+    assert not list(tmp_path.iterdir())
