@@ -248,6 +248,7 @@ def overtaken(taken: Sequence[str], begun: Sequence[str]) -> int:
     """The most visitors who came after another and had their turn before."""
     place = {session: number for number, session in enumerate(taken)}
     turns = [place[session] for session in begun if session in place]
+    assert len(turns) == len(taken), "every visitor's turn was noted"
     return max((sum(later > turn for later in turns[:i]) for i, turn in enumerate(turns)), default=0)
 
 

@@ -386,10 +386,10 @@ class NestARPipeline:
     ) -> Iterator[Frame]:
         rows = rows or batches.consecutive(settings)
         name = find_nesting(self.nestings, settings.k, settings.order, settings.nesting)
-        made, spent = 0, 0.0
+        made, spent, decoding = 0, 0.0, 0.0
         try:
             for frame in self._frames_of(self.models[name], self.tokenizer, settings, rows, cancel, previews):
-                made, spent = frame.evaluations, frame.seconds
+                made, spent, decoding = frame.evaluations, frame.seconds, frame.decoding
                 yield frame
             return
         except torch.OutOfMemoryError as error:
@@ -400,7 +400,7 @@ class NestARPipeline:
         spare = self.models.spare(name)
         for frame in self._frames_of(spare, self._spare_tokenizer, settings, rows, cancel, previews):
             if frame.evaluations > made:  # the patches before it were made again, and shown already
-                yield replace(frame, seconds=spent + frame.seconds)
+                yield replace(frame, seconds=spent + frame.seconds, decoding=decoding + frame.decoding)
 
     def _frames_of(
         self,

@@ -12,7 +12,7 @@ import time
 import types
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -67,6 +67,15 @@ class Page:
     def hold(self) -> None:
         """Let the next stream stand after its first frame; then `begun` is set."""
         self.begun, self.go, self.cancelled = threading.Event(), threading.Event(), False
+
+    @contextmanager
+    def holding(self) -> Iterator[None]:
+        """Hold the next stream for the block at most, so that a test that fails waits for nobody."""
+        self.hold()
+        try:
+            yield
+        finally:
+            self.free()
 
     def held(
         self, stream: Callable[..., Iterator[Frame]], *arguments: Any, cancel: threading.Event, **values: Any

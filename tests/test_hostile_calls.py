@@ -108,7 +108,7 @@ def quiet_log(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
     """Bad input is no fault of the program's: nothing of it may look so in the server's log."""
     caplog.set_level(logging.ERROR, "nestar")
     yield
-    faults = [record for record in caplog.records if record.name.startswith("nestar")]
+    faults = [record for record in caplog.get_records("call") if record.name.startswith("nestar")]
     assert not faults, faults[0].exc_text or faults[0].getMessage()
 
 
@@ -257,11 +257,9 @@ def test_whatever_a_call_brings_it_ends_well(door: Door, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("brought", [[], [None] * 40, ["fish"], [{}], [[]] * 3, None, "fish", 7, {"0": 1}])
+@pytest.mark.parametrize("brought", [[None] * 40, [{}], [[]] * 3, None, "fish", 7])
 def test_arguments_by_place_that_do_not_fit(door: Door, name: str, brought: Any) -> None:
-    if brought in ([], ["fish"], {"0": 1}):
-        return  # all its defaults: right, and in most cases slow
-    check_harmless(door.call(name, brought))
+    check_call(door.call(name, brought))
 
 
 # Functions of the page's own events; on_link has what follows the page's address in place of data.

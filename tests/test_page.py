@@ -31,7 +31,7 @@ from nestar.settings import SampleSettings
 from nestar.ui import frames as frames_module
 from nestar.ui import generate as generate_module
 from nestar.ui.assets import launch_options
-from nestar.ui.runs import streamer
+from nestar.ui.runs import on_zero_gpu, streamer
 from tests.small import K4, save_checkpoint, save_tokenizer, small_tokenizer
 
 PHONE = {"viewport": {"width": 390, "height": 844}, "has_touch": True, "is_mobile": True}
@@ -752,6 +752,10 @@ def test_on_zerogpu_the_stream_runs_inside_spaces_gpu_and_carries_no_flag(monkey
     settings = SampleSettings("flower", k=2)
     assert list(streamer(Pipeline())(settings, threading.Event())) == [("flower", 2, None)]
     assert entered == [(settings,)]
+    assert on_zero_gpu()
+    spaces.GPU = lambda function: function  # as on every other Space
+    assert not on_zero_gpu()
+    assert list(streamer(Pipeline())(settings, flag := threading.Event())) == [("flower", 2, flag)]
 
 
 def test_thinning_keeps_the_counts_and_the_ends_of_modules():

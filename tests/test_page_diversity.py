@@ -4,6 +4,7 @@ import base64
 import io
 import re
 import threading
+import time
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -19,7 +20,7 @@ from nestar.batches import SWEEP
 from nestar.evaluation import diversity as measures
 from nestar.evaluation.diversity import FeatureSpace
 from nestar.pipeline import NestARPipeline
-from nestar.settings import SampleSettings
+from nestar.settings import SampleSettings, SettingsError
 from nestar.ui import diversity
 from nestar.ui.assets import launch_options
 from nestar.ui.diversity_api import SIBLINGS
@@ -152,7 +153,8 @@ def test_a_picture_is_chosen_and_its_neighbour_found(visit_tab):
     expect(page.locator("#diversity-keep .parent")).to_contain_text("seed 2 keep module 1: 4 of 16 tokens")
 
 
-def test_of_pictures_chosen_in_a_row_the_last_ones_neighbour_is_shown(visit_tab, monkeypatch):
+@pytest.mark.parametrize("refused", [False, True])
+def test_of_pictures_chosen_in_a_row_the_last_ones_neighbour_is_shown(visit_tab, monkeypatch, refused):
     page = visit_tab()
     quick(page)
     press(page, "generate", "grid")
@@ -162,6 +164,8 @@ def test_of_pictures_chosen_in_a_row_the_last_ones_neighbour_is_shown(visit_tab,
     def slow(desk, sample, cancel):
         asked.append(sample.settings.seed)
         assert go.wait(20)
+        if refused and sample.settings.seed == 1:
+            raise SettingsError("The first choice is refused.")
         return nearest(desk, sample, cancel)
 
     nearest = Desk.nearest
@@ -175,6 +179,40 @@ def test_of_pictures_chosen_in_a_row_the_last_ones_neighbour_is_shown(visit_tab,
     expect(page.locator("#diversity-nearest .chosen")).to_have_attribute("src", chosen)
     expect(page.locator("#diversity-nearest .finding")).to_contain_text("training never saw")
     assert asked == [1, 3], "what was chosen in between is not computed"
+    assert page.locator("#diversity-nearest .status").text_content() == ""
+
+
+def test_two_choices_right_after_stop_bring_the_second_ones_neighbour(visit_tab, monkeypatch):
+    """Stop takes along what is sent before it is carried out, so both wait for it."""
+    page = visit_tab()
+    quick(page)
+    press(page, "generate", "grid")
+    wait_for(page, "nearest")
+    begun = threading.Event()
+
+    def slow(desk, sample, cancel):
+        if sample.settings.seed != 1:
+            return nearest(desk, sample, cancel)
+        begun.set()
+        assert cancel.wait(20)
+        raise SettingsError("This was stopped.")
+
+    nearest = Desk.nearest
+    monkeypatch.setattr(Desk, "nearest", slow)
+    samples = page.locator("#diversity-grid .sample")
+    samples.nth(1).click()
+    assert begun.wait(20)
+    page.evaluate(
+        """() => {
+            const press = (what) => document.querySelector(what).click();
+            press("#diversity-stop");
+            for (const place of [2, 3]) document.querySelectorAll("#diversity-grid .sample")[place].click();
+        }"""
+    )
+    expect(page.locator("#diversity-nearest .finding")).to_contain_text("training never saw", timeout=20_000)
+    chosen = page.locator("#diversity-grid img").nth(3).get_attribute("src")
+    expect(page.locator("#diversity-nearest .chosen")).to_have_attribute("src", chosen)
+    wait_for(page, "nearest")
 
 
 def test_distances_stand_beside_those_of_real_pictures(visit_tab):
@@ -278,13 +316,23 @@ def ended(monkeypatch) -> list[bool]:
     return entries
 
 
-def test_waiting_shows_the_place_in_the_queue(visit_tab, client):
+def test_waiting_shows_the_place_in_the_queue(visit_tab, client, monkeypatch):
+    stream, go = NestARPipeline.stream_rows, threading.Event()
+
+    def held(self, *arguments, cancel=None, **options):
+        for frame in stream(self, *arguments, cancel=cancel, **options):
+            yield frame
+            while not (go.is_set() or cancel.is_set()):
+                time.sleep(0.02)
+
+    monkeypatch.setattr(NestARPipeline, "stream_rows", held)
     page = visit_tab()
-    other = client.submit(steps=MANY_STEPS, count=16, api_name="/diversity")
+    quick(page)
+    other = client.submit(steps=1, count=2, api_name="/diversity")
     next(iter(other))  # it has begun
     page.locator("#diversity-generate").click()
     expect(page.locator("#diversity-grid .status")).to_have_text("Waiting for the sampler: you are next.")
-    other.cancel()
+    go.set()
     wait_for(page, "grid")
     expect(page.locator("#diversity-grid .status")).to_have_text("")
 

@@ -4,6 +4,7 @@ import math
 import threading
 import types
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 import gradio as gr
 import pytest
@@ -385,6 +386,24 @@ def test_who_does_not_arrive_is_said(visit, monkeypatch):
     expect(page.locator(".verdict")).to_contain_text("Not there in time:")
     expect(page.locator(".charts rect.open")).to_have_count(4 * late.count())
     assert "> " in page.locator(".charts svg").first.get_attribute("aria-label")
+
+
+def test_a_lane_that_went_on_elsewhere_is_named(visit, monkeypatch):
+    inner = NestARPipeline.stream
+
+    def moved(pipeline, *arguments, nesting, **values):
+        for frame in inner(pipeline, *arguments, nesting=nesting, **values):
+            yield replace(frame, device="gpu" if nesting == K2.name else frame.device)
+
+    monkeypatch.setattr(NestARPipeline, "stream", moved)
+    page = visit()
+    said = "The GPU had no memory left for"
+    for k, others in (("4", False), ("2", True)):
+        page.locator("select[name=k]").select_option(k)
+        start(page, steps=2)
+        wait_for(page, "finished")
+        verdict = page.locator(".verdict").text_content()
+        assert (f"{said} NestAR, k = 2, which went on on the CPU" in verdict) is others, verdict
 
 
 def test_a_refused_setting_is_one_sentence(visit):

@@ -280,12 +280,16 @@ def test_a_gpu_without_memory_hands_the_run_to_the_cpu(
 ) -> None:
     expected = list(pipe.stream("fish", steps=2, seed=3, count=2))
     full_gpu(pipe, after, monkeypatch)
+    spares: list[str] = []
+    inner = pipe.models.spare
+    monkeypatch.setattr(pipe.models, "spare", lambda name: (spares.append(name), inner(name))[1])
     frames = list(pipe.stream("fish", steps=2, seed=3, count=2))
     assert [frame.evaluations for frame in frames] == list(range(1, K4.evaluations + 1))
     for frame, other in zip(frames, expected, strict=True):
         assert all(distance(*both) == 0 for both in zip(frame.images, other.images, strict=True))
-    seconds = [frame.seconds for frame in frames]
-    assert seconds == sorted(seconds) and frames[-1].device == "cpu"
+    for times in ([frame.seconds for frame in frames], [frame.decoding for frame in frames]):
+        assert times == sorted(times)
+    assert frames[-1].device == "cpu" and spares == [K4.name]
 
 
 def test_a_cpu_without_memory_says_so(pipe: NestARPipeline, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from nestar.pipeline import Frame, NestARPipeline
 from nestar.settings import SampleSettings
@@ -122,11 +123,39 @@ def test_what_was_stopped_is_not_kept(pipe: NestARPipeline) -> None:
     assert list(stream) == [] and other not in along
 
 
+def test_the_pictures_of_those_who_left_are_dropped_at_the_next_turn(
+    pipe: NestARPipeline, batches: list[int]
+) -> None:
+    same, other = asked(pipe, seed=1), asked(pipe, seed=2)
+    waiting = [same, same, other]
+    along = Together(pipe, lambda: waiting)
+    list(along.stream(asked(pipe, seed=0), threading.Event()))
+    assert same in along and other in along
+    waiting = [same]
+    list(along.stream(asked(pipe, seed=3, steps=1), threading.Event()))
+    assert same in along and other not in along
+    waiting = []
+    list(along.stream(same, threading.Event()))
+    assert batches == [4, 1] and same not in along, "one was wanted, and one taken"
+
+
+def test_a_device_without_memory_for_many_makes_one_at_a_time(
+    pipe: NestARPipeline, batches: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waiting = [asked(pipe, seed=seed) for seed in (1, 2)]
+    along = Together(pipe, lambda: waiting)
+    monkeypatch.setattr(pipe, "device", torch.device("cuda"))  # and frames come from the CPU
+    list(along.stream(asked(pipe, seed=0), threading.Event()))
+    waiting = [asked(pipe, seed=seed) for seed in (3, 4)]
+    list(along.stream(asked(pipe, seed=5), threading.Event()))
+    assert batches == [3, 1]
+
+
 def test_pictures_that_nobody_fetches_are_given_up(
     pipe: NestARPipeline, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(together_module, "KEPT", 5)
-    assert KEPT >= 4 * MOST
+    monkeypatch.setattr(together_module, "KEPT", 5 * K4.evaluations)
+    assert KEPT >= 4 * MOST * 10
     waiting = [asked(pipe, seed=seed, steps=1) for seed in range(6)]
     along = Together(pipe, lambda: waiting)
     list(along.stream(asked(pipe, seed=100, steps=1), threading.Event()))
@@ -159,8 +188,7 @@ def test_a_queue_is_served_in_few_batches_and_in_order(page: Page) -> None:
         return inner(settings, rows, **others)
 
     page.pipeline.stream_rows = watched
-    page.hold()
-    with ThreadPoolExecutor(8) as pool:
+    with ThreadPoolExecutor(8) as pool, page.holding():
         first = pool.submit(page.call, seed=100)
         assert page.begun.wait(10)
         calls = []
@@ -192,8 +220,7 @@ def test_a_queue_is_served_in_few_batches_and_in_order(page: Page) -> None:
 
 
 def test_what_waits_is_read_where_gradio_keeps_it(page: Page) -> None:
-    page.hold()
-    with ThreadPoolExecutor(2) as pool:
+    with ThreadPoolExecutor(2) as pool, page.holding():
         first = pool.submit(page.call)
         assert page.begun.wait(10)
         page.join("alice")

@@ -33,9 +33,10 @@ async function askServer() {
 // The calls of a panel, one at a time; their values come in `props.value`. The panel's own script says and draws:
 // `say(sentence, alarming)`; `show()`: the state has changed; `draw(value, fresh)`: a value came, or what stands was
 // stopped; `fresh`: the first of its run; `sentence(value)`: what to say of it, undefined to leave what stands there;
+// `late(value)`, if given: whether it answers an earlier question than what is asked now, which is sent then;
 // `paused`: the state, if there is one, in which a run waits for its turn again; `stopped(value)`: what is left of it
 // when no more comes; `failed`, `ask`: see `attend`.
-function followCalls({ say, show, draw, sentence, paused, stopped, failed, ask }) {
+function followCalls({ say, show, draw, sentence, late, paused, stopped, failed, ask }) {
   let ignoring = false; // it was stopped while it waited: the answer, if one still comes, is not wanted
   let halting = null; // the timer of a Stop on its way, which would take along what is sent now
   let send = null; // what was asked for meanwhile
@@ -45,14 +46,14 @@ function followCalls({ say, show, draw, sentence, paused, stopped, failed, ask }
     state: () => (calls.asked !== null ? "waiting" : (calls.value?.state ?? "empty")),
     waits: () => ["waiting", paused].includes(calls.state()),
     busy: () => calls.waits() || calls.state() === "running",
-    // `asked`: what is asked for, not null; `call()` sends it.
-    start(asked, call = () => {}) {
+    // `asked`: what is asked for, not null; `call()` sends it, if it is not sent by others or already under way.
+    start(asked, call) {
       calls.asked = asked;
       ignoring = false;
       say("");
       show();
-      if (halting === null) call();
-      else send = call;
+      if (halting === null) call?.();
+      else send = call ?? send;
     },
     // `halt()` sends the Stop.
     stop(halt = () => {}) {
@@ -77,6 +78,7 @@ function followCalls({ say, show, draw, sentence, paused, stopped, failed, ask }
     update() {
       const next = props.value;
       if (!next?.run) return;
+      if (calls.asked !== null && late?.(next)) return;
       if (next.state === "refused") {
         if (!ignoring) calls.breakOff(next.message);
         ignoring = false;

@@ -48,11 +48,12 @@ function ask() {
 }
 
 followRuns({
+  late(found) {
+    if (found.mark === chosen.mark) return false;
+    calls.start(chosen.mark, ask);
+    return true;
+  },
   draw(found) {
-    if (found.mark !== chosen.mark) {
-      calls.start(chosen.mark, ask); // this was the answer to an earlier choice
-      return;
-    }
     const { class_name, number, of } = found;
     showImage(find(".real"), found.image, `The nearest of ${of} training pictures: ${class_name}, number ${number}`);
     find(".real-label").textContent = `Nearest of ${of.toLocaleString("en")} training pictures`;

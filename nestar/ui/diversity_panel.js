@@ -15,12 +15,13 @@ function show() {
   section.setAttribute("aria-busy", String(calls.busy()));
 }
 
-// `button`: the id of what starts a run, if a button does. `draw(value, fresh)`: see `followCalls`.
-function followRuns({ button, draw }) {
+// `button`: the id of what starts a run, if a button does. `draw(value, fresh)`, `late(value)`: see `followCalls`.
+function followRuns({ button, draw, late }) {
   calls = followCalls({
     say,
     show,
     draw,
+    late,
     sentence: ({ state }) => (state === "stopped" ? "Stopped." : ""),
     failed: "nestar:diversity-failed",
     ask: () => document.dispatchEvent(new Event("nestar:diversity-ask")),

@@ -41,6 +41,9 @@ MAX_BODY = 8 * 2**20
 MAX_SENTENCE = 200
 """Characters of a request that is refused, as far as they are repeated."""
 
+MISUNDERSTANDINGS = (AttributeError, LookupError, TypeError, ValueError)
+"""What Gradio fails with where a request's values are of other kinds or numbers than it expects."""
+
 POLICY = "; ".join(
     (
         # Gradio's page starts inline, and gr.HTML compiles its templates.
@@ -90,8 +93,8 @@ class Doors:
             await self._answering(scope)(scope, _bounded(receive), send_with_headers)
         except HTTPException:
             raise
-        except Exception as error:  # what the page computes runs elsewhere: this is Gradio at a loss
-            if begun:
+        except Exception as error:  # runs fail inside Gradio's queue: this is Gradio at a loss with a request
+            if begun or not isinstance(error, MISUNDERSTANDINGS):
                 raise
             log.warning("%s %s was not understood (%r).", scope["method"], scope["path"], error)
             await _not_understood(error)(scope, receive, send_with_headers)

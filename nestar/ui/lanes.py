@@ -138,6 +138,7 @@ class Lane:
             "parameters": self.entrant.parameters,
             "state": self.state,
             "image": self.image,
+            "device": frame.device if frame else "",
             "seconds": round(self.seconds, 4),
             "known": frame.known if frame else 0,
             "evaluations": evaluations,

@@ -143,11 +143,16 @@ function verdict() {
   const nested = calls.value.lanes.find((lane) => lane.kind === "nested" && lane.state === "finished");
   const late = calls.value.lanes.filter((lane) => lane.state !== "finished");
   const missing = late.length ? ` Not there in time: ${late.map((lane) => lane.label).join(", ")}.` : "";
-  if (!nested) return missing.trim();
+  const spared = calls.value.lanes.filter((lane) => lane.device && !calls.value.device.startsWith(lane.device));
+  const moved = spared.length
+    ? ` The GPU had no memory left for ${spared.map((lane) => lane.label).join(", ")}, which went on on the CPU: ` +
+      "clocks are not to be compared."
+    : "";
+  if (!nested) return `${missing}${moved}`.trim();
   const times = calls.value.lanes
     .filter((lane) => lane !== nested && lane.state === "finished")
     .map((lane) => `${lane.label} took ${(lane.seconds / nested.seconds).toPrecision(2)} times that`);
-  return `${[`${nested.label}, took ${nested.seconds.toFixed(2)} s`, ...times].join("; ")}.${missing}`;
+  return `${[`${nested.label}, took ${nested.seconds.toFixed(2)} s`, ...times].join("; ")}.${missing}${moved}`;
 }
 
 function drawTally() {

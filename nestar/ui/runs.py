@@ -108,8 +108,13 @@ def streamer(pipeline: "NestARPipeline") -> Stream:
 
 
 def on_zero_gpu() -> bool:
-    """Whether this is a Space whose GPU is lent a call at a time."""
-    return importlib.util.find_spec("spaces") is not None
+    """Whether this is a Space whose GPU is lent a call at a time. Every Gradio Space has the package; on the
+    others its decorator hands back the function itself."""
+    if importlib.util.find_spec("spaces") is None:
+        return False
+    import spaces
+
+    return spaces.GPU(on_zero_gpu) is not on_zero_gpu
 
 
 def hosted(stream: Callable[..., Iterator[Any]]) -> Callable[..., Iterator[Any]]:
@@ -120,7 +125,5 @@ def hosted(stream: Callable[..., Iterator[Any]]) -> Callable[..., Iterator[Any]]
     import spaces
 
     on_gpu = spaces.GPU(stream)
-    if on_gpu is stream:
-        return stream
     # ZeroGPU runs the stream in a fork, which never sees a flag set here: Stop ends it at its next frame.
     return lambda *arguments: on_gpu(*arguments[:-1])

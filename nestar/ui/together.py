@@ -7,7 +7,7 @@ visitor's turn comes and the picture was made along, it is there.
 from __future__ import annotations
 
 import threading
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 
 from nestar.batches import Rows
@@ -17,8 +17,8 @@ from nestar.settings import SampleSettings
 MOST = 8
 """Pictures made at once at most: the visitor whose turn it is waits for all of them."""
 
-KEPT = 64
-"""Pictures that wait for their visitors; one has a frame a patch, 0.5 MB at k = 4."""
+KEPT = 640
+"""Frames that wait for their visitors: at 128 x 128 pixels 50 KB each, and a picture has one a patch."""
 
 ALIKE = ("k", "order", "nesting", "steps", "solver", "cfg", "schedule")
 """What pictures of one batch have in common; they may differ in class, seed and temperature."""
@@ -35,6 +35,7 @@ class Together:
         self._pipeline, self._waiting = pipeline, waiting
         self._made: OrderedDict[SampleSettings, list[tuple[Frame, ...]]] = OrderedDict()
         self._lock = threading.Lock()
+        self._most = MOST
 
     def __contains__(self, settings: SampleSettings) -> bool:
         """Whether the picture is there already."""
@@ -43,11 +44,13 @@ class Together:
 
     def stream(self, settings: SampleSettings, cancel: threading.Event) -> Iterator[Frame]:
         """As `NestARPipeline.stream`, of checked settings for one picture."""
+        waiting = list(self._waiting())
         frames = self._take(settings)
+        self._give_up(waiting)
         if frames is not None:
             yield from frames
             return
-        others = self._others(settings)
+        others = self._others(settings, waiting)
         if not others:
             yield from self._pipeline.stream(**vars(settings), cancel=cancel)
             return
@@ -64,17 +67,19 @@ class Together:
                 for row, other in enumerate(others, 1):
                     self._keep(other, tuple(each.row(row) for each in made))
             yield frame.row(0)
+        if made and made[-1].device != self._pipeline.device.type:
+            self._most = 1  # the device had no memory for so many, and the CPU took them over
 
-    def _others(self, settings: SampleSettings) -> list[SampleSettings]:
+    def _others(self, settings: SampleSettings, waiting: Sequence[SampleSettings]) -> list[SampleSettings]:
         """Of those who wait, the first that fit into one batch and whose picture is not there yet."""
         kind = _kind(settings)
         with self._lock:
             there = {each: len(found) for each, found in self._made.items()}
         others: list[SampleSettings] = []
-        for each in self._waiting():
+        for each in waiting:
             if there.get(each):
                 there[each] -= 1
-            elif _kind(each) == kind and len(others) < MOST - 1:
+            elif _kind(each) == kind and len(others) < self._most - 1:
                 others.append(each)
         return others
 
@@ -92,8 +97,17 @@ class Together:
         with self._lock:
             self._made.setdefault(settings, []).append(frames)
             self._made.move_to_end(settings)
-            while sum(map(len, self._made.values())) > KEPT:
+            while sum(len(frames) for found in self._made.values() for frames in found) > KEPT:
                 self._made.popitem(last=False)
+
+    def _give_up(self, waiting: Sequence[SampleSettings]) -> None:
+        """Drop the pictures of visitors who have left."""
+        wanted = Counter(waiting)
+        with self._lock:
+            for settings in list(self._made):
+                del self._made[settings][wanted[settings] :]
+                if not self._made[settings]:
+                    del self._made[settings]
 
 
 def _kind(settings: SampleSettings) -> tuple[object, ...]:
