@@ -642,7 +642,8 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     settings = pipeline.settings(class_name=pipeline.classes[0], **_settings(arguments))
     features = features_named(arguments.features, pipeline.device)
     _make_way(arguments.out)
-    model = pipeline.models[find_nesting(pipeline.nestings, settings.k, settings.order, settings.nesting)]
+    name = find_nesting(pipeline.nestings, settings.k, settings.order, settings.nesting)
+    model = pipeline.models[name]
     try:
         report = evaluate(
             model,
@@ -654,7 +655,8 @@ def _evaluate(arguments: argparse.Namespace) -> int:
         )
     except ValueError as error:
         raise SettingsError(str(error)) from None
-    report = {**report, "weights": pipeline.origin, "fingerprint": fingerprint_of(model)}
+    report |= {"weights": pipeline.origin, "fingerprint": fingerprint_of(model)}
+    report["images_seen"] = pipeline.models.outline(name).images_seen
     if arguments.out:
         write_json(arguments.out, report)
     if arguments.json:

@@ -81,6 +81,16 @@ def test_the_family_stands_beside_each_other_with_what_it_saw(two_nestings):
     assert not any("k9" in line for line in lines)
 
 
+def test_a_shorter_run_is_marked_and_says_what_it_saw(two_nestings):
+    assert not any("†" in line for line in readme.family_parts())
+    report = json.loads((two_nestings / f"results/evaluate_{K4.name}.json").read_text())
+    shorter = {"nesting": K4.name, "images_seen": 300, "fid": 20.0}
+    write(two_nestings / "results" / readme.SHORTER, report | shorter)
+    lines = list(readme.family_parts())
+    assert f"| `{K4.name}` † | 300 | {K4.evaluations} | 90.0% | 0.8 | 0.7 | 20 | 1.1 |" in lines
+    assert f"† A shorter run, for the comparison alone: `{readme.SHORTER_RUN}`." in lines[-1]
+
+
 def test_members_measured_otherwise_are_not_put_beside_each_other(two_nestings):
     file = two_nestings / f"results/evaluate_{K2.name}.json"
     write(file, json.loads(file.read_text()) | {"samples": 100})
