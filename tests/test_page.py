@@ -492,6 +492,8 @@ def test_a_step_of_k_is_not_announced_by_its_output_as_well(visit):
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_controls_have_the_contrast_that_AA_asks_for(visit, scheme):
     page = visit(color_scheme=scheme).page
+    for drawn_late in (".choices", ".keeps button"):
+        page.locator(drawn_late).first.wait_for(state="attached")
     edges = page.evaluate(EDGES)
     weak = [edge for edge in edges if min(contrast(edge["edge"], edge[side]) for side in SIDES) < 3]
     assert weak == []
