@@ -282,7 +282,12 @@ def family_parts() -> Iterator[str]:
     yield (
         f"Each by `python -m nestar evaluate --nesting NAME --samples {samples}` (seed {seed}, the "
         "default settings, chosen for k = 4). Weights that have seen fewer images draw worse for that alone."
-        + (f" † A shorter run, for the comparison alone: `{SHORTER_RUN}`." if shorter else "")
+        + (
+            f" † A shorter run, not embedded: `{SHORTER_RUN}`, assembled as it says, "
+            "`--repo runs/family/checkpoint`."
+            if shorter
+            else ""
+        )
     )
 
 

@@ -88,7 +88,7 @@ def test_a_shorter_run_is_marked_and_says_what_it_saw(two_nestings):
     write(two_nestings / "results" / readme.SHORTER, report | shorter)
     lines = list(readme.family_parts())
     assert f"| `{K4.name}` † | 300 | {K4.evaluations} | 90.0% | 0.8 | 0.7 | 20 | 1.1 |" in lines
-    assert f"† A shorter run, for the comparison alone: `{readme.SHORTER_RUN}`." in lines[-1]
+    assert f"† A shorter run, not embedded: `{readme.SHORTER_RUN}`" in lines[-1]
 
 
 def test_members_measured_otherwise_are_not_put_beside_each_other(two_nestings):
