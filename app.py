@@ -22,7 +22,7 @@ from nestar.ui import diversity, failure, generate, how, race
 from nestar.ui.assets import launch_options
 from nestar.ui.doors import said
 from nestar.ui.lanes import can_race
-from nestar.ui.runs import Runs
+from nestar.ui.runs import Runs, compute_on_one_thread
 from nestar.ui.weights import header
 
 log = logging.getLogger("nestar.app")
@@ -79,6 +79,7 @@ def build_page(pipeline: NestARPipeline, notice: str = "") -> gr.Blocks:
             with gr.Tab("How it works", id="how"):
                 how.build()
         demo.unload(runs.stop)
+    compute_on_one_thread(demo, runs)
     # Closed to calls that would pass by the queue and compute beside it.
     return demo.queue(max_size=QUEUE_LENGTH, api_open=False)
 

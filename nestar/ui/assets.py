@@ -9,6 +9,7 @@ import gradio as gr
 from starlette.middleware import Middleware
 
 from nestar.ui.doors import Doors
+from nestar.ui.leaving import Leaving
 
 FOLDER = Path(__file__).parent
 # The page's own, then those of tabs.
@@ -102,5 +103,5 @@ def launch_options() -> dict[str, Any]:
         "run_history": False,
         "enable_monitoring": False,
         "state_session_capacity": SESSIONS,
-        "app_kwargs": {"middleware": [Middleware(Doors)]},
+        "app_kwargs": {"middleware": [Middleware(Doors), Middleware(Leaving)]},
     }

@@ -1,11 +1,15 @@
 """How the page runs the pipeline: one call at a time, each with a cancel flag for its visitor's Stop."""
 
 import importlib.util
+import inspect
 import logging
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from contextvars import copy_context
+from functools import wraps
 from typing import TYPE_CHECKING, Any
 
 import gradio as gr
@@ -30,6 +34,35 @@ class Runs:
         self._lock = threading.Lock()
         self._cancels: dict[str | None, threading.Event] = {}
         self._ended = False
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="sampler")
+
+    def on_one_thread(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """An event's function, or generator function, that computes on the one thread that is kept for it.
+
+        Gradio would take any of its forty, and each of them that has run torch once keeps memory of its own:
+        tens of MB that come and go with the crowd.
+        """
+
+        def there(function: Callable[..., Any], *arguments: Any, **named: Any) -> Future[Any]:
+            return self._thread.submit(copy_context().run, function, *arguments, **named)
+
+        @wraps(function)
+        def called(*arguments: Any, **named: Any) -> Any:
+            return there(function, *arguments, **named).result()
+
+        @wraps(function)
+        def generated(*arguments: Any, **named: Any) -> Iterator[Any]:
+            end = object()
+            values = function(*arguments, **named)
+            try:
+                while (value := there(next, values, end).result()) is not end:
+                    yield value
+            finally:
+                there(
+                    values.close
+                )  # not waited for: Gradio closes a run from the thread that serves everyone
+
+        return generated if inspect.isgeneratorfunction(function) else called
 
     @contextmanager
     def run(self, request: gr.Request) -> Iterator[threading.Event]:
@@ -49,8 +82,12 @@ class Runs:
 
     def stop(self, request: gr.Request) -> None:
         """Set the cancel flag of the visitor's run, if there is one."""
+        self.stop_session(request.session_hash)
+
+    def stop_session(self, session: str | None) -> None:
+        """The same by the name of the visitor's session."""
         with self._lock:
-            cancel = self._cancels.get(request.session_hash)
+            cancel = self._cancels.get(session)
         if cancel is not None:
             cancel.set()
 
@@ -89,6 +126,22 @@ def waiting_calls(page: gr.Blocks) -> list[tuple[str | None, str | None, list[An
     except AttributeError as error:
         log.warning("This Gradio does not tell places in its queue (%s).", error)
         return []
+
+
+def compute_on_one_thread(page: gr.Blocks, runs: Runs) -> None:
+    """Have every event of the finished page that shares the sampler's queue compute on one thread."""
+    if on_zero_gpu():
+        return  # computes in another process
+    for event in page.fns.values():
+        if event.concurrency_id == SAMPLER["concurrency_id"]:
+            event.fn = runs.on_one_thread(event.fn)
+
+
+def sampling_call(page: gr.Blocks) -> Any | None:
+    """Gradio's event that has the sampler, which it keeps beside those that wait; None if none has."""
+    jobs = getattr(page._queue, "active_jobs", [])
+    running = (event for job in jobs for event in job or ())
+    return next((event for event in running if event.concurrency_id == SAMPLER["concurrency_id"]), None)
 
 
 def place_in_queue(page: gr.Blocks, session: str | None) -> tuple[int, int] | None:

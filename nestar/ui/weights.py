@@ -29,4 +29,5 @@ def _row(pipeline: NestARPipeline, name: str) -> str:
     outline, nesting = pipeline.models.outline(name), pipeline.nestings[name]
     seen = f"{outline.images_seen:,}" if outline.images_seen else "?"
     cells = (nesting.modules, nesting.evaluations, f"{outline.config.parameters / 1e6:.1f} M", seen)
-    return f'<tr><th scope="row">{escape(name)}</th>{"".join(f"<td>{cell}</td>" for cell in cells)}</tr>'
+    heading = escape(name).replace(".", "<wbr>.")  # on a phone a long name breaks here, not inside a word
+    return f'<tr><th scope="row">{heading}</th>{"".join(f"<td>{cell}</td>" for cell in cells)}</tr>'
