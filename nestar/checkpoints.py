@@ -3,7 +3,8 @@
 A checkpoint folder holds
 
     config.json            format version, classes, image size, names of the nestings
-    tokenizer/             diffusers' AutoencoderKL, and tokenizer.json (fold, scale); or none, where the
+    tokenizer/             diffusers' AutoencoderKL, and tokenizer.json (fold, scale, and whether it was
+                           trained on unfinished grids: "fills", see `Tokenizer`); or none, where the
                            config's `tokenizer` names another repository: {"repository": "user/repo",
                            "revision": …, "folder": …, "patch": 1, "scale": 0.2325}
     <nesting>/             config.json and module_<m>.safetensors, one folder a nesting
@@ -113,7 +114,7 @@ class Checkpoint:
         try:
             within = str(place.get("folder") or "").strip("/")
             for each in within.split("/") if within else ():
-                check_folder_names([each])
+                check_folder_names("folder", [each])
             name, (patch, scale) = str(place["repository"]), _fold_and_scale(place)
         except (KeyError, TypeError, ValueError) as error:
             raise WeightsError(
@@ -150,8 +151,8 @@ def open_checkpoint(source: str | Path | None = None, revision: str | None = Non
         folder, origin = repository.folder, repository.origin
     config = read_config(folder / "config.json")
     try:
-        classes = check_names(config["classes"], MAX_CLASSES)
-        nestings = check_folder_names(config["nestings"])
+        classes = check_names("classes", config["classes"], MAX_CLASSES)
+        nestings = check_folder_names("nestings", config["nestings"])
         place, size = config.get("tokenizer"), config["size"]
         if not (place is None or isinstance(place, dict)):
             raise ValueError("tokenizer")
@@ -285,7 +286,7 @@ def load_tokenizer(folder: Path) -> Tokenizer:
         patch, scale = _fold_and_scale(described)
     except (KeyError, TypeError, ValueError) as error:
         raise WeightsError(f"{file} lacks a valid {first_line(error)}.", file) from None
-    return build_tokenizer(folder, patch=patch, scale=scale)
+    return build_tokenizer(folder, patch=patch, scale=scale, fills=described.get("fills") is True)
 
 
 def _fold_and_scale(described: Mapping[str, Any]) -> tuple[int, float]:
@@ -302,8 +303,8 @@ def _fold_and_scale(described: Mapping[str, Any]) -> tuple[int, float]:
     return patch, scale
 
 
-def build_tokenizer(folder: Path, *, patch: int, scale: float) -> Tokenizer:
-    """A tokenizer of an AutoencoderKL in diffusers format, with fold and scale as given."""
+def build_tokenizer(folder: Path, *, patch: int, scale: float, fills: bool = False) -> Tokenizer:
+    """A tokenizer of an AutoencoderKL in diffusers format; the rest as for `Tokenizer`."""
     config, weights = (folder / name for name in TOKENIZER_FILES)
     network = read_json(config)
 
@@ -323,7 +324,7 @@ def build_tokenizer(folder: Path, *, patch: int, scale: float) -> Tokenizer:
 
     # Not diffusers' own loader: where tensors are missing it only warns, and goes on with random values.
     autoencoder = build_from(build, lambda built: {weights: built})
-    return Tokenizer(autoencoder, patch=patch, scale=scale).float().eval()
+    return Tokenizer(autoencoder, patch=patch, scale=scale, fills=fills).float().eval()
 
 
 def check_fit(outline: Outline, file: Path, tokenizer: Tokenizer, origin: str) -> None:

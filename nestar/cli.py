@@ -634,7 +634,7 @@ def _add_evaluate(parser: argparse.ArgumentParser) -> None:
 
 def _evaluate(arguments: argparse.Namespace) -> int:
     from nestar.evaluation.inception import features_named
-    from nestar.evaluation.report import evaluate
+    from nestar.evaluation.report import check_classes, evaluate
     from nestar.model import fingerprint_of
     from nestar.pipeline import NestARPipeline
 
@@ -645,6 +645,7 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     name = find_nesting(pipeline.nestings, settings.k, settings.order, settings.nesting)
     model = pipeline.models[name]
     try:
+        check_classes(pipeline.classes)
         report = evaluate(
             model,
             pipeline.tokenizer,

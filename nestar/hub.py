@@ -20,6 +20,9 @@ from nestar.model import WeightsError
 PROBE_SECONDS = 2.0
 """How long the Hub may take to answer before the cache is used; its client alone would try for minutes."""
 
+REFUSED = (401, 403)
+"""HTTP answers to one who may not have a file, such as with a token that is no longer valid."""
+
 Progress = Callable[[str, int, int], None]
 """Told of a download on its way: the file's path in the repository, bytes that are here, bytes in all."""
 
@@ -95,16 +98,23 @@ class HubRepository:
             raise WeightsError(f"{path} of {self.origin} came damaged: its hash is not the Hub's. Try again.")
 
 
+def _brief(revision: str) -> str:
+    """A commit's first digits; a branch or tag as it is."""
+    return revision[:7] if re.fullmatch("[0-9a-f]{40}", revision) else revision
+
+
 def _answers(name: str, path: str, revision: str | None) -> bool:
     """Whether the Hub answers in time that the file is there.
 
     Raises:
         HfHubHTTPError: it answers that there is no such file, or that it may not be had.
+        WeightsError: it refuses whoever asks, and the file has not come before.
     """
-    from huggingface_hub import get_hf_file_metadata, hf_hub_url
+    from huggingface_hub import get_hf_file_metadata, hf_hub_url, try_to_load_from_cache
     from huggingface_hub.errors import (
         EntryNotFoundError,
         GatedRepoError,
+        HfHubHTTPError,
         HFValidationError,
         RepositoryNotFoundError,
         RevisionNotFoundError,
@@ -117,6 +127,13 @@ def _answers(name: str, path: str, revision: str | None) -> bool:
         get_hf_file_metadata(hf_hub_url(name, path, revision=revision), timeout=PROBE_SECONDS)
     except (*said, RepositoryNotFoundError, RevisionNotFoundError):
         raise
+    except HfHubHTTPError as error:
+        status = error.response.status_code
+        if status in REFUSED and not isinstance(try_to_load_from_cache(name, path, revision=revision), str):
+            raise WeightsError(
+                f"The Hub refuses {path} of {name} (HTTP {status}); check HF_TOKEN, or log in anew."
+            ) from None
+        return False
     except Exception:  # no network, a time-out, a server error: the cache may still serve
         return False
     return True
@@ -141,6 +158,8 @@ def _one_sentence(name: str, revision: str | None, named: str, absent: str) -> I
 
     try:
         yield
+    except WeightsError:
+        raise
     except GatedRepoError:  # a kind of RepositoryNotFoundError: it must come first
         raise WeightsError(f"Hub repository {named} is gated: ask for access and log in.") from None
     except RevisionNotFoundError:
@@ -148,7 +167,7 @@ def _one_sentence(name: str, revision: str | None, named: str, absent: str) -> I
     except LocalEntryNotFoundError:  # a kind of EntryNotFoundError
         raise WeightsError(f"The Hub does not answer and {named} is not in the cache.") from None
     except EntryNotFoundError:
-        at = f"{name}@{revision[:7]}" if revision else name
+        at = f"{name}@{_brief(revision)}" if revision else name
         raise WeightsError(f"Hub repository {at} {absent}.") from None
     except RepositoryNotFoundError:
         raise WeightsError(f"Hub repository {named} was not found, or is private.") from None

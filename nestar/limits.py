@@ -57,30 +57,34 @@ def check_sizes(
             raise ValueError(f"{name} must be {what} from {least} to {most[name]}, not {shortened(value)}")
 
 
-def check_names(names: object, most: int) -> tuple[str, ...]:
-    """`names` as a list of names that can be printed.
+def check_names(field: str, names: object, most: int) -> tuple[str, ...]:
+    """A field's `names` as a list of names that can be printed.
 
     Raises:
         ValueError: it is none.
     """
     if not isinstance(names, list) or len(names) > most:
-        raise ValueError(f"list of at most {most} names")
+        raise ValueError(f"{field!r}, a list of at most {most} names")
     for name in names:
         if not isinstance(name, str) or not name.isprintable() or not 0 < len(name) <= MAX_SHOWN:
-            raise ValueError(f"name: {shortened(name)!r} is none of 1 to {MAX_SHOWN} printable characters")
+            raise ValueError(
+                f"{field!r}: {shortened(name)!r} is no name of 1 to {MAX_SHOWN} printable characters"
+            )
     return tuple(names)
 
 
-def check_folder_names(names: object) -> tuple[str, ...]:
-    """`names` as those of folders inside a checkpoint: never a path that leads elsewhere.
+def check_folder_names(field: str, names: object) -> tuple[str, ...]:
+    """A field's `names` as those of folders inside a checkpoint: never a path that leads elsewhere.
 
     Raises:
         ValueError: they are none.
     """
-    checked = check_names(names, MAX_NESTINGS)
+    checked = check_names(field, names, MAX_NESTINGS)
     for name in checked:
         if not FOLDER_NAME.fullmatch(name):
-            raise ValueError(f"folder: {name!r} is not up to 100 letters, digits, spaces and . + = @ - _")
+            raise ValueError(
+                f"{field!r}: {name!r} is no folder of up to 100 letters, digits, spaces and . + = @ - _"
+            )
     return checked
 
 

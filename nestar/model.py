@@ -74,6 +74,9 @@ class NestARConfig:
         nesting: how tokens are split into modules and patches.
         blocks: transformer blocks over all modules, split evenly (earlier modules take a remainder).
         cond_dim: width of the time and class embedding that modulates the blocks.
+
+    Raises:
+        ValueError: a module would have no block, or heads no whole width of four channels and more.
     """
 
     nesting: Nesting
@@ -83,6 +86,13 @@ class NestARConfig:
     heads: int = 6
     blocks: int = 12
     cond_dim: int = 104
+
+    def __post_init__(self) -> None:
+        modules = len(self.nesting.scales)
+        if self.blocks < modules:
+            raise ValueError(f"blocks must be at least {modules}, one a module, not {self.blocks}")
+        if self.dim % (4 * self.heads):
+            raise ValueError(f"dim must be a multiple of 4 times {self.heads} heads, not {self.dim}")
 
     @property
     def depths(self) -> tuple[int, ...]:
@@ -114,8 +124,6 @@ class NestARConfig:
         config = cls(**{**known, "nesting": Nesting.from_dict(nesting)})
         if config.nesting.n > MAX_TOKENS:
             raise ValueError(f"a grid has at most {MAX_TOKENS} tokens")
-        if config.dim % (4 * config.heads):
-            raise ValueError(f"dim must be a multiple of 4 times {config.heads} heads, not {config.dim}")
         if config.parameters > MAX_PARAMETERS:
             raise ValueError(f"{config.parameters:,} parameters, more than {MAX_PARAMETERS:,}")
         return config
@@ -189,14 +197,18 @@ class NestAR(nn.Module):
     def save_pretrained(
         self, folder: str | Path, dtype: torch.dtype = torch.bfloat16, record: Mapping[str, Any] | None = None
     ) -> None:
-        """Write the config, with `record` (default: the model's own) beside it, and each module's weights."""
+        """Write each module's weights and, once all are there, the config with `record` (default: the model's
+        own) beside it."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        stored = {**self.config.to_dict(), "training": dict(self.record if record is None else record)}
-        write_json(folder / "config.json", stored)
+        config = folder / "config.json"
+        config.unlink(missing_ok=True)  # old and new modules together would pass for one model
         for number, module in enumerate(self.scaled_modules, 1):
             tensors = {name: value.to(dtype) for name, value in module.state_dict().items()}
             write_tensors(folder / module_file(number), tensors)
+        write_json(
+            config, {**self.config.to_dict(), "training": dict(self.record if record is None else record)}
+        )
 
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> NestAR:

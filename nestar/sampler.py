@@ -139,6 +139,8 @@ def sample(
             if run.cancelled:
                 return
             yield run.patch_done(patch)
+            if run.cancelled:
+                return
             if patch is not scale.patches[-1]:
                 run.remember(patch)
         yield ModuleDone(scale.number, scale.tokens, run.elapsed)

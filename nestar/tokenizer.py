@@ -7,6 +7,7 @@ full-resolution convolutions, the cost on a CPU, out of the network; `patch=1` l
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -20,9 +21,7 @@ from nestar.model import fingerprint_of
 from nestar.nesting import Nesting
 
 
-def build_autoencoder(
-    *, patch: int, channels: Sequence[int], latent_channels: int, layers_per_block: int = 1
-) -> AutoencoderKL:
+def build_autoencoder(*, patch: int, channels: Sequence[int], latent_channels: int) -> AutoencoderKL:
     """A fresh AutoencoderKL for images folded by `patch`; each level after the first halves the side."""
     folded = 3 * patch * patch
     return AutoencoderKL(
@@ -31,7 +30,7 @@ def build_autoencoder(
         down_block_types=("DownEncoderBlock2D",) * len(channels),
         up_block_types=("UpDecoderBlock2D",) * len(channels),
         block_out_channels=tuple(channels),
-        layers_per_block=layers_per_block,
+        layers_per_block=1,
         latent_channels=latent_channels,
         norm_num_groups=16,
         use_quant_conv=False,
@@ -47,10 +46,13 @@ class Tokenizer(nn.Module):
         patch: side of the pixel square folded into channels before the network (1: none).
         scale: one factor for all channels that brings latents to unit variance. One per channel would
             turn near-dead channels into amplified noise.
+        fills: whether the decoder has been trained on grids whose unknown places were filled; others answer
+            with bands and ghosts, so that their previews are softened afterwards.
     """
 
-    def __init__(self, autoencoder: AutoencoderKL, *, patch: int, scale: float = 1.0):
+    def __init__(self, autoencoder: AutoencoderKL, *, patch: int, scale: float = 1.0, fills: bool = False):
         super().__init__()
+        self.fills = fills
         self.autoencoder = autoencoder
         self.patch = patch
         self.scale = scale
@@ -92,8 +94,9 @@ class Tokenizer(nn.Module):
     def preview(self, tokens_BNC: Tensor, nesting: Nesting, known: int) -> Tensor:
         """Decode a grid of which only the first `known` tokens (sequence order) stand.
 
-        Unknown places take their nearest known token; the decoder has been trained on such fills and
-        answers with a soft guess of the picture. With all tokens known this is the plain decode.
+        Unknown places take their nearest known token. A decoder that has been trained on such fills answers
+        with a soft guess of the picture; another's answer is made as soft. With all tokens known this is the
+        plain decode.
 
         Args:
             tokens_BNC: scaled tokens in sequence order; those from `known` on are ignored.
@@ -103,7 +106,8 @@ class Tokenizer(nn.Module):
         """
         fill = nearest_known(nesting, known).to(tokens_BNC.device)
         grid_BCN = tokens_BNC[:, fill].transpose(1, 2)
-        return self.decode(grid_BCN.unflatten(2, (nesting.height, nesting.width)))
+        images = self.decode(grid_BCN.unflatten(2, (nesting.height, nesting.width)))
+        return images if self.fills or known == nesting.n else as_coarse(images, nesting, known)
 
     def save_pretrained(self, folder: str | Path, dtype: torch.dtype = torch.bfloat16) -> None:
         """Write the network in diffusers format, in `dtype`."""
@@ -129,3 +133,17 @@ def low_pass(images_B3HW: Tensor, side: int) -> Tensor:
     height, width = images_B3HW.shape[-2:]
     small = F.interpolate(images_B3HW, size=(min(side, height), min(side, width)), mode="area")
     return F.interpolate(small, size=(height, width), mode="bilinear", align_corners=False)
+
+
+def as_coarse(images_B3HW: Tensor, nesting: Nesting, known: int) -> Tensor:
+    """A picture as coarse as the first `known` tokens can tell, (B, 3, H, W): what an unfinished grid should
+    decode to. In raster order the finished part stays sharp."""
+    size = images_B3HW.shape[-1]
+    soft = low_pass(images_B3HW, max(8, round(size * math.sqrt(known / nesting.n))))
+    if nesting.order == "lattice":
+        return soft
+    mask = torch.zeros(nesting.n)
+    mask[list(nesting.flat[:known])] = 1
+    mask = mask.view(1, 1, nesting.height, nesting.width).to(images_B3HW.device, non_blocking=True)
+    mask = F.interpolate(mask, size=images_B3HW.shape[-2:], mode="nearest")
+    return mask * images_B3HW + (1 - mask) * low_pass(images_B3HW, 16)

@@ -53,7 +53,7 @@ for line in sys.stdin:
 
 
 class StandInHub:
-    """Serves `repositories`, a folder or an error code by id, at one commit.
+    """Serves `repositories`, a folder or an error code by id, at one commit; the code "" is a bare refusal.
 
     Attributes:
         served: paths of the files it gave.
@@ -125,7 +125,7 @@ class StandInHub:
         class Handler(BaseHTTPRequestHandler):
             def do_HEAD(self) -> None:
                 error, body = hub.answer(self.path)
-                status = {None: 200, "GatedRepo": 403, "RepoNotFound": 401}.get(error, 404)
+                status = {None: 200, "GatedRepo": 403, "": 403, "RepoNotFound": 401}.get(error, 404)
                 # Weights are kept under their SHA-256, small files under a hash of git's.
                 digest = hashlib.sha256 if self.path.endswith(".safetensors") else hashlib.sha1
                 tag, size = digest(body).hexdigest(), len(body)

@@ -7,12 +7,14 @@ import pickle
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from nestar import checkpoints
+from nestar import checkpoints, files
+from nestar import model as model_module
 from nestar.checkpoints import assemble, free_name, load_tokenizer, open_checkpoint, resolve_device
 from nestar.model import FORMAT_VERSION, NestAR, WeightsError
 from nestar.pipeline import NestARPipeline
@@ -231,6 +233,38 @@ def test_a_config_without_its_fields_is_refused_by_name(folder: Path) -> None:
         (folder / name).write_text(json.dumps(kept))
         assert refusal(folder).startswith(f"{folder / name} lacks a valid ")
         (folder / name).write_text(before)
+
+
+@pytest.mark.parametrize(
+    ("field", "names", "said"),
+    [
+        ("nestings", "k4-lattice", "'nestings', a list of at most 64 names"),
+        ("nestings", ["../there"], "'nestings': '../there' is no folder of up to 100 letters"),
+        ("classes", ["flower", 5, "fish"], "'classes': '5' is no name of 1 to 200 printable characters"),
+    ],
+)
+def test_a_list_of_names_that_is_none_is_named(folder: Path, field: str, names: object, said: str) -> None:
+    file = folder / CONFIG
+    file.write_text(json.dumps({**json.loads(file.read_text()), field: names}))
+    assert refusal(folder).startswith(f"{file} lacks a valid {said}")
+
+
+def test_weights_of_which_half_is_rewritten_are_refused(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Old and new modules together would load, and draw nonsense."""
+    model = NestAR.from_pretrained(folder / K4.name)
+    write = files.write_tensors
+
+    def full(file: Path, tensors: Any) -> None:
+        if file.name == "module_2.safetensors":
+            raise OSError(28, "No space left on device")
+        write(file, tensors)
+
+    monkeypatch.setattr(model_module, "write_tensors", full)
+    with pytest.raises(OSError):
+        model.save_pretrained(folder / K4.name)
+    assert refusal(folder) == f"{folder / MODULE_CONFIG} is missing."
 
 
 def test_a_nesting_for_other_classes_is_refused(folder: Path) -> None:

@@ -42,6 +42,7 @@ from nestar.evaluation.experiments import (
 from nestar.evaluation.experiments.rows import Rows, rounded
 from nestar.evaluation.experiments.study import Options, OutOfTime, Study, conduct
 from nestar.evaluation.features import FeatureNetwork, FeatureNetworkConfig
+from nestar.evaluation.report import check_classes
 from nestar.model import NestAR, WeightsError
 from nestar.nesting import Nesting
 from nestar.pipeline import NestARPipeline
@@ -608,6 +609,21 @@ def test_scaling_compares_with_both_ends() -> None:
     assert found["speed_up_over_autoregression_one_at_a_time"]["k4-lattice"] == pytest.approx(10)
     assert found["speed_up_over_one_shot_at_a_batch"]["k2-lattice"] == pytest.approx(0.5)
     assert (found["fastest_one_at_a_time"], found["fastest_at_a_batch"]) == ("one-shot", "one-shot")
+
+
+@pytest.mark.parametrize("steps", [20, 25])
+def test_every_axis_holds_the_settings_that_it_starts_from(steps: int) -> None:
+    """Else the best of each axis together leaves the defaults even where they are best."""
+    centre = SolverSettings(steps=steps)
+    for axis in sampler.AXES.values():
+        assert axis(centre).count(centre) == 1
+
+
+def test_weights_of_other_classes_are_not_compared_with_tiny_worlds() -> None:
+    check_classes(tiny_worlds.CLASSES)
+    for classes in (("sparrow",) * len(tiny_worlds.CLASSES), tiny_worlds.CLASSES[::-1]):
+        with pytest.raises(ValueError, match="other classes"):
+            check_classes(classes)
 
 
 def test_the_sampler_experiment_combines_the_best_of_each_axis_and_counts_the_cost() -> None:

@@ -72,6 +72,7 @@ def hub(published: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[S
             "user/weights": published,
             "user/other": other,
             "user/gated": "GatedRepo",
+            "user/refused": "",
             "user/birds": birds,
             "user/odd": odd,
             "user/more": more,
@@ -107,6 +108,11 @@ def test_the_hub_by_commit_without_pickles(hub: StandInHub, loader: Loader) -> N
     [
         ("user/gone", None, "Hub repository user/gone was not found, or is private."),
         ("user/gated", None, "Hub repository user/gated is gated: ask for access and log in."),
+        (
+            "user/refused",
+            None,
+            "The Hub refuses config.json of user/refused (HTTP 403); check HF_TOKEN, or log in anew.",
+        ),
         ("user/weights", "nowhere", "Hub repository user/weights has no revision 'nowhere'."),
         ("user/other", None, "Hub repository user/other has no config.json: it holds no NestAR weights."),
         (

@@ -33,6 +33,16 @@ NESTINGS = [
 ]
 
 
+@pytest.mark.parametrize(
+    ("values", "said"), [({"blocks": 3}, "at least 4, one a module"), ({"dim": 36}, "of 4 times")]
+)
+def test_a_config_of_modules_without_blocks_or_heads_without_width_is_refused(
+    values: dict, said: str
+) -> None:
+    with pytest.raises(ValueError, match=said):
+        NestARConfig(Nesting.nested(4, 4, 2), **{"dim": 32, "heads": 2, "blocks": 4, **values})
+
+
 @pytest.mark.parametrize("nesting", NESTINGS, ids=lambda nesting: f"{nesting.name}-{nesting.n}")
 @torch.inference_mode()
 def test_cached_velocities_equal_uncached_ones(nesting: Nesting) -> None:

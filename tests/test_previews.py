@@ -27,6 +27,19 @@ def test_every_modules_preview_but_the_last_is_compared_with_the_finished_pictur
         torch.testing.assert_close(measured[:, module - 1], psnr(standing[module], standing[4]))
 
 
+@pytest.mark.parametrize("nesting", [K4, Nesting.nested(4, 4, 4, order="raster")])
+def test_a_decoder_that_never_saw_fills_has_its_guesses_softened(nesting: Nesting) -> None:
+    ours, foreign = small_tokenizer(), small_tokenizer()
+    ours.fills = True
+    tokens = torch.randn(2, 16, ours.channels, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        for known in (1, 4, 8):
+            guess, soft = ours.preview(tokens, nesting, known), foreign.preview(tokens, nesting, known)
+            assert soft.diff(dim=-1).abs().mean() < 0.9 * guess.diff(dim=-1).abs().mean()
+            assert (soft - guess).abs().mean() < guess.std(), "it is the same guess"
+        torch.testing.assert_close(foreign.preview(tokens, nesting, 16), ours.preview(tokens, nesting, 16))
+
+
 def test_too_few_previews_make_no_summary() -> None:
     tokenizer = small_tokenizer()
     two_modules = preview_psnr(small_model(K4), tokenizer, IDS, SEEDS, SETTINGS)

@@ -214,6 +214,15 @@ def test_cancel_stops_within_one_solver_step(after: int) -> None:
     assert len(patches(events)) == (after - 1) // FEW.steps
 
 
+def test_cancel_between_two_events_ends_the_run_there() -> None:
+    model, cancel, seen = make_model(K4), threading.Event(), []
+    for event in sample(model, torch.zeros(1, dtype=torch.long), (0,), FEW, cancel=cancel):
+        seen.append(event)
+        if isinstance(event, PatchDone) and event.known == K4.scales[0].tokens:
+            cancel.set()
+    assert isinstance(seen[-1], PatchDone) and seen[-1].module == 1, "module 1 is not announced as done"
+
+
 def test_gradients_are_off_inside_and_untouched_outside() -> None:
     model, inside = make_model(K4), []
     watch(model, lambda number, y: inside.append(torch.is_grad_enabled()))

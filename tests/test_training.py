@@ -41,7 +41,7 @@ from nestar.training import nesting as nesting_module
 from nestar.training.features import FeaturesConfig, FeaturesTask
 from nestar.training.loop import Budget, Cadence, progress, train
 from nestar.training.nesting import NOT_MUON, LatentPools, NestingTask
-from nestar.training.optim import MuonAdamW, ema_of
+from nestar.training.optim import MovingAverage, MuonAdamW
 from nestar.training.tokenizer import TokenizerTask
 from tests.small import K2, K4, save_config, save_tokenizer, small_tokenizer
 from tests.test_cli import files_up_to, refusal
@@ -545,7 +545,7 @@ def test_the_average_is_torchs_own(cache: Path) -> None:
     def update(averaged: list[torch.Tensor], current: list[torch.Tensor], count: torch.Tensor) -> None:
         torch._foreach_lerp_(averaged, current, 1 - min(0.5, (1 + float(count)) / (10 + float(count))))
 
-    ours, theirs = ema_of(model, 0.5), AveragedModel(model, multi_avg_fn=update)
+    ours, theirs = MovingAverage(model, 0.5), AveragedModel(model, multi_avg_fn=update)
     for _ in range(12):
         fill(model, 1)
         ours.update_parameters(model)

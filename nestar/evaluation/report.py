@@ -9,7 +9,7 @@ sampler behind this tokenizer.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any, Protocol
@@ -277,6 +277,12 @@ def compare(real: Description, fake: Description) -> dict[str, Any]:
             real.factors_NF, real.class_ids_N, fake.factors_NF, fake.class_ids_N
         )
     return figures
+
+
+def check_classes(classes: Sequence[str]) -> None:
+    """Raises ValueError if weights with these classes cannot be compared with Tiny Worlds, class by class."""
+    if tuple(classes) != tiny_worlds.CLASSES:
+        raise ValueError("These weights know other classes than Tiny Worlds, or in another order.")
 
 
 def picture_size(model: NestAR, tokenizer: Tokenizer, features: PictureFeatures) -> int:

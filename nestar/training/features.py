@@ -15,7 +15,7 @@ from nestar.data.pools import HELD_OUT_SEED, TRAIN_SEED, ImagePool
 from nestar.evaluation.features import FeatureNetwork, FeatureNetworkConfig, factor_scores, summarise
 from nestar.images import from_bytes, to_bytes
 from nestar.training.loop import prefixed, step_generator, unprefixed
-from nestar.training.optim import MuonAdamW, OptimizerConfig, ema_of
+from nestar.training.optim import MovingAverage, MuonAdamW, OptimizerConfig
 from nestar.training.tokenizer import save_grid
 
 
@@ -49,7 +49,7 @@ class FeaturesTask:
         torch.manual_seed(config.seed)
         self.config, self.device = config, device
         self.network = FeatureNetwork(config.network).to(device)
-        self.ema = ema_of(self.network, config.optimizer.ema)
+        self.ema = MovingAverage(self.network, config.optimizer.ema)
         self.optimizer = MuonAdamW(
             self.network.named_parameters(), config.optimizer, exclude=("stem", "class_head", "factor_head")
         )

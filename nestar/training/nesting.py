@@ -39,7 +39,7 @@ from nestar.settings import SettingsError
 from nestar.tokenizer import Tokenizer
 from nestar.training.epochs import Epochs
 from nestar.training.loop import prefixed, start_from, step_generator, unprefixed
-from nestar.training.optim import MuonAdamW, OptimizerConfig, ema_of
+from nestar.training.optim import MovingAverage, MuonAdamW, OptimizerConfig
 from nestar.training.tokenizer import save_grid
 
 PICTURED = 16
@@ -263,7 +263,7 @@ class NestingTask:
         self.model = NestAR(config.model_config(tokenizer.channels)).to(device)
         if init is not None:
             start_from(self.model, init)
-        self.ema = ema_of(self.model, config.optimizer.ema)
+        self.ema = MovingAverage(self.model, config.optimizer.ema)
         self.optimizers = [
             MuonAdamW(module.named_parameters(), config.optimizer, exclude=NOT_MUON)
             for module in self.model.scaled_modules
@@ -390,15 +390,18 @@ class NestingTask:
                 total = 0.0
                 for number, (x_BNC, ids) in enumerate(parts):
                     with self._autocast():
-                        total += flow_matching_loss(
-                            module,
-                            scale,
-                            x_BNC.float(),
-                            ids,
-                            clean_share=clean_share,
-                            generator=self._generator(number, HELD_OUT),
-                        ).item()
-                result[f"{name}_{scale.number}"] = total / len(parts)
+                        total += (
+                            len(ids)
+                            * flow_matching_loss(
+                                module,
+                                scale,
+                                x_BNC.float(),
+                                ids,
+                                clean_share=clean_share,
+                                generator=self._generator(number, HELD_OUT),
+                            ).item()
+                        )
+                result[f"{name}_{scale.number}"] = total / len(self.held_ids)
         return result
 
     def picture(self, path: Path) -> None:

@@ -108,7 +108,8 @@ def _is_part(name: str, parts: Sequence[str]) -> bool:
 
 
 class MovingAverage(AveragedModel):
-    """A moving average of a model with decay min(decay, (1 + s) / (10 + s)) after s updates.
+    """A moving average that begins at a model, on its device, with decay min(decay, (1 + s) / (10 + s)) after
+    s updates.
 
     `n_averaged` stays on the CPU, and the update reads it there: torch's own carries it to the parameters'
     device at each step, and whoever reads it there waits for the device. Buffers are constants in all
@@ -125,8 +126,3 @@ class MovingAverage(AveragedModel):
         decay = min(self.decay, (1 + steps) / (10 + steps)) if steps else 0.0
         torch._foreach_lerp_(list(self.module.parameters()), list(model.parameters()), 1 - decay)
         self.n_averaged += 1
-
-
-def ema_of(model: nn.Module, decay: float) -> MovingAverage:
-    """A moving average that begins at `model`, in the model's place on the device."""
-    return MovingAverage(model, decay)

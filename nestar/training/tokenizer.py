@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from nestar.data import tiny_worlds
@@ -16,9 +14,9 @@ from nestar.data.pools import CPU, HELD_OUT_SEED, TRAIN_SEED, ImagePool
 from nestar.files import write_json
 from nestar.images import to_bytes
 from nestar.nesting import Nesting
-from nestar.tokenizer import Tokenizer, build_autoencoder, low_pass, nearest_known
+from nestar.tokenizer import Tokenizer, as_coarse, build_autoencoder, nearest_known
 from nestar.training.loop import prefixed, start_from, step_generator, unprefixed
-from nestar.training.optim import MuonAdamW, OptimizerConfig, ema_of
+from nestar.training.optim import MovingAverage, MuonAdamW, OptimizerConfig
 
 IMAGES_A_SEED, SEEDS = 2**30, 1000
 """Without a pool each seed has pictures of its own in the training stream, which holds 2**40."""
@@ -57,8 +55,8 @@ class TokenizerTask:
         )
         if init is not None:
             start_from(autoencoder, init.autoencoder)
-        self.tokenizer = Tokenizer(autoencoder.to(device), patch=config.patch)
-        self.ema = ema_of(self.tokenizer, config.optimizer.ema)
+        self.tokenizer = Tokenizer(autoencoder.to(device), patch=config.patch, fills=config.fill_share > 0)
+        self.ema = MovingAverage(self.tokenizer, config.optimizer.ema)
         self.optimizer = MuonAdamW(
             self.tokenizer.autoencoder.named_parameters(),
             config.optimizer,
@@ -130,7 +128,7 @@ class TokenizerTask:
         places = torch.tensor(nesting.flat)[nearest_known(nesting, known)]
         places = places.to(latents_BChw.device, non_blocking=True)
         filled = latents_BChw[:rows].detach().flatten(2)[:, :, places].view_as(latents_BChw[:rows])
-        target = preview_target(images[:rows], nesting, known)
+        target = as_coarse(images[:rows], nesting, known)
         return torch.cat([filled, latents_BChw[rows:]]), torch.cat([target, images[rows:]])
 
     @torch.inference_mode()
@@ -182,22 +180,10 @@ class TokenizerTask:
         described = {
             "patch": self.config.patch,
             "scale": round(1 / latents.std().item(), 6),
+            "fills": self.config.fill_share > 0,
             "training": {**record, "config": asdict(self.config)},
         }
         write_json(folder / "tokenizer" / "tokenizer.json", described)
-
-
-def preview_target(images_B3HW: Tensor, nesting: Nesting, known: int) -> Tensor:
-    """The picture that an unfinished grid is asked to decode to, (B, 3, H, W)."""
-    size = images_B3HW.shape[-1]
-    soft = low_pass(images_B3HW, max(8, round(size * math.sqrt(known / nesting.n))))
-    if nesting.order == "lattice":
-        return soft
-    mask = torch.zeros(nesting.n)
-    mask[list(nesting.flat[:known])] = 1
-    mask = mask.view(1, 1, nesting.height, nesting.width).to(images_B3HW.device, non_blocking=True)
-    mask = F.interpolate(mask, size=images_B3HW.shape[-2:], mode="nearest")
-    return mask * images_B3HW + (1 - mask) * low_pass(images_B3HW, 16)
 
 
 def save_grid(images_B3HW: Tensor, columns: int, path: Path) -> None:

@@ -8,7 +8,6 @@ other held-out tokens.
 from __future__ import annotations
 
 import json
-import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -40,7 +39,7 @@ WORDS = {"held out": "other pictures", "sampled": "module 1's samples", "noise":
 def measure(study: Study) -> None:
     options = study.options
     done = trained(study, [Arm("alone", "module 1 alone", replace(options.base, coordination=0.0))])["alone"]
-    settings = replace(options.settings, cfg=1.0)  # its own distribution, unguided
+    settings = replace(options.settings, cfg=1.0, temperature=1.0)  # its own distribution
     study.design |= {
         "module_1_alone": "lambda = 0: it trains exactly as if the others were not there",
         "settings": asdict(settings),
@@ -92,11 +91,9 @@ def first_tokens(model: NestAR, class_ids_N: Tensor, first_seed: int, settings: 
     known_tokens = model.config.nesting.scales[0].tokens
     for number, ids_B in enumerate(class_ids_N.split(BATCH)):
         seeds = [first_seed + number * BATCH + row for row in range(len(ids_B))]
-        cancel = threading.Event()
-        for event in sample(model, ids_B, seeds, settings, cancel=cancel):
+        for event in sample(model, ids_B, seeds, settings):
             if isinstance(event, PatchDone) and event.known == known_tokens:
                 made.append(event.sequence_BNC[:, :known_tokens].cpu().clone())
-                cancel.set()
                 break
     return torch.cat(made)
 

@@ -30,11 +30,11 @@ COSTS = ("precision", "recall", "class_accuracy", "inception_score", "seams", "f
 
 
 def solver_axis(centre: SolverSettings) -> list[SolverSettings]:
-    """Every solver at every number of calls, never more of them than asked for."""
+    """Every solver at every number of calls, the centre's among them, never more of them than asked for."""
     return [
         replace(centre, solver=solver, steps=max(1, calls // SOLVER_CALLS[solver]))
         for solver in SOLVER_CALLS
-        for calls in CALLS
+        for calls in sorted({*CALLS, _calls(centre)})
     ]
 
 
@@ -43,13 +43,16 @@ def guidance_axis(centre: SolverSettings) -> list[SolverSettings]:
     return [
         replace(centre, cfg=cfg, schedule=schedule)
         for schedule in SCHEDULES
-        for cfg in CFGS
+        for cfg in sorted({*CFGS, centre.cfg})
         if cfg != 1 or schedule == SCHEDULES[0]
     ]
 
 
 def temperature_axis(centre: SolverSettings) -> list[SolverSettings]:
-    return [replace(centre, temperature=temperature) for temperature in TEMPERATURES]
+    return [
+        replace(centre, temperature=temperature)
+        for temperature in sorted({*TEMPERATURES, centre.temperature})
+    ]
 
 
 AXES = {"solver": solver_axis, "guidance": guidance_axis, "temperature": temperature_axis}

@@ -23,7 +23,7 @@ from nestar import plots
 from nestar.evaluation.experiments.latency import latencies
 from nestar.evaluation.experiments.rows import Row, Rows, rounded
 from nestar.evaluation.experiments.search import AXES, coordinate_search, effective, search_rows
-from nestar.evaluation.report import Evaluator, PictureFeatures, picture_size, shares_of
+from nestar.evaluation.report import Evaluator, PictureFeatures, check_classes, picture_size, shares_of
 from nestar.files import write_json
 from nestar.model import NestAR, fingerprint_of
 from nestar.nesting import Nesting
@@ -45,7 +45,6 @@ FIGURES = (
     "seams",
     "diversity",
     "vendi",
-    "sampling_seconds",
 )
 COVERAGE = ("bins_reached", "histogram_distance")
 
@@ -125,7 +124,9 @@ class Study:
 
         Raises:
             SettingsError: none has.
+            ValueError: they know other classes than Tiny Worlds.
         """
+        check_classes(self.pipeline.classes)
         models = self.pipeline.models
         names = tuple(names)
         self.missing += [name for name in names if name not in models and name not in self.missing]
