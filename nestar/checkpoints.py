@@ -233,35 +233,41 @@ def assemble(
     nesting's name, or keeps its own where that is a variant's (`<nesting>.<variant>`).
 
     Raises:
-        WeightsError: a part does not load, or the tokenizer and a nesting do not fit together.
+        WeightsError: a part does not load, or the parts do not fit together.
     """
-    tokenizer = tokenizer or folder / "tokenizer"
-    loaded = load_tokenizer(tokenizer)
-    names = read_json(folder / "config.json").get("nestings", []) if (folder / "config.json").exists() else []
-    parts = {name: folder / name for name in names}
+    there = open_checkpoint(folder) if (folder / "config.json").exists() else None
+    place = there.tokenizer_place if there and tokenizer is None else None
+    copied = {} if place else {"tokenizer": tokenizer or folder / "tokenizer"}
+    loaded = there.tokenizer() if place else load_tokenizer(copied["tokenizer"])
+    parts = {name: folder / name for name in (there.nestings if there else ())}
     parts |= {_name_of(part): part for part in nestings}
-    size = loaded.stride
+    sizes: dict[int, Path] = {}
     for part in parts.values():
-        config = NestAR.from_pretrained(part).config
+        model = NestAR.from_pretrained(part)
+        config, made_for = model.config, model.record.get("tokenizer")
         if config.channels != loaded.channels or config.classes != len(classes):
             raise WeightsError(
                 f"{part} has {config.channels} channels and {config.classes} classes; "
                 f"the checkpoint has {loaded.channels} and {len(classes)}."
             )
-        made_for = Outline.read(part).record.get("tokenizer")
         if made_for not in (None, loaded.fingerprint):
             raise WeightsError(
-                f"{part} was trained on tokens of tokenizer {made_for}; {tokenizer} is {loaded.fingerprint}."
+                f"{part} was trained on tokens of tokenizer {made_for}; "
+                f"{place['repository'] if place else copied['tokenizer']} is {loaded.fingerprint}."
             )
-        size = loaded.stride * config.nesting.height
-    for name, part in {"tokenizer": tokenizer, **parts}.items():
+        sizes.setdefault(loaded.stride * config.nesting.height, part)
+    if len(sizes) > 1:
+        pictures = " and ".join(f"{part} of {size}" for size, part in sizes.items())
+        raise WeightsError(f"A checkpoint makes pictures of one size: {pictures} pixels do not go together.")
+    for name, part in {**copied, **parts}.items():
         if part.resolve() != (folder / name).resolve():
             shutil.copytree(part, folder / name, dirs_exist_ok=True)
     stored = {
         "format_version": FORMAT_VERSION,
         "classes": list(classes),
-        "size": size,
+        "size": next(iter(sizes), loaded.stride),
         "nestings": list(parts),
+        **({"tokenizer": dict(place)} if place else {}),
     }
     write_json(folder / "config.json", stored)
     return open_checkpoint(folder)
@@ -269,7 +275,7 @@ def assemble(
 
 def _name_of(part: Path) -> str:
     """A nesting's folder goes by its nesting's name, or by its own where that is a variant's."""
-    plain, own = weights_name(NestAR.from_pretrained(part).config.nesting), part.resolve().name
+    plain, own = weights_name(Outline.read(part).config.nesting), part.resolve().name
     return own if own.startswith(plain + ".") else plain
 
 

@@ -182,7 +182,7 @@ def _add_samples(parser: argparse.ArgumentParser) -> None:
         "--out",
         type=Path,
         default=Path("samples.npz"),
-        help="npz to write (default: samples.npz); parts lie beside it until all are there",
+        help="npz to write (default: samples.npz); the folder of its parts beside it may go afterwards",
     )
     parser.set_defaults(run=_samples)
 

@@ -17,6 +17,7 @@ from nestar import checkpoints, files
 from nestar import model as model_module
 from nestar.checkpoints import assemble, free_name, load_tokenizer, open_checkpoint, resolve_device
 from nestar.model import FORMAT_VERSION, NestAR, WeightsError
+from nestar.nesting import Nesting
 from nestar.pipeline import NestARPipeline
 from nestar.settings import SettingsError, find_nesting
 from tests.small import (
@@ -336,6 +337,29 @@ def test_assemble_refuses_parts_that_do_not_fit(tmp_path: Path) -> None:
     assert not (tmp_path / "made").exists()
     with pytest.raises(WeightsError, match=r"tokenizer\.json is missing"):
         assemble(tmp_path / "made", classes=CLASSES, nestings=[parts / K4.name])
+
+
+def test_a_borrowed_tokenizer_stays_borrowed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    parts = save_checkpoint(tmp_path / "parts")
+    made = save_checkpoint(tmp_path / "made", [K4])
+    shutil.rmtree(made / "tokenizer")
+    place = {"repository": "user/repo", "patch": 4, "scale": 0.5}
+    stored = json.loads((made / CONFIG).read_text())
+    (made / CONFIG).write_text(json.dumps({**stored, "tokenizer": place}))
+    lent = load_tokenizer(parts / "tokenizer")
+    monkeypatch.setattr(checkpoints.Checkpoint, "tokenizer", lambda self: lent)
+    both = assemble(made, classes=CLASSES, nestings=[parts / K2.name])
+    assert both.tokenizer_place == place and both.nestings == (K4.name, K2.name)
+    assert not (made / "tokenizer").exists()
+    own = assemble(made, classes=CLASSES, tokenizer=parts / "tokenizer")
+    assert own.tokenizer_place is None and (made / "tokenizer").exists()
+
+
+def test_nestings_for_pictures_of_two_sizes_make_no_checkpoint(tmp_path: Path) -> None:
+    parts = save_checkpoint(tmp_path / "parts")
+    small_model(Nesting.nested(2, 2, 2)).save_pretrained(parts / "small")
+    with pytest.raises(WeightsError, match=r"k4-lattice of 64 and .*small of 32 pixels do not go together"):
+        assemble(parts, classes=CLASSES, nestings=[parts / "small"])
 
 
 def test_a_nesting_stays_with_the_tokenizer_it_was_trained_on(tmp_path: Path) -> None:

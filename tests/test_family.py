@@ -339,7 +339,7 @@ def test_pools_are_shared_and_members_let_go_of(
 
 
 def test_the_family() -> None:
-    """DESIGN section 1: 5.5 to 6.5 million parameters each; equal in all but nesting, lambda and variant."""
+    """5.5 to 6.5 million parameters each; equal in all but nesting, lambda and variant."""
     configs = [presets.NESTINGS[name] for name in presets.FAMILY]
     assert [config.weights_name for config in configs] == [
         "k4-lattice",

@@ -165,7 +165,7 @@ def test_a_modules_size_follows_its_config(k: int, depths: tuple[int, ...]) -> N
     ids=lambda nesting: nesting.name,
 )
 def test_family_members_have_the_same_total_size(nesting: Nesting) -> None:
-    """DESIGN section 1: equal width and blocks bring every member to 5.5 to 6.5 million parameters."""
+    """Equal width and blocks bring every member to 5.5 to 6.5 million parameters."""
     total = sum(p.numel() for p in NestAR(NestARConfig(nesting)).parameters())
     assert 5.5e6 <= total <= 6.5e6
 

@@ -1,4 +1,4 @@
-"""Does a picture grow coarse to fine? Previews against the finished picture (DESIGN section 7)."""
+"""Does a picture grow coarse to fine? Previews against the finished picture."""
 
 from __future__ import annotations
 

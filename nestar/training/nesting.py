@@ -58,7 +58,7 @@ PRECISIONS = ("bf16", "float32")
 
 @dataclass(frozen=True)
 class NestingTrainConfig:
-    """How a nesting is trained; defaults from DESIGN sections 1 and 2.
+    """How a nesting is trained.
 
     Attributes:
         coordination: weight lambda of the coordination loss.

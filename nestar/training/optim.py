@@ -14,7 +14,7 @@ from nestar.model import WeightsError
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """Defaults: xAR's AdamW (betas, weight decay, clip); Muon's rate from DESIGN's 300-step comparison."""
+    """Defaults: xAR's AdamW (betas, weight decay, clip); Muon's rate from a comparison over 300 steps."""
 
     lr: float = 1e-3
     muon_lr: float | None = 3e-3  # None: AdamW throughout

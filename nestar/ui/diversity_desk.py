@@ -44,7 +44,7 @@ PARENTS = 16
 SHEET_SIDE = 160
 # A sheet's pictures together stay below this; lossless ones give way to JPEG.
 MAX_SHEET_CHARACTERS = 3_000_000
-# The browser merges what comes faster (shared/GRADIO.md), and growth would not be seen.
+# The browser merges what comes faster, and growth would not be seen.
 LEAST_GAP = 0.05
 # Features of this many pictures that visitors have made lately are kept, 1 KB each.
 REMEMBERED = 512

@@ -57,7 +57,8 @@ function sayRules() {
     ? "They share one worker and go in turn, patch by patch: next is always the one with least on its clock."
     : "They share one worker and go one after another.";
   const sentences = [
-    `Same class, noise, steps, guidance and device (${rules.device}); parameters differ by ${within}.`,
+    `Same class, noise, steps and device (${rules.device}); parameters differ by ${within}.`,
+    "Guidance rises over the patches; a lane with a single patch has it in full.",
     turns,
     "A clock counts its own lane’s sampling alone. Previews are decoded off the clock.",
     "Networks that have not run yet run once beforehand, off the clock: first passes are slow.",

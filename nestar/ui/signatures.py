@@ -109,7 +109,7 @@ def signatures(pipeline: NestARPipeline) -> tuple[Signature, ...]:
         Signature(
             "hot",
             "Temperature too high",
-            "Noise stronger than in training: patches begin where no path was learnt.",
+            "Noise far stronger than in training: patches begin where no path was learnt.",
             (
                 Failure(
                     "hot",
@@ -137,7 +137,7 @@ def signatures(pipeline: NestARPipeline) -> tuple[Signature, ...]:
         Signature(
             "separate",
             "No coordination",
-            "Nothing made neighbouring modules agree (λ = 0): look for breaks at patch borders.",
+            "Nothing made neighbouring modules agree (λ = 0): see the velocities, as pictures hardly differ.",
             (
                 Failure(
                     "separate",
@@ -178,7 +178,7 @@ def unequal(failure: Failure, pipeline: NestARPipeline) -> str:
     if len(set(images)) == 1:
         return ""
     seen = " and ".join(f"{count:,}" for count in images)
-    return f"They saw different numbers of training images, {seen}: not all you see is due to this."
+    return f"They saw different numbers of training images, {seen}: part of the difference is due to that."
 
 
 def why_not(failure: Failure, pipeline: NestARPipeline) -> str:

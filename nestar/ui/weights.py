@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from html import escape
 
+from nestar.data.tiny_worlds import CLASSES
 from nestar.pipeline import NestARPipeline
 from nestar.ui.assets import asset
+
+DATA = f", trained on {len(CLASSES)} kinds of drawn scenes, Tiny Worlds"
 
 
 def header(pipeline: NestARPipeline) -> str:
@@ -14,6 +17,7 @@ def header(pipeline: NestARPipeline) -> str:
     count = len(pipeline.nestings)
     parts = {
         "weights": escape(pipeline.shown_origin),
+        "data": DATA if pipeline.classes == CLASSES else "",
         "device": escape(str(pipeline.device)),
         "count": f"{count} nesting{'' if count == 1 else 's'}",
         "nestings": rows,

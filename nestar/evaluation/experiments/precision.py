@@ -26,7 +26,7 @@ NOISED_SHARES = (0.0, 0.2, 0.5, 1.0)
 """Shares of training rows whose context is noised; the recipe's own is 0.2."""
 
 REACHED = 0.9
-"""Share of the references' precision from which on the gap counts as closed (DESIGN section 7)."""
+"""Share of the references' precision from which on the gap counts as closed."""
 
 AXES = {
     "constant": "guidance, constant schedule",

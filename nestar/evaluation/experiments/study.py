@@ -318,7 +318,7 @@ class Study:
 
 @dataclass(frozen=True)
 class Experiment:
-    """An experiment of DESIGN section 8.
+    """A question that the paper raises, and how it is answered.
 
     Attributes:
         question: what it asks, one sentence.
