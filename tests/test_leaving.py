@@ -152,7 +152,8 @@ def test_an_answer_that_is_complete_is_not_taken_for_a_visitor_who_left() -> Non
             "headers": [],
             "app": SimpleNamespace(get_blocks=lambda: blocks),
         }
-        asyncio.run(Leaving(answering)(scope, receive, send))
+        with ThreadPoolExecutor(1) as elsewhere:  # the browser's tests have a loop running in this thread
+            elsewhere.submit(asyncio.run, Leaving(answering)(scope, receive, send)).result(20)
         return list(stopped)
 
     assert visit(more=False) == []
