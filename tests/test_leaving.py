@@ -121,7 +121,7 @@ def test_an_answer_that_is_complete_is_not_taken_for_a_visitor_who_left() -> Non
     event = SimpleNamespace(
         concurrency_id=SAMPLER["concurrency_id"],
         session_hash="stays",
-        _id="its next",
+        _id="b" * 32,
         fn=SimpleNamespace(_id=0),
     )
     stopped: list[str] = []
@@ -129,10 +129,13 @@ def test_an_answer_that_is_complete_is_not_taken_for_a_visitor_who_left() -> Non
         _queue=SimpleNamespace(active_jobs=[None, [event]]), runs=SimpleNamespace(stop_session=stopped.append)
     )
 
-    def visit(more: bool) -> list[str]:
-        """What is stopped when the connection ends after an answer to which more, or nothing, was to come."""
+    def visit(more: bool, begun: str = "b") -> list[str]:
+        """What is stopped when the connection ends after an answer to which more, or nothing, was to come,
+        and which told of the beginning of this run."""
+        told = f'data: {{"msg":"process_starts","eta":null,"event_id":"{begun * 32}"}}'.encode()
 
         async def answering(scope: Any, receive: Any, send: Any) -> None:
+            await send({"type": "http.response.body", "body": told, "more_body": True})
             await send({"type": "http.response.body", "body": b"", "more_body": more})
             for _ in range(2):
                 assert (await receive())["type"] == "http.disconnect"
@@ -158,6 +161,7 @@ def test_an_answer_that_is_complete_is_not_taken_for_a_visitor_who_left() -> Non
 
     assert visit(more=False) == []
     assert visit(more=True) == ["stays"]
+    assert visit(more=True, begun="a") == [], "its run is told of on a newer connection"
 
 
 def test_whoever_asks_one_thread_computes(served: Page, monkeypatch: pytest.MonkeyPatch) -> None:

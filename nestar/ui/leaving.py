@@ -5,8 +5,10 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from typing import Any
 
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -16,6 +18,8 @@ from nestar.ui.runs import sampling_call
 CANCEL = "/gradio_api/cancel"
 SESSION_STREAM, CALL_STREAM = "/gradio_api/queue/data", "/gradio_api/call/"
 """Where a session, and whoever has made one call by its name, hears of its run."""
+
+EVENT = re.compile(rb'"event_id":"([0-9a-f]{32})"')
 
 
 class Leaving:
@@ -30,15 +34,16 @@ class Leaving:
             receive = await _cancelling(scope, receive)
             await self.app(scope, receive, send)
         elif method == "GET" and path == SESSION_STREAM:
-            session = Request(scope).query_params.get("session_hash")
-            await self._listening(scope, receive, send, session)
+            await self._listening(scope, receive, send, set())
         elif method == "GET" and path.startswith(CALL_STREAM):
-            await self._listening(scope, receive, send, path.rpartition("/")[2])
+            await self._listening(scope, receive, send, {path.rpartition("/")[2]})
         else:
             await self.app(scope, receive, send)
 
-    async def _listening(self, scope: Scope, receive: Receive, send: Send, who: str | None) -> None:
-        """The app's answer to one who listens until it is over; if `who` leaves before, their run ends."""
+    async def _listening(self, scope: Scope, receive: Receive, send: Send, calls: set[str]) -> None:
+        """The app's answer to one who listens until it is over; who leaves before ends the run, if it is of
+        these calls or of those that this listener was told the beginning of. A session may have left an older
+        connection for a new run."""
         messages: asyncio.Queue[Message] = asyncio.Queue()
         over = False
 
@@ -48,7 +53,7 @@ class Leaving:
                 message = await receive()
                 messages.put_nowait(message)
             if not over:
-                _end_run(scope, who)
+                _end_run(scope, lambda run: run._id in calls)
 
         async def received() -> Message:
             message = await messages.get()
@@ -58,6 +63,8 @@ class Leaving:
 
         async def sent(message: Message) -> None:
             nonlocal over
+            if b"process_starts" in (body := message.get("body", b""))[:100]:
+                calls.update(each.decode() for each in EVENT.findall(body))
             # Servers also call it a disconnection when the answer is complete.
             over = over or (message["type"] == "http.response.body" and not message.get("more_body", False))
             await send(message)
@@ -77,7 +84,8 @@ async def _cancelling(scope: Scope, receive: Receive) -> Callable[[], Awaitable[
     body = await Request(scope, receive).body()
     with suppress(ValueError, AttributeError):  # what makes no sense, Gradio refuses
         told = json.loads(body)
-        _end_run(scope, told.get("session_hash"), told.get("fn_index"))
+        named = (told.get("session_hash"), told.get("fn_index"))
+        _end_run(scope, lambda run: (run.session_hash, run.fn._id) == named)
     again: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
 
     async def received() -> Message:
@@ -86,9 +94,9 @@ async def _cancelling(scope: Scope, receive: Receive) -> Callable[[], Awaitable[
     return received
 
 
-def _end_run(scope: Scope, who: object, function: object = None) -> None:
-    """End the run that goes on, if it is of this session or call, and of this function if one is named."""
+def _end_run(scope: Scope, meant: Callable[[Any], bool]) -> None:
+    """End the run that goes on, if it is the one that is meant."""
     page = scope["app"].get_blocks()
     run = sampling_call(page)
-    if run and who in (run.session_hash, run._id) and function in (None, run.fn._id):
+    if run and meant(run):
         page.runs.stop_session(run.session_hash)
