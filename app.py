@@ -7,6 +7,7 @@ import signal
 import sys
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from html import escape
 from typing import Any
 
@@ -88,9 +89,19 @@ def open_page(source: str | None, revision: str | None, device: str) -> gr.Block
     """The page on the weights of `source`; of several sources, on those that can stand together, in order;
     and on the embedded ones if there are none. Sentences on the page say why others were left out.
 
+    Weights are loaded and tried on a thread that ends. Each thread that has run torch keeps OpenMP workers,
+    and with those of two threads there are more than cores: GNU's OpenMP then lets all of them sleep at every
+    step, and a picture takes 2.4 times as long.
+
     Raises:
         WeightsError: the embedded weights cannot be used either, or there is no such device.
     """
+    with ThreadPoolExecutor(1) as opener:
+        return opener.submit(_opened, source, revision, device).result()
+
+
+def _opened(source: str | None, revision: str | None, device: str) -> gr.Blocks:
+    """See `open_page`."""
     notice = ""
     if source:
         names = sources_of(source)

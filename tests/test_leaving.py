@@ -7,14 +7,17 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
+import app
 from nestar.ui.leaving import CANCEL, SESSION_STREAM, Leaving
 from nestar.ui.runs import SAMPLER
+from tests.small import K4, save_checkpoint
 from tests.test_closed_doors import Page
 
 SOON = 5.0
@@ -162,6 +165,20 @@ def test_an_answer_that_is_complete_is_not_taken_for_a_visitor_who_left() -> Non
     assert visit(more=False) == []
     assert visit(more=True) == ["stays"]
     assert visit(more=True, begun="a") == [], "its run is told of on a newer connection"
+
+
+def test_the_page_is_opened_on_a_thread_that_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its OpenMP workers would stay beside the sampler's, and slow them down."""
+    threads: set[threading.Thread] = set()
+    forward = torch.nn.Linear.forward
+
+    def noted(*arguments: Any) -> torch.Tensor:
+        threads.add(threading.current_thread())
+        return forward(*arguments)
+
+    monkeypatch.setattr(torch.nn.Linear, "forward", noted)
+    app.open_page(str(save_checkpoint(tmp_path, [K4])), None, "cpu").close(verbose=False)
+    assert len(threads) == 1 and not threads.pop().is_alive()
 
 
 def test_whoever_asks_one_thread_computes(served: Page, monkeypatch: pytest.MonkeyPatch) -> None:

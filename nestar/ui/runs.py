@@ -39,8 +39,8 @@ class Runs:
     def on_one_thread(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """An event's function, or generator function, that computes on the one thread that is kept for it.
 
-        Gradio would take any of its forty, and each of them that has run torch once keeps memory of its own:
-        tens of MB that come and go with the crowd.
+        Gradio would take any of its forty, and each of them that has run torch once keeps tens of MB, and
+        OpenMP workers that are in the way of the others' (see `app.open_page`).
         """
 
         def there(function: Callable[..., Any], *arguments: Any, **named: Any) -> Future[Any]:
@@ -58,9 +58,8 @@ class Runs:
                 while (value := there(next, values, end).result()) is not end:
                     yield value
             finally:
-                there(
-                    values.close
-                )  # not waited for: Gradio closes a run from the thread that serves everyone
+                # Not waited for: Gradio closes runs from the thread that serves everyone.
+                there(values.close)
 
         return generated if inspect.isgeneratorfunction(function) else called
 
