@@ -1,7 +1,7 @@
 """NestAR beside its peers on ImageNet at 256 x 256: `python -m benchmarks.peers` writes `results/peers.json`.
 
 The peers are timing models written from their papers: the right shapes in the right order, random weights, no
-tokenizer. All make 256 tokens a picture with guidance: two rows a picture, also through MAR's head.
+tokenizer. All make 256 tokens per picture with guidance: two rows per picture, also through MAR's head.
 Operations are always counted (a test holds the counts to torch's); seconds are taken with `--device cuda`.
 
 - MAR (arXiv 2406.11838): an encoder and a decoder over 64 class tokens and 256 image tokens, 64 or 256
@@ -11,7 +11,7 @@ Operations are always counted (a test holds the counts to torch's); seconds are 
 - xAR (arXiv 2502.20388): 4 cells of 64 tokens one after another, 40 (B) or 50 (L) steps each, earlier cells
   from a cache. The paper gives total sizes; widths 768 and 1024 with 16 and 32 blocks of DiT's parts reach
   them (173 and 608 million).
-- NestAR-B and -L (`nestar.registry`), k = 4 and 2, 50 steps a patch, through the project's own sampler.
+- NestAR-B and -L (`nestar.registry`), k = 4 and 2, 50 steps per patch, through the project's own sampler.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from nestar.sampler import SolverSettings, sample
 RESULTS = Path(__file__).parent / "results"
 TOKENS, CHANNELS, CLASSES = 256, 16, 1000
 STEPS = 50
-"""NestAR's and xAR-L's solver steps a patch."""
+"""NestAR's and xAR-L's solver steps per patch."""
 GUIDED = 2
 """Rows of a guided picture."""
 BATCHES = (1, 64)

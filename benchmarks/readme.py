@@ -59,13 +59,15 @@ SHORTER = "shorter_k4-lattice.json"
 """Report of k = 4 on as few images as most others, whose weights are not embedded."""
 SHORTER_RUN = "python -m nestar train family --members tiny-worlds-k4 --images 128000 --batch 64"
 FAMILY_COLUMNS = {
-    "class_accuracy": "asked class recognised",
-    "precision": "precision",
-    "recall": "recall",
-    "fid": "FID",
-    "seams": "seams",
+    "class_accuracy": ("asked class recognised", ".1%"),
+    "precision": ("precision", ".3f"),
+    "recall": ("recall", ".3f"),
+    "fid": ("FID", ".1f"),
+    "seams": ("seams", ".2f"),
 }
-"""What the README shows of every embedded nesting."""
+"""What the README shows of every embedded nesting, and how."""
+CEILINGS = {"reference": "real pictures", "reconstruction": "real ones through the tokenizer"}
+"""What the family is held against, by its key in a report."""
 
 Row = tuple[str, str, str, str, str]
 
@@ -178,7 +180,7 @@ def speed_rows() -> Iterator[Row]:
         reach = goal("first_module_seconds", first, unit=" s")
         yield "first module's frame", f"{first:.2f} s", note, reach, command
         reach = goal("whole_picture_seconds", whole, unit=" s")
-        yield "whole picture, a frame a patch", f"{whole:.2f} s", note, reach, command
+        yield "whole picture, a frame per patch", f"{whole:.2f} s", note, reach, command
     if page:
         command, live, memory = (
             "`python benchmarks/click_to_paint.py`",
@@ -274,12 +276,16 @@ def family_parts() -> Iterator[str]:
     shorter = read(RESULTS / SHORTER)
     if shorter:
         reports[f"{shorter['nesting']} †"] = shorter
-    yield from table(("nesting", "images seen", "turns", *FAMILY_COLUMNS.values()), family_rows(reports))
+    heads = ("nesting", "images seen", "turns", *(words for words, _ in FAMILY_COLUMNS.values()))
+    yield from table(heads, [*family_rows(reports), *ceiling_rows(next(iter(reports.values())))])
     (samples, seed), *others = {(report["samples"], report["seed"]) for report in reports.values()}
     if others:
         raise ValueError("The family's reports are not of equal samples and seeds: measure them alike.")
     yield ""
     yield (
+        "*Precision*: the share of samples that look like real pictures; *recall*: the share of real "
+        "pictures that look like samples, hence variety; *FID*: distance from real pictures, less is better; "
+        "*seams*: how much sharper edges are between tokens than inside them, 1 = no more. "
         f"Each by `python -m nestar evaluate --nesting NAME --samples {samples}` (seed {seed}, the "
         "default settings, chosen for k = 4). Weights that have seen fewer images draw worse for that alone."
         + (
@@ -299,8 +305,18 @@ def family_rows(reports: dict[str, dict[str, Any]]) -> Iterator[list[str]]:
         if folder != name:
             seen = report["images_seen"]
         turns = Nesting.from_dict(config["nesting"]).evaluations
-        figures = [f"{report[key]:{'.1%' if key == 'class_accuracy' else '.3g'}}" for key in FAMILY_COLUMNS]
-        yield [f"`{folder}`{name.removeprefix(folder)}", f"{seen:,}", str(turns), *figures]
+        yield [f"`{folder}`{name.removeprefix(folder)}", f"{seen:,}", str(turns), *family_figures(report)]
+
+
+def ceiling_rows(report: dict[str, Any]) -> Iterator[list[str]]:
+    """What real pictures reach themselves; the same in every report of equal samples."""
+    for key, words in CEILINGS.items():
+        if key in report:
+            yield [words, "", "", *family_figures(report[key])]
+
+
+def family_figures(report: dict[str, Any]) -> list[str]:
+    return [f"{report[key]:{form}}" for key, (_, form) in FAMILY_COLUMNS.items()]
 
 
 def speed_parts() -> Iterator[str]:
@@ -327,7 +343,7 @@ def side_by_side(report: dict[str, Any]) -> Iterator[str]:
     )
     for batch in (batches[0], batches[-1]):
         yield ""
-        heads = (f"{batch} at a time", "turns", "operations, 10⁹", "s a picture", "share of peak")
+        heads = (f"{batch} at a time", "turns", "operations, 10⁹", "s per picture", "share of peak")
         yield from table((*heads, "token by token takes", "one-shot takes"), side_by_side_rows(engine, batch))
 
 
@@ -355,7 +371,7 @@ def streamed(report: dict[str, Any]) -> Iterator[str]:
         f"({row['streamed_over_not']['lowest']:.2f} to {row['streamed_over_not']['highest']:.2f})"
         for name, row in report.items()
     )
-    yield f"With a decoded frame a patch, one picture takes longer than without: {costs}."
+    yield f"With a decoded frame for every patch, one picture takes longer than without: {costs}."
 
 
 def grown(report: dict[str, Any]) -> Iterator[str]:
@@ -380,7 +396,7 @@ def peer_lines(report: dict[str, Any]) -> Iterator[str]:
     yield (
         "`python -m benchmarks.peers`: arithmetic at ImageNet's shape (256 x 256, guided, decoder left out); "
         f"peers as timing models written from their papers.{timed} Nobody has trained NestAR-B or -L, so "
-        "nothing here says which quality they reach, and 50 steps a patch is our choice. Beside each peer, "
+        "nothing here says which quality they reach, and 50 steps per patch is our choice. Beside each peer, "
         "how many times the operations of the NestAR of its letter it takes (DiT-XL/2: of NestAR-L):"
     )
     yield ""
@@ -459,7 +475,7 @@ def conditions(report: dict[str, Any]) -> Iterator[str]:
     """On what the findings rest."""
     counts = {row["samples"] for row in report["rows"] if "samples" in row}
     if counts:
-        yield f"Samples a row: {', '.join(map(str, sorted(counts)))}; device {report['device']}."
+        yield f"Samples per row: {', '.join(map(str, sorted(counts)))}; device {report['device']}."
     if report["images_per_arm"]:
         yield f"Arms saw {report['images_per_arm']:,} images each and are compared with each other only."
     if report["missing"]:

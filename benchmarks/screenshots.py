@@ -44,7 +44,7 @@ def photograph(browser: Browser, url: str, folder: Path, screen: str, scheme: st
     page.wait_for_timeout(300)
     shoot("on-load")
     shoot("whole", full_page=True)
-    steps = page.get_by_label("Steps a patch, as a number")
+    steps = page.get_by_label("Steps per patch, as a number")
     steps.fill(str(MID_RUN_STEPS))
     to_top(page)
     page.locator("#generate").click()

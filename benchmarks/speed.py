@@ -324,7 +324,7 @@ def draw(report: Mapping[str, Any]) -> Figure | None:
     labels = list(dict.fromkeys(row["contender"] for row in rows))
     values: dict[str, Callable[[Mapping[str, Any]], float]] = {
         "patches one after another": lambda row: row["evaluations"],
-        "seconds a picture": lambda row: row["seconds"]["median"],
+        "seconds per picture": lambda row: row["seconds"]["median"],
         "billion operations": lambda row: row["operations"] / 1e9,
     }
     panels = plots.new_figure("How a picture's cost grows with its tokens n", len(values), panel_height=330)

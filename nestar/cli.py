@@ -92,7 +92,7 @@ def _add_settings(parser: argparse.ArgumentParser) -> None:
     helps = {
         "k": "nesting factor",
         "order": ", ".join(ORDERS),
-        "steps": "solver steps a patch",
+        "steps": "solver steps per patch",
         "solver": ", ".join(SOLVERS),
         "temperature": "factor on the noise",
         "cfg": "guidance, 1 = off",
@@ -200,7 +200,7 @@ def _samples(arguments: argparse.Namespace) -> int:
     settings = pipeline.settings(class_name=pipeline.classes[0], **_settings(arguments))
     classes = len(pipeline.classes)
     if arguments.count < classes:
-        raise SettingsError(f"--count must be at least one a class, {classes}, got {arguments.count}.")
+        raise SettingsError(f"--count must be at least one per class, {classes}, got {arguments.count}.")
     name = find_nesting(pipeline.nestings, settings.k, settings.order, settings.nesting)
     model, solver = pipeline.models[name], pipeline.solver_settings(settings)
     asked = {"count": arguments.count, "classes": classes, "seed": settings.seed, **vars(solver)}
@@ -255,11 +255,11 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--data",
         type=Path,
-        help="for nestings: a folder of pictures, a folder a class, with or without train/ and val/ above "
+        help="for nestings: a folder of pictures, a folder per class, with or without train/ and val/ above "
         "(default: Tiny Worlds)",
     )
     parser.add_argument(
-        "--batch", type=int, help="rows a step, of all processes together, in place of the preset's"
+        "--batch", type=int, help="rows per step, of all processes together, in place of the preset's"
     )
     parser.add_argument(
         "--accumulate",
@@ -671,7 +671,7 @@ def _evaluate(arguments: argparse.Namespace) -> int:
 
 def _add_index(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--images", type=int, help="training pictures, 32 bytes each (default: 60000)")
-    parser.add_argument("--held-out", type=int, help="pictures a class behind each yardstick (default: 100)")
+    parser.add_argument("--held-out", type=int, help="pictures per class for each yardstick (default: 100)")
     parser.add_argument("--features", type=Path, help="feature network's folder (default: the embedded one)")
     parser.add_argument("--tokenizer", type=Path, help="tokenizer's folder (default: the embedded one)")
     parser.add_argument(

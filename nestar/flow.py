@@ -190,11 +190,11 @@ def solver_step(
     """
     v = velocity(y, t)
     if solver == "euler":
-        return y + dt * v, v
+        return torch.add(y, v, alpha=dt), v
     if solver == "midpoint":
-        return y + dt * velocity(y + 0.5 * dt * v, t + 0.5 * dt), v
+        return torch.add(y, velocity(torch.add(y, v, alpha=0.5 * dt), t + 0.5 * dt), alpha=dt), v
     if solver == "heun":
-        return y + 0.5 * dt * (v + velocity(y + dt * v, t + dt)), v
+        return torch.add(y, v + velocity(torch.add(y, v, alpha=dt), t + dt), alpha=0.5 * dt), v
     raise ValueError(f"Unknown solver {solver!r}: allowed are {', '.join(SOLVERS)}.")
 
 

@@ -90,7 +90,7 @@ class NestARConfig:
     def __post_init__(self) -> None:
         modules = len(self.nesting.scales)
         if self.blocks < modules:
-            raise ValueError(f"blocks must be at least {modules}, one a module, not {self.blocks}")
+            raise ValueError(f"blocks must be at least {modules}, one per module, not {self.blocks}")
         if self.dim % (4 * self.heads):
             raise ValueError(f"dim must be a multiple of 4 times {self.heads} heads, not {self.dim}")
 

@@ -67,7 +67,7 @@ class NeighbourIndex:
 
     Attributes:
         codes: (N, R) int8; `codes * scale` are the principal components `(features - mean) @ basis`.
-        unseen: distance to the nearest training picture of H held-out pictures a class, (K, H), ascending.
+        unseen: distance to the nearest training picture of H held-out pictures per class, (K, H), ascending.
         copied: the same of training pictures decoded from their own tokens.
         features, tokenizer: fingerprints of the networks behind both.
         size: side of the pictures in pixels.
@@ -207,7 +207,7 @@ def build_index(
     """Describe the first `images` training pictures and measure both yardsticks.
 
     Args:
-        held_out: pictures a class that each yardstick is measured on.
+        held_out: pictures per class that each yardstick is measured on.
         cache: where a pool of these pictures may lie already drawn; nothing is written there.
 
     Raises:

@@ -192,7 +192,7 @@ class Nesting:
         return f"{prefix}-{self.order}"
 
     def function_evaluations(self, steps: int, calls_per_step: int = 1) -> int:
-        """Sequential network calls at `steps` solver steps a patch; guidance doubles the batch, not these."""
+        """Sequential network calls at `steps` solver steps per patch; guidance doubles the batch alone."""
         _check_integer("steps", steps, 1)
         _check_integer("calls_per_step", calls_per_step, 1)
         return self.evaluations * steps * calls_per_step + self.context_passes

@@ -8,9 +8,9 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from PIL import Image
@@ -19,6 +19,7 @@ from torch import Tensor
 from nestar import batches
 from nestar.batches import Rows
 from nestar.checkpoints import check_beside, check_fit, free_name, open_checkpoints, resolve_device, shown
+from nestar.engine import has_bf16
 from nestar.hub import Progress
 from nestar.images import to_pil
 from nestar.model import NestAR, Outline
@@ -217,6 +218,22 @@ class Models(Mapping[str, NestAR]):
         return self.loaded[name].outline if name in self.loaded else self._outlines[name]
 
 
+class Decoders(NamedTuple):
+    """What turns tokens into pictures."""
+
+    unfinished: Tokenizer
+    finished: Tokenizer
+
+    @classmethod
+    def of(cls, tokenizer: Tokenizer) -> Decoders:
+        """Unfinished grids in bf16 where the device has it: it takes a third less time, and a guess from a
+        part of the tokens is not worse for it."""
+        weight = next(tokenizer.parameters())
+        if weight.dtype != torch.float32 or not has_bf16(weight.device):
+            return cls(tokenizer, tokenizer)
+        return cls(copy.deepcopy(tokenizer).to(torch.bfloat16), tokenizer)
+
+
 class NestARPipeline:
     """Weights, ready to sample. Build it with `from_pretrained`.
 
@@ -249,6 +266,14 @@ class NestARPipeline:
         self.classes, self.origin, self.device = classes, origin, device
         self.shown_origin = shown(origin)
         self.nestings: dict[str, Nesting] = {name: models.outline(name).config.nesting for name in models}
+
+    @cached_property
+    def _decoders(self) -> Decoders:
+        return Decoders.of(self.tokenizer)
+
+    @cached_property
+    def _spare_decoders(self) -> Decoders:
+        return Decoders.of(self._spare_tokenizer)
 
     @classmethod
     def from_pretrained(
@@ -388,7 +413,8 @@ class NestARPipeline:
         name = find_nesting(self.nestings, settings.k, settings.order, settings.nesting)
         made, spent, decoding = 0, 0.0, 0.0
         try:
-            for frame in self._frames_of(self.models[name], self.tokenizer, settings, rows, cancel, previews):
+            model, decoders = self.models[name], self._decoders
+            for frame in self._frames_of(model, decoders, settings, rows, cancel, previews):
                 made, spent, decoding = frame.evaluations, frame.seconds, frame.decoding
                 yield frame
             return
@@ -398,14 +424,14 @@ class NestARPipeline:
             log.warning("%s has no memory left (%s): the run goes on on the CPU.", self.device, error)
         torch.cuda.empty_cache()
         spare = self.models.spare(name)
-        for frame in self._frames_of(spare, self._spare_tokenizer, settings, rows, cancel, previews):
+        for frame in self._frames_of(spare, self._spare_decoders, settings, rows, cancel, previews):
             if frame.evaluations > made:  # the patches before it were made again, and shown already
                 yield replace(frame, seconds=spent + frame.seconds, decoding=decoding + frame.decoding)
 
     def _frames_of(
         self,
         model: NestAR,
-        tokenizer: Tokenizer,
+        decoders: Decoders,
         settings: SampleSettings,
         rows: Rows,
         cancel: threading.Event | None,
@@ -426,8 +452,9 @@ class NestARPipeline:
             # Waits for a GPU's queued steps: sampling, not decoding.
             norms = tuple(map(tuple, event.norms_BS.tolist()))
             sampled = time.perf_counter()
-            shown = previews or event.known == nesting.n
-            images = _decode(tokenizer, event.sequence_BNC, nesting, event.known) if shown else ()
+            final = event.known == nesting.n
+            tokenizer = decoders.finished if final else decoders.unfinished
+            images = _decode(tokenizer, event.sequence_BNC, nesting, event.known) if previews or final else ()
             reading += sampled - began
             decoding += time.perf_counter() - sampled
             yield Frame(
@@ -443,7 +470,7 @@ class NestARPipeline:
                 seconds=event.elapsed + reading + decoding,
                 decoding=decoding,
                 module_done=event.known == nesting.scales[event.module - 1].tokens,
-                final=event.known == nesting.n,
+                final=final,
                 norms=norms,
                 batch=len(ids),
                 device=model.device.type,

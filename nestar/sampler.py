@@ -10,11 +10,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from nestar.engine import Engine, compute_dtype
 from nestar.flow import grid_noise, guidance_scale, guide, solver_step
 from nestar.model import NestAR, NestARConfig
 from nestar.nesting import Patch
 from nestar.settings import SOLVER_CALLS, SampleSettings
-from nestar.transformer import KVCache, ScaledModule
 
 
 @dataclass(frozen=True)
@@ -217,11 +217,14 @@ class _Run:
     def enter(self, number: int) -> None:
         """Begin a scaled module: condition all times at once; the tokens so far are its context."""
         began = time.perf_counter()
-        self.module: ScaledModule = self.model.scaled_modules[number - 1]
-        self.cache: KVCache = self.module.new_cache(len(self.class_ids_R))
-        times_1T = torch.tensor([self.times], device=self.model.device)
-        grid = self.module.condition(times_1T, self.class_ids_R)
-        self.modulations = [grid.at(slice(i, i + 1)) for i in range(len(self.times))]
+        module = self.model.scaled_modules[number - 1]
+        self.engine = Engine(
+            module,
+            self.class_ids_R,
+            torch.tensor([self.times], device=self.model.device),
+            copies=2 if self.settings.guided else 1,
+            dtype=compute_dtype(module, self.nesting.scales[number - 1].patch_size),
+        )
         self.elapsed += time.perf_counter() - began
         if number > 1:
             self.remember(self.nesting.scales[number - 1].patches[0])
@@ -230,8 +233,7 @@ class _Run:
     def remember(self, patch: Patch) -> None:
         """Enter finished tokens once as clean context."""
         began = time.perf_counter()
-        x_BNC = self.sequence_BNC[:, patch.start : patch.stop]
-        self.module.remember(self._both(x_BNC), self.modulations[-1], self.cache)
+        self.engine.remember(self.sequence_BNC[:, patch.start : patch.stop])
         self.function_evaluations += 1
         self.elapsed += time.perf_counter() - began
 
@@ -260,14 +262,14 @@ class _Run:
 
         def velocity(y_BNC: Tensor, at: float) -> Tensor:
             self.function_evaluations += 1
-            v_RNC = self.module.velocity(self._both(y_BNC), self.modulations[self._place(at)], self.cache)
-            return guide(*v_RNC.chunk(2), cfg) if self.settings.guided else v_RNC
+            v_RNC = self.engine.velocity(y_BNC, self._place(at)).float()
+            return guide(*v_RNC.chunk(2), cfg) if self.settings.guided else v_RNC.clone()
 
         state_BNC = self.sequence_BNC[:, patch.start : patch.stop]
         after_BNC, v_BNC = solver_step(velocity, state_BNC, step / steps, 1 / steps, self.settings.solver)
         state_BNC.copy_(after_BNC)
-        norm_B = torch.linalg.vector_norm(v_BNC, dim=(1, 2), dtype=torch.float32)
-        self.norms_BS[:, step] = norm_B / v_BNC[0].numel() ** 0.5
+        norm_B = torch.linalg.vector_norm(v_BNC, dim=(1, 2))
+        torch.div(norm_B, v_BNC[0].numel() ** 0.5, out=self.norms_BS[:, step])
 
     def patch_done(self, patch: Patch) -> PatchDone:
         places = self.nesting.flat[patch.start : patch.stop]
@@ -282,10 +284,6 @@ class _Run:
             self.sequence_BNC,
             self.norms_BS,
         )
-
-    def _both(self, x_BNC: Tensor) -> Tensor:
-        """The same tokens for the conditional and, when guided, the unconditional rows."""
-        return torch.cat([x_BNC, x_BNC]) if self.settings.guided else x_BNC
 
     def _place(self, at: float) -> int:
         """Index of a time in the grid that was conditioned beforehand."""

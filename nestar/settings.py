@@ -38,7 +38,7 @@ class SampleSettings:
     Attributes:
         class_name: one of the checkpoint's classes.
         k, order: which nesting; together they pick one of those with weights.
-        steps: solver steps a patch.
+        steps: solver steps per patch.
         temperature: standard deviation of the initial noise.
         cfg: guidance scale s in v_u + s (v_c - v_u); 1 is no guidance.
         seed: of the noise, 0 ... MAX_SEED.

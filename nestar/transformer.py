@@ -1,4 +1,5 @@
-"""A scaled module's network: a velocity transformer with block-causal attention and an explicit KV cache.
+"""A scaled module's network: a velocity transformer with block-causal attention. This is the definition, and
+what training differentiates through; `engine` computes the same patch after patch behind a KV cache.
 
 Dimension suffixes: B rows, P patches, N tokens, C token channels, D width, H heads, E head channels, M hidden
 channels; G groups of S tokens that share a modulation.
@@ -21,44 +22,6 @@ MLP_RATIO = 8 / 3  # SwiGLU's usual ratio: as many parameters as a plain MLP of 
 ROPE_BASE = 100.0  # wavelengths from about 6 to 600 tokens: grids are small
 TIME_FREQUENCIES = 64
 RMS_EPSILON = 1e-6
-
-
-class KVCache:
-    """Keys and values of the tokens a module has already seen as clean context.
-
-    Everything is allocated once. A patch being solved writes its keys and values behind the context at
-    each evaluation without moving `length`; only `keep` makes them part of the context.
-    """
-
-    def __init__(
-        self,
-        depth: int,
-        rows: int,
-        heads: int,
-        tokens: int,
-        head_dim: int,
-        *,
-        device: torch.device | str,
-        dtype: torch.dtype,
-    ):
-        self.store = torch.zeros(depth, 2, rows, heads, tokens, head_dim, device=device, dtype=dtype)
-        self.length = 0
-
-    def write(self, block: int, k_BHNE: Tensor, v_BHNE: Tensor) -> tuple[Tensor, Tensor]:
-        """Put a patch's keys and values behind the context; returns those of context and patch together."""
-        stop = self.length + k_BHNE.shape[2]
-        store = self.store[block]
-        store[0, :, :, self.length : stop] = k_BHNE
-        store[1, :, :, self.length : stop] = v_BHNE
-        return store[0, :, :, :stop], store[1, :, :, :stop]
-
-    def next(self, tokens: int) -> slice:
-        """Places in the sequence of the `tokens` that follow the context."""
-        return slice(self.length, self.length + tokens)
-
-    def keep(self, tokens: int) -> None:
-        """Make the last written `tokens` part of the context."""
-        self.length += tokens
 
 
 @dataclass(frozen=True)
@@ -106,18 +69,14 @@ class Block(nn.Module):
         modulation: tuple[Tensor, ...],
         rope: tuple[Tensor, Tensor],
         mask_NN: Tensor | None,
-        cache: KVCache | None,
-        number: int,
     ) -> Tensor:
-        # addcmul(a, b, c) is a + b c in one operation: at batch 1 every operation costs its launch.
+        # addcmul(a, b, c) is a + b c in one operation.
         shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = modulation
         h_BGSD = torch.addcmul(shift_a, rms_norm(x_BGSD), scale_a)
         qkv_BN3HE = self.qkv(h_BGSD).flatten(1, 2).unflatten(2, (3, self.heads, -1))
         qk_BN2HE = rotate(rms_norm(qkv_BN3HE[:, :, :2]) * self.qk_scale, rope).to(qkv_BN3HE.dtype)
         q_BHNE, k_BHNE = qk_BN2HE.permute(2, 0, 3, 1, 4)
         v_BHNE = qkv_BN3HE[:, :, 2].transpose(1, 2)
-        if cache is not None:
-            k_BHNE, v_BHNE = cache.write(number, k_BHNE, v_BHNE)
         y_BHNE = F.scaled_dot_product_attention(q_BHNE, k_BHNE, v_BHNE, attn_mask=mask_NN)
         y_BGSD = y_BHNE.transpose(1, 2).reshape(x_BGSD.shape)
         x_BGSD = torch.addcmul(x_BGSD, gate_a, self.out(y_BGSD))
@@ -177,7 +136,7 @@ class ScaledModule(nn.Module):
 
         Args:
             t: (B, P) or (1, P), a time for each group of tokens; sampling conditions its whole time grid at
-                once, a time a group, and picks with `Modulation.at`.
+                once, a time for each group.
         """
         half = TIME_FREQUENCIES // 2
         frequencies = torch.exp(torch.arange(half, device=t.device) * (-math.log(1000) / (half - 1)))
@@ -220,50 +179,21 @@ class ScaledModule(nn.Module):
             y_BNC = torch.cat([context.x_BNC, y_BNC], 1)
         if len(set(sizes)) > 1:  # a short last patch: every token becomes a group of its own
             modulation = modulation.at(group_N)
-        v_BNC = self._run(y_BNC, index_N, modulation, mask_NN, None)
+        v_BNC = self._run(y_BNC, index_N, modulation, mask_NN)
         return v_BNC if context is None else v_BNC[:, context.x_BNC.shape[1] :]
 
-    def velocity(self, y_BNC: Tensor, modulation: Modulation, cache: KVCache) -> Tensor:
-        """Velocity of the patch that follows the cached context; `modulation` has one group."""
-        return self._run(y_BNC, cache.next(y_BNC.shape[1]), modulation, None, cache)
-
-    def remember(self, x_BNC: Tensor, modulation: Modulation, cache: KVCache) -> None:
-        """Enter finished tokens once as context; `modulation` is that of t = 1."""
-        self._run(x_BNC, cache.next(x_BNC.shape[1]), modulation, None, cache)
-        cache.keep(x_BNC.shape[1])
-
-    def new_cache(self, rows: int) -> KVCache:
-        """An empty cache for `rows` rows, on this module's device and in its dtype."""
-        weight = self.embed.weight
-        return KVCache(
-            self.depth,
-            rows,
-            self.heads,
-            len(self.position),
-            self.head_dim,
-            device=weight.device,
-            dtype=weight.dtype,
-        )
-
-    def _run(
-        self,
-        y_BNC: Tensor,
-        places: slice | Tensor,
-        modulation: Modulation,
-        mask_NN: Tensor | None,
-        cache: KVCache | None,
-    ) -> Tensor:
+    def _run(self, y_BNC: Tensor, index_N: Tensor, modulation: Modulation, mask_NN: Tensor | None) -> Tensor:
         """Tokens run as G groups of S, so that a group's modulation is broadcast and never copied.
-        `places` are the tokens' places in the sequence."""
-        x_BND = self.embed(y_BNC.to(self.embed.weight.dtype)) + self.position[places]
+        `index_N` are the tokens' places in the sequence."""
+        x_BND = self.embed(y_BNC.to(self.embed.weight.dtype)) + self.position[index_N]
         shift_BG1D, scale_BG1D = modulation.head
         x_BGSD = x_BND.unflatten(1, (shift_BG1D.shape[1], -1))
-        rope = (self.rope_cos[places], self.rope_sin[places])
-        for number, (block, own) in enumerate(zip(self.blocks, modulation.blocks, strict=True)):
+        rope = (self.rope_cos[index_N], self.rope_sin[index_N])
+        for block, own in zip(self.blocks, modulation.blocks, strict=True):
             run = block
             if self.checkpoints and torch.is_grad_enabled():
                 run = partial(checkpoint, block, use_reentrant=False, preserve_rng_state=False)
-            x_BGSD = run(x_BGSD, own, rope, mask_NN, cache, number)
+            x_BGSD = run(x_BGSD, own, rope, mask_NN)
         return self.head(torch.addcmul(shift_BG1D, rms_norm(x_BGSD), scale_BG1D)).flatten(1, 2).float()
 
 

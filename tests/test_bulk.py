@@ -86,7 +86,7 @@ def test_every_class_gets_one_at_least(
     weights: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main([*command(weights, tmp_path / "a.npz"), "--count", "2"]) == 2
-    assert "--count must be at least one a class, 3, got 2." in capsys.readouterr().err
+    assert "--count must be at least one per class, 3, got 2." in capsys.readouterr().err
 
 
 def test_parts_cover_every_sample_once() -> None:

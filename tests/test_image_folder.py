@@ -80,7 +80,7 @@ def test_a_picture_is_the_square_in_its_middle_and_its_mirror(tmp_path: Path) ->
     ("make", "said"),
     [
         (lambda root: None, "there is no folder .*birds"),
-        (lambda root: root.mkdir(), "has no folder of pictures: it takes one a class"),
+        (lambda root: root.mkdir(), "has no folder of pictures: it takes one per class"),
         (lambda root: picture(root / "owl" / "1.png"), "Class 'owl' in .* has one picture"),
     ],
 )

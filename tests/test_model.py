@@ -5,6 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from nestar.engine import Engine
 from nestar.model import NestAR, NestARConfig
 from nestar.nesting import Nesting
 from nestar.transformer import Context
@@ -34,7 +35,7 @@ NESTINGS = [
 
 
 @pytest.mark.parametrize(
-    ("values", "said"), [({"blocks": 3}, "at least 4, one a module"), ({"dim": 36}, "of 4 times")]
+    ("values", "said"), [({"blocks": 3}, "at least 4, one per module"), ({"dim": 36}, "of 4 times")]
 )
 def test_a_config_of_modules_without_blocks_or_heads_without_width_is_refused(
     values: dict, said: str
@@ -51,19 +52,17 @@ def test_cached_velocities_equal_uncached_ones(nesting: Nesting) -> None:
     x = torch.randn(2, nesting.n, CHANNELS)
     ids = torch.tensor([1, CLASSES])
     for module, scale in zip(model.scaled_modules, nesting.scales, strict=True):
-        cache = module.new_cache(2)
-        clean = module.condition(torch.ones(1, 1), ids)
+        engine = Engine(module, ids, torch.tensor([[0.3, 1.0]]))
         for number, patch in enumerate(scale.patches):
-            t = torch.tensor([[0.3]])
             y = torch.randn(2, patch.size, CHANNELS)
-            cached = module.velocity(y, module.condition(t, ids), cache)
+            cached = engine.velocity(y, 0)
             times = torch.ones(2, number + 1)
             times[:, -1] = 0.3
             sizes = [p.size for p in scale.patches[: number + 1]]
             whole = module(torch.cat([x[:, : patch.start], y], 1), times, ids, sizes)
             torch.testing.assert_close(cached, whole[:, patch.start :], atol=1e-5, rtol=1e-4)
-            module.remember(x[:, patch.start : patch.stop], clean, cache)
-        assert cache.length == scale.tokens
+            engine.remember(x[:, patch.start : patch.stop])
+        assert engine.length == scale.tokens
 
 
 @pytest.mark.parametrize("nesting", NESTINGS, ids=lambda nesting: f"{nesting.name}-{nesting.n}")
@@ -80,16 +79,16 @@ def test_training_shows_every_patch_what_sampling_shows_it(nesting: Nesting) -> 
         y = torch.randn(2, scale.tokens - start, CHANNELS)
         context = Context(x[:, :before], context_t) if before else None
         together = module(y, t, ids, sizes, context)
-        cache = module.new_cache(2)
+        times = torch.cat([t, context_t], 1)  # the grid's first: those of the generated patches
+        engine = Engine(module, ids, times)
         for number, patch in enumerate(scale.patches):
             if patch in scale.generated:
                 at = number - (len(sizes) - len(scale.generated))
                 part = slice(patch.start - start, patch.stop - start)
-                alone = module.velocity(y[:, part], module.condition(t[:, at : at + 1], ids), cache)
+                alone = engine.velocity(y[:, part], at)
                 torch.testing.assert_close(together[:, part], alone, atol=1e-5, rtol=1e-4)
             if number < len(sizes) - 1:
-                modulation = module.condition(context_t[:, number : number + 1], ids)
-                module.remember(x[:, patch.start : patch.stop], modulation, cache)
+                engine.remember(x[:, patch.start : patch.stop], t.shape[1] + number)
 
 
 @given(number=st.integers(0, len(NESTINGS) - 1), seed=st.integers(0, 99))

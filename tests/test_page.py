@@ -62,7 +62,7 @@ def decode(data_uri: str) -> Image.Image:
 
 
 def set_steps(page, steps: int) -> None:
-    page.get_by_label("Steps a patch, as a number").fill(str(steps))
+    page.get_by_label("Steps per patch, as a number").fill(str(steps))
 
 
 # ---- what stands there on load -------------------------------------------------------------------
@@ -336,7 +336,7 @@ def test_a_gpu_that_is_full_is_said(visit, pipeline, monkeypatch):
         ),
     )
     visited = visit()
-    visited.page.get_by_label("Steps a patch, as a number").first.fill("1")
+    visited.page.get_by_label("Steps per patch, as a number").first.fill("1")
     visited.generate()
     visited.wait_until_rested()
     expect(visited.page.locator(".message")).to_contain_text("The GPU has no memory left")
@@ -414,7 +414,7 @@ def test_the_scrubber_and_the_film_replay_every_frame(visit, nesting):
     ("label", "value", "sentence"),
     [
         ("Seed", "a lot", "seed"),
-        ("Steps a patch, as a number", "500", "steps"),
+        ("Steps per patch, as a number", "500", "steps"),
         ("Guidance, as a number", "-1", "cfg"),
     ],
 )

@@ -91,7 +91,7 @@ def wait_for(page: Page, panel: str, state: str = "finished") -> None:
 
 def quick(page: Page, count: int = 4) -> None:
     page.locator("#diversity-count").select_option(str(count))
-    page.get_by_label("Steps a patch, as a number").last.fill("2")
+    page.get_by_label("Steps per patch, as a number").last.fill("2")
 
 
 # ---- in the browser --------------------------------------------------------------------------------
@@ -343,7 +343,7 @@ def test_waiting_shows_the_place_in_the_queue(visit_tab, client, monkeypatch):
 def test_stop_ends_every_kind_of_run_and_frees_the_worker(visit_tab, ended, button, panel):
     page = visit_tab()
     quick(page)
-    page.get_by_label("Steps a patch, as a number").last.fill(str(MANY_STEPS))
+    page.get_by_label("Steps per patch, as a number").last.fill(str(MANY_STEPS))
     page.locator(f"#diversity-{button}").click()
     wait_for(page, panel, "running")
     page.locator("#diversity-stop").click()

@@ -85,7 +85,7 @@ def set_controls(page) -> dict[str, str]:
     """Set every control to something unlike the defaults; returns what then stands in them."""
     page.get_by_role("radio", name="fish", exact=True).check()
     page.get_by_role("radio", name="raster").check()
-    page.get_by_label("Steps a patch, as a number").fill("3")
+    page.get_by_label("Steps per patch, as a number").fill("3")
     page.get_by_label("Temperature, as a number").fill("0.85")
     page.get_by_label("Guidance, as a number").fill("1.5")
     page.locator("#dial-seed").fill("9007199254740993")  # one more than a browser's numbers can hold

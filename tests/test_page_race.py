@@ -15,10 +15,10 @@ from PIL import Image
 from playwright.sync_api import Page, expect
 
 import app
+from nestar.engine import Engine
 from nestar.nesting import Nesting
 from nestar.pipeline import Frame, NestARPipeline
 from nestar.settings import SampleSettings, SettingsError
-from nestar.transformer import ScaledModule
 from nestar.ui import lanes
 from nestar.ui import race as race_module
 from nestar.ui.assets import launch_options
@@ -81,13 +81,13 @@ def test_without_a_second_kind_there_is_no_race():
 def test_tokens_are_those_that_enter_networks(nesting, monkeypatch):
     entered = []
     for name in ("velocity", "remember"):
-        method = getattr(ScaledModule, name)
+        method = getattr(Engine, name)
 
         def counted(self, x_BNC, *others, method=method):
             entered.append(x_BNC.shape[1])
             return method(self, x_BNC, *others)
 
-        monkeypatch.setattr(ScaledModule, name, counted)
+        monkeypatch.setattr(Engine, name, counted)
     pipeline = pipeline_of(nesting)
     settings = pipeline.settings(class_name="fish", steps=3, solver="heun", nesting=nesting.name)
     for patches, _ in enumerate(pipeline.stream(**vars(settings)), 1):

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+from nestar.engine import Engine
 from nestar.images import to_pil
 from nestar.model import NestAR, WeightsError
 from nestar.nesting import Nesting
@@ -33,18 +34,19 @@ def calls(pipe: NestARPipeline, monkeypatch: pytest.MonkeyPatch) -> list[tuple[s
     """Every network pass of the k = 4 model as (what, module, rows)."""
     made: list[tuple[str, int, int]] = []
 
-    def watch(number: int, module: torch.nn.Module, what: str) -> None:
-        inner = getattr(module, what)
+    modules = list(pipe.models[K4.name].scaled_modules)
 
-        def watched(tokens: torch.Tensor, *rest: object) -> object:
-            made.append((what, number, len(tokens)))
-            return inner(tokens, *rest)
+    def watch(what: str) -> None:
+        inner = getattr(Engine, what)
 
-        monkeypatch.setattr(module, what, watched)
+        def watched(engine: Engine, *arguments: object) -> object:
+            made.append((what, modules.index(engine.module) + 1, engine.rows))
+            return inner(engine, *arguments)
 
-    for number, module in enumerate(pipe.models[K4.name].scaled_modules, 1):
-        watch(number, module, "velocity")
-        watch(number, module, "remember")
+        monkeypatch.setattr(Engine, what, watched)
+
+    watch("velocity")
+    watch("remember")
     return made
 
 
@@ -246,15 +248,14 @@ def test_cancelling_takes_effect_within_one_solver_step(
     pipe: NestARPipeline, calls: list, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cancel = threading.Event()
-    module = pipe.models[K4.name].scaled_modules[0]
-    inner = module.velocity
+    inner = Engine.velocity
 
     def cancelling(*arguments: object) -> torch.Tensor:
         if len(calls) == 4:
             cancel.set()
         return inner(*arguments)
 
-    monkeypatch.setattr(module, "velocity", cancelling)
+    monkeypatch.setattr(Engine, "velocity", cancelling)
     assert list(pipe.stream("fish", steps=50, cancel=cancel)) == []
     assert len(calls) == 5
 
@@ -262,15 +263,15 @@ def test_cancelling_takes_effect_within_one_solver_step(
 def full_gpu(pipe: NestARPipeline, after: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """The pipeline's own device counts as a GPU, which has memory for so many network passes."""
     passes = iter(range(after))
-    for module in pipe.models[K4.name].scaled_modules:
-        inner = module.velocity
+    modules = list(pipe.models[K4.name].scaled_modules)
+    inner = Engine.velocity
 
-        def velocity(*arguments: object, inner=inner) -> object:
-            if next(passes, None) is None:
-                raise torch.OutOfMemoryError("CUDA out of memory.")
-            return inner(*arguments)
+    def velocity(engine: Engine, *arguments: object) -> object:
+        if engine.module in modules and next(passes, None) is None:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return inner(engine, *arguments)
 
-        monkeypatch.setattr(module, "velocity", velocity)
+    monkeypatch.setattr(Engine, "velocity", velocity)
     monkeypatch.setattr(pipe, "device", torch.device("cuda"))
 
 

@@ -69,15 +69,16 @@ def two_nestings(tmp_path, monkeypatch) -> Path:
             {"nesting": nesting.to_dict(), "training": training},
         )
         figures = {"class_accuracy": 0.9, "precision": 0.8, "recall": 0.7, "fid": 12.34, "seams": 1.1}
-        more = {"samples": 500, "seed": 0}
+        more = {"samples": 500, "seed": 0, "reference": figures | {"fid": 5.0}}
         write(tmp_path / f"results/evaluate_{nesting.name}.json", figures | more)
     return tmp_path
 
 
 def test_the_family_stands_beside_each_other_with_what_it_saw(two_nestings):
     lines = list(readme.family_parts())
-    assert f"| `{K4.name}` | 750 | {K4.evaluations} | 90.0% | 0.8 | 0.7 | 12.3 | 1.1 |" in lines
-    assert f"| `{K2.name}` | 350 | {K2.evaluations} | 90.0% | 0.8 | 0.7 | 12.3 | 1.1 |" in lines
+    assert f"| `{K4.name}` | 750 | {K4.evaluations} | 90.0% | 0.800 | 0.700 | 12.3 | 1.10 |" in lines
+    assert f"| `{K2.name}` | 350 | {K2.evaluations} | 90.0% | 0.800 | 0.700 | 12.3 | 1.10 |" in lines
+    assert "| real pictures |  |  | 90.0% | 0.800 | 0.700 | 5.0 | 1.10 |" in lines
     assert not any("k9" in line for line in lines)
 
 
@@ -87,7 +88,7 @@ def test_a_shorter_run_is_marked_and_says_what_it_saw(two_nestings):
     shorter = {"nesting": K4.name, "images_seen": 300, "fid": 20.0}
     write(two_nestings / "results" / readme.SHORTER, report | shorter)
     lines = list(readme.family_parts())
-    assert f"| `{K4.name}` † | 300 | {K4.evaluations} | 90.0% | 0.8 | 0.7 | 20 | 1.1 |" in lines
+    assert f"| `{K4.name}` † | 300 | {K4.evaluations} | 90.0% | 0.800 | 0.700 | 20.0 | 1.10 |" in lines
     assert f"† A shorter run, not embedded: `{readme.SHORTER_RUN}`" in lines[-1]
 
 

@@ -9,6 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from nestar import engine
+from nestar.engine import Engine
 from nestar.flow import grid_noise
 from nestar.model import NestAR
 from nestar.nesting import Nesting
@@ -107,13 +109,21 @@ def reference(model: NestAR, settings: SolverSettings, noise_NC: Tensor) -> Tens
     return x
 
 
-@pytest.mark.parametrize("nesting", [K2, K4, SHORT], ids=lambda n: f"{n.name}-{n.n}")
+@pytest.mark.parametrize("nesting", [K2, K4, SHORT, Nesting.one_shot(4, 4)], ids=lambda n: f"{n.name}-{n.n}")
+@pytest.mark.parametrize(("bf16", "atol"), [(False, 2e-5), (True, 0.05)], ids=["float32", "bf16"])
 @torch.inference_mode()
-def test_sampling_equals_its_definition(nesting: Nesting) -> None:
+def test_sampling_equals_its_definition(
+    nesting: Nesting, bf16: bool, atol: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In float64; a token's channels are of size 1 or so."""
+    monkeypatch.setattr(engine, "has_bf16", lambda device: bf16)
+    monkeypatch.setattr(engine, "BF16_FROM", 1)
     model = make_model(nesting)
     noise = grid_noise([7], nesting.n, CHANNELS)[0]
     got = patches(run(model, FEW, seeds=(7,)))[-1].sequence_BNC
-    torch.testing.assert_close(got, reference(model, FEW, noise), atol=2e-5, rtol=1e-4)
+    expected = reference(model.double(), FEW, noise.double()).float()
+    torch.testing.assert_close(got, expected, atol=atol, rtol=1e-4)
+    assert bf16 == ((got - expected).abs().max() > 1e-4), "it is not computed in what it should be"
 
 
 def test_same_seed_gives_the_same_tokens_bit_for_bit() -> None:
@@ -168,10 +178,10 @@ def test_noise_belongs_to_the_place_whatever_the_nesting_or_steps() -> None:
     torch.testing.assert_close(hot, 3 * cold)
 
 
-def test_without_guidance_half_the_rows_are_evaluated() -> None:
+def test_without_guidance_half_the_rows_are_evaluated(watch) -> None:
     def rows(settings: SolverSettings) -> set[int]:
         model, seen = make_model(K4), set()
-        watch(model, lambda number, y: seen.add(len(y)))
+        watch(model, lambda engine, y: seen.add(engine.rows))
         run(model, settings, seeds=(0, 1))
         return seen
 
@@ -179,20 +189,30 @@ def test_without_guidance_half_the_rows_are_evaluated() -> None:
     assert rows(SolverSettings(steps=1, cfg=3.0)) == {4}
 
 
-def watch(model: NestAR, seen: Callable[[int, Tensor], object]) -> None:
-    """Report every velocity call: the module's number and what it was given."""
-    for number, module in enumerate(model.scaled_modules, 1):
+@pytest.fixture
+def watch(monkeypatch: pytest.MonkeyPatch) -> Callable[[NestAR, Callable[[Engine, Tensor], object]], None]:
+    """Has every velocity call of a model reported: the engine and the patch it was given."""
 
-        def velocity(y, condition, cache, number=number, inner=module.velocity):
-            seen(number, y)
-            return inner(y, condition, cache)
+    def begin(model: NestAR, seen: Callable[[Engine, Tensor], object]) -> None:
+        inner = Engine.velocity
 
-        module.velocity = velocity
+        def velocity(engine: Engine, y: Tensor, time: int) -> Tensor:
+            if engine.module in list(model.scaled_modules):
+                seen(engine, y)
+            return inner(engine, y, time)
+
+        monkeypatch.setattr(Engine, "velocity", velocity)
+
+    return begin
 
 
-def test_the_first_frame_has_left_before_module_2_begins() -> None:
+def number_of(model: NestAR, engine: Engine) -> int:
+    return list(model.scaled_modules).index(engine.module) + 1
+
+
+def test_the_first_frame_has_left_before_module_2_begins(watch) -> None:
     model, called = make_model(K4), []
-    watch(model, lambda number, y: called.append(number))
+    watch(model, lambda engine, y: called.append(number_of(model, engine)))
     for event in sample(model, torch.zeros(1, dtype=torch.long), (0,), FEW):
         if isinstance(event, PatchDone) and event.module == 1:
             assert set(called) == {1}, "module 2 has been at work before module 1's patches left"
@@ -200,11 +220,11 @@ def test_the_first_frame_has_left_before_module_2_begins() -> None:
 
 
 @pytest.mark.parametrize("after", [1, 4, 14])
-def test_cancel_stops_within_one_solver_step(after: int) -> None:
+def test_cancel_stops_within_one_solver_step(after: int, watch) -> None:
     model, cancel, calls = make_model(K4), threading.Event(), []
 
-    def count(number: int, y: Tensor) -> None:
-        calls.append(number)
+    def count(engine: Engine, y: Tensor) -> None:
+        calls.append(number_of(model, engine))
         if len(calls) == after:
             cancel.set()
 
@@ -223,9 +243,9 @@ def test_cancel_between_two_events_ends_the_run_there() -> None:
     assert isinstance(seen[-1], PatchDone) and seen[-1].module == 1, "module 1 is not announced as done"
 
 
-def test_gradients_are_off_inside_and_untouched_outside() -> None:
+def test_gradients_are_off_inside_and_untouched_outside(watch) -> None:
     model, inside = make_model(K4), []
-    watch(model, lambda number, y: inside.append(torch.is_grad_enabled()))
+    watch(model, lambda engine, y: inside.append(torch.is_grad_enabled()))
     for _ in sample(model, torch.zeros(1, dtype=torch.long), (0,), FEW):
         assert torch.is_grad_enabled(), "inference mode must not be held across a yield"
     assert not any(inside)

@@ -74,7 +74,7 @@ def test_growth_is_measured_and_drawn() -> None:
     figure = speed.draw({"growth": report})
     assert figure is not None
     titles = [axis.get_title(loc="left") for axis in figure.axes]
-    assert titles == ["patches one after another", "seconds a picture", "billion operations"]
+    assert titles == ["patches one after another", "seconds per picture", "billion operations"]
     assert all(axis.get_yscale() == "log" for axis in figure.axes)
     assert all(math.isfinite(limit) for axis in figure.axes for limit in axis.get_ylim())
 

@@ -1,4 +1,4 @@
-"""Pictures of one's own, a folder a class, as ImageNet is laid out; below `train/` and `val/` or without."""
+"""Pictures of one's own, a folder per class, as ImageNet is laid out, with `train/` and `val/` or without."""
 
 from __future__ import annotations
 
@@ -106,7 +106,8 @@ def _classes(root: Path) -> dict[str, list[Path]]:
     }
     found = {name: files for name, files in found.items() if files}
     if not found:
-        raise SettingsError(f"{root} has no folder of pictures: it takes one a class ({', '.join(ENDINGS)}).")
+        endings = ", ".join(ENDINGS)
+        raise SettingsError(f"{root} has no folder of pictures: it takes one per class ({endings}).")
     return found
 
 

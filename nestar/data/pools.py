@@ -196,8 +196,8 @@ def folder_latents(
 def encode_share(
     folder: Path, tokenizer: Tokenizer, count: int, pictures: Pictures, *, worker: Worker, shard: int
 ) -> list[Path]:
-    """Encode this process' share of a pool, `shard` pictures a file, so that a stopped process loses no more
-    than one; files that are there are kept. Returns all files, those of other processes, too."""
+    """Encode this process' share of a pool, `shard` pictures per file, so that a stopped process loses at
+    most one; files that are there are kept. Returns all files, those of other processes, too."""
     folder.mkdir(parents=True, exist_ok=True)
     parts = [(start, min(start + shard, count)) for start in range(0, count, shard)]
     files = [folder / f"{start}-{stop}.safetensors" for start, stop in parts]

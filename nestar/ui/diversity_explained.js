@@ -1,4 +1,4 @@
-// How much of the differences among samples each module decides: a bar a module, with its standard error.
+// How much of the differences among samples each module decides: a bar per module, with its standard error.
 const [WIDTH, HEIGHT, TOP, FOOT] = [340, 190, 22, 40];
 let asked = props.first; // class and nesting that the controls name
 

@@ -204,7 +204,7 @@ function nestPanel(panel, choice) {
     const last = modules.at(-1);
     find(".nest figcaption").textContent =
       modules.length > 1
-        ? `Module ${last.number} takes the ${last.patchSize} tokens before it as one patch. Numbers: tokens a patch.`
+        ? `Module ${last.number} takes the ${last.patchSize} tokens before it as one patch. Numbers: tokens per patch.`
         : "One module makes every token by itself.";
     find(".legend").innerHTML = legendHtml(nesting);
     const write = (name, html) => (find(`[data-name="${name}"]`).innerHTML = html);

@@ -37,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--seed", type=int, default=0, help="of the finalists; searches take the next one (default: 0)"
     )
     steps = SampleSettings.steps
-    parser.add_argument("--steps", type=int, default=steps, help=f"solver steps a patch (default: {steps})")
+    parser.add_argument("--steps", type=int, default=steps, help=f"solver steps per patch (default: {steps})")
     parser.add_argument(
         "--nesting", help=f"for sampler and precision: the member to sample (default: {MEMBER})"
     )

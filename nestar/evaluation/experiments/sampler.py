@@ -19,7 +19,7 @@ from nestar.sampler import SolverSettings
 from nestar.settings import SCHEDULES, SOLVER_CALLS
 
 CALLS = (5, 10, 25, 50)
-"""Velocity calls a patch, which is what a solver costs; second-order solvers take half as many steps."""
+"""Velocity calls per patch, which is what a solver costs; second-order solvers take half as many steps."""
 
 CFGS = (1.0, 1.5, 2.0, 3.0, 4.0)
 TEMPERATURES = (0.8, 0.9, 1.0, 1.1, 1.2)
@@ -130,7 +130,7 @@ def draw(report: Mapping[str, Any]) -> Figure | None:
     plots.lines(
         panels[0],
         [_series(name, [row for row in solver if _is(row, solver=name)], "calls") for name in SOLVER_CALLS],
-        x_label="network calls a patch",
+        x_label="network calls per patch",
         y_label="FID (lower is better)",
         title="solver",
         log_x=True,
@@ -185,7 +185,7 @@ def _take(centre: SolverSettings, best: Mapping[str, Row | None]) -> SolverSetti
 
 
 def _second_order(solver: list[Row]) -> dict[str, bool]:
-    """By calls a patch: whether midpoint or Heun beats Euler there; only where the calls are the same."""
+    """By calls per patch: whether midpoint or Heun beats Euler there; only where the calls are the same."""
     answers = {}
     for row in solver:
         others = [one for one in pick(solver, calls=row["calls"]) if not _is(one, solver="euler")]

@@ -102,7 +102,7 @@ def draw(report: Mapping[str, Any]) -> Figure | None:
             plots.points(
                 next(places),
                 [plots.Point(labels.get(name, name), seconds[name], values[name]) for name in seconds],
-                x_label="seconds a picture",
+                x_label="seconds per picture",
                 y_label=words[figure],
                 title=title,
                 log_x=True,

@@ -60,7 +60,7 @@ class Options:
     Attributes:
         samples: of a grid's or search's rows; final_samples: of the finalists.
         seed: of the finalists; searches and grids take the next one.
-        steps: solver steps a patch, wherever they are not what is compared.
+        steps: solver steps per patch, wherever they are not what is compared.
         nesting: the member that experiments on a single one take.
         images: each training arm sees; base: the recipe arms are made from.
         folder: of the JSON files and figures; runs: of the arms' training; cache: of pools.
