@@ -79,7 +79,7 @@ def build_page(pipeline: NestARPipeline, notice: str = "") -> gr.Blocks:
                 failure.build(pipeline, runs, demo)
             with gr.Tab("How it works", id="how"):
                 how.build()
-        demo.unload(runs.stop)
+        demo.unload(runs.leave)
     compute_on_one_thread(demo, runs)
     # Closed to calls that would pass by the queue and compute beside it.
     return demo.queue(max_size=QUEUE_LENGTH, api_open=False)
@@ -109,19 +109,20 @@ def _opened(source: str | None, revision: str | None, device: str) -> gr.Blocks:
         if isinstance(page, gr.Blocks):
             return page
         kept, reasons = _that_work(names, device) if len(names) > 1 and revision is None else ([], [])
-        if kept:
-            pipeline = NestARPipeline.from_pretrained(",".join(kept), device=device)
-            return build_page(pipeline, " ".join(reasons))
+        if kept:  # opened once more: the Hub may be gone by now
+            page = _page_on(kept, None, device, " ".join(reasons))
+            if isinstance(page, gr.Blocks):
+                return page
         notice = f"{page} The page runs on the embedded weights instead."
     return build_page(NestARPipeline.from_pretrained(device=device), notice)
 
 
-def _page_on(names: Sequence[str], revision: str | None, device: str) -> gr.Blocks | str:
+def _page_on(names: Sequence[str], revision: str | None, device: str, notice: str = "") -> gr.Blocks | str:
     """The page on the weights of these sources, or the sentence that says why there is none. Building it
     samples once, so weights that load but cannot be sampled are found out here as well."""
     source = ",".join(names)
     try:
-        return build_page(NestARPipeline.from_pretrained(source, revision=revision, device=device))
+        return build_page(NestARPipeline.from_pretrained(source, revision=revision, device=device), notice)
     except WeightsError as error:
         log.warning("%s", error)
         return said(error)

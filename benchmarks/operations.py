@@ -12,11 +12,12 @@ from nestar.transformer import MLP_RATIO, TIME_FREQUENCIES
 
 
 def pass_operations(config: NestARConfig, depth: int, tokens: int, context: int) -> int:
-    """One row's pass of `tokens` through a module of `depth` blocks, `context` cached tokens in sight."""
+    """One row's pass of embedded `tokens` through a module of `depth` blocks, `context` cached tokens in
+    sight."""
     dim, hidden = config.dim, int(MLP_RATIO * config.dim)
     weights = 3 * dim * dim + dim * dim + 3 * dim * hidden  # qkv, out, SwiGLU's three
     block = 2 * tokens * weights + 4 * tokens * (context + tokens) * dim  # scores, and values by weights
-    return depth * block + 2 * 2 * tokens * dim * config.channels  # embedding and head
+    return depth * block + 2 * tokens * dim * config.channels  # and the head
 
 
 def picture_operations(config: NestARConfig, settings: SolverSettings) -> int:
@@ -31,5 +32,6 @@ def picture_operations(config: NestARConfig, settings: SolverSettings) -> int:
             passes = calls * (patch in scale.generated) + (
                 patch is not scale.patches[-1]
             )  # solved, remembered
+            once += passes * 2 * patch.size * config.dim * config.channels  # embedded with and without class
             each_row += passes * pass_operations(config, depth, patch.size, patch.start)
     return once + each_row * (2 if settings.guided else 1)

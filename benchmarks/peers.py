@@ -11,7 +11,8 @@ Operations are always counted (a test holds the counts to torch's); seconds are 
 - xAR (arXiv 2502.20388): 4 cells of 64 tokens one after another, 40 (B) or 50 (L) steps each, earlier cells
   from a cache. The paper gives total sizes; widths 768 and 1024 with 16 and 32 blocks of DiT's parts reach
   them (173 and 608 million).
-- NestAR-B and -L (`nestar.registry`), k = 4 and 2, 50 steps per patch, through the project's own sampler.
+- NestAR-B and -L (`nestar.registry`), k = 4 and 2, 50 steps per patch, through the project's own sampler; L
+  also with 36 of its 48 blocks, which is no larger than MAR-L.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -34,7 +35,7 @@ from torch import Tensor, nn
 
 from benchmarks.operations import picture_operations
 from benchmarks.speed import matrix_rate, significant, spread, wait_for
-from nestar.model import NestAR
+from nestar.model import NestAR, NestARConfig
 from nestar.registry import imagenet_config
 from nestar.sampler import SolverSettings, sample
 
@@ -42,6 +43,8 @@ RESULTS = Path(__file__).parent / "results"
 TOKENS, CHANNELS, CLASSES = 256, 16, 1000
 STEPS = 50
 """NestAR's and xAR-L's solver steps per patch."""
+FEWER_BLOCKS = 36
+"""Of NestAR-L, for a total size of at most MAR-L's."""
 GUIDED = 2
 """Rows of a guided picture."""
 BATCHES = (1, 64)
@@ -287,9 +290,9 @@ class Peer:
 class Nested(nn.Module):
     """NestAR behind the same call."""
 
-    def __init__(self, size: str, k: int):
+    def __init__(self, config: NestARConfig):
         super().__init__()
-        self.model = NestAR(imagenet_config(size, k))
+        self.model = NestAR(config)
 
     def operations(self) -> int:
         """Of a picture."""
@@ -303,10 +306,14 @@ class Nested(nn.Module):
 
 def peers() -> Iterator[Peer]:
     """NestAR first, then MAR, DiT and xAR."""
-    for size in ("b", "l"):
+    for size, blocks in (("b", None), ("l", None), ("l", FEWER_BLOCKS)):
         for k in (4, 2):
-            shape = f"k = {k}, {imagenet_config(size, k).nesting.evaluations} patches of {STEPS} steps"
-            yield Peer(f"NestAR-{size.upper()}, k = {k}", shape, lambda size=size, k=k: Nested(size, k))
+            config = imagenet_config(size, k)
+            config = replace(config, blocks=blocks or config.blocks)
+            name = f"NestAR-{size.upper()}" + (f" of {blocks} blocks" if blocks else "")
+            patches = f"{config.nesting.evaluations} patches of {STEPS} steps"
+            shape = f"{config.blocks} blocks of {config.dim}, {patches}"
+            yield Peer(f"{name}, k = {k}", shape, lambda config=config: Nested(config))
     for name, sizes in (("B", (768, 12, 12, 1024, 6)), ("L", (1024, 16, 16, 1280, 8))):
         for rounds in (64, 256):
             shape = f"2 x {sizes[1]} blocks of {sizes[0]}, {rounds} rounds, head of {sizes[4]} x {sizes[3]}"

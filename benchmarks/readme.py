@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.peers import FEWER_BLOCKS
 from nestar.evaluation.experiments import NAMES
 from nestar.model import summed_over_runs
 from nestar.nesting import Nesting
@@ -54,6 +55,10 @@ FINAL_FIGURES = ("fid", "inception_score", "precision", "recall", "class_accurac
 NO_FINDINGS = "None has been run at full size yet.\n"
 
 NO_SPEED = "Not measured yet.\n"
+NO_STEPS = (
+    "`python -m benchmarks.imagenet_step` takes optimiser steps of the ImageNet sizes at their whole batch, "
+    "and projects the hours of a run from them; it has not been run, as there was no GPU."
+)
 NO_FAMILY = "Only one nesting has been measured so far.\n"
 SHORTER = "shorter_k4-lattice.json"
 """Report of k = 4 on as few images as most others, whose weights are not embedded."""
@@ -326,20 +331,25 @@ def speed_parts() -> Iterator[str]:
         yield from (*side_by_side(report), "", *streamed(report["streaming"]), "", *grown(report["growth"]))
     if peers:
         yield from ("", *peer_lines(peers))
+    steps = read(RESULTS / "imagenet_step.json")
+    yield from ("", *(training_lines(steps) if steps else [NO_STEPS]))
 
 
 def side_by_side(report: dict[str, Any]) -> Iterator[str]:
     """The family's members in turns, one picture at a time and many."""
     engine = report["engine"]
-    batches = list(next(iter(engine["members"].values()))["batches"])
+    members = engine["members"]
+    batches = list(next(iter(members.values()))["batches"])
     rate = engine["matrix_gigaoperations_per_second"]["median"]
     yield (
         f"`python -m benchmarks.speed`: the same sampler and cache, {report['runs']} runs in turns, "
-        f"{report['steps']} steps, CFG, {engine['dtype']} weights, {report['cores']} cores, "
-        f"device {report['device']}, without decoding. *Share of peak*: of the rate of matrix products of "
-        f"{engine['matrix_side']}², {rate:,.0f} billion operations a second. Who reaches less than "
-        f"{engine['fair_from']:g} of *k* = 4's share is marked unfair: its passes are too small for this "
-        "machine, and a ratio to it says as much of the machine as of the method. † random weights."
+        f"{report['steps']} steps, CFG, {report['cores']} cores, device {report['device']}, without "
+        f"decoding; the modules of *k* = 4 compute in {spoken(engine['dtypes'])}. *Share of peak*: of the "
+        f"rate of {engine['rate_dtype']} matrix products of {engine['matrix_side']}², {rate:,.0f} billion "
+        f"operations a second. ° marks a ratio to a baseline that reaches less than {engine['fair_from']:g} "
+        "of the nesting's own share of peak: its passes are too small for this machine, and the ratio says "
+        "as much of the machine as of the method."
+        + (" † random weights." if "random" in {member["weights"] for member in members.values()} else "")
     )
     for batch in (batches[0], batches[-1]):
         yield ""
@@ -350,18 +360,31 @@ def side_by_side(report: dict[str, Any]) -> Iterator[str]:
 def side_by_side_rows(engine: dict[str, Any], batch: str) -> Iterator[list[str]]:
     for name, member in engine["members"].items():
         own = member["batches"][batch]
-        faster = engine["speed_up"][batch].get(name, {})
         yield [
             member["label"] + ("" if member["weights"] == "embedded" else " †"),
             str(member["evaluations"]),
             f"{member['operations'] / 1e9:.3g}",
             f"{own['seconds']['median'] / int(batch):.3g}",
-            f"{own['share_of_matrix_rate']:.0%}{'' if own['fair'] else ' (unfair)'}",
-            *(
-                f"{faster[other]['median']:.3g} x" if other in faster else ""
-                for other in ("ar-raster", "one-shot")
-            ),
+            f"{own['share_of_matrix_rate']:.0%}",
+            *(ratio(engine, name, other, batch) for other in ("ar-raster", "one-shot")),
         ]
+
+
+def ratio(engine: dict[str, Any], name: str, other: str, batch: str) -> str:
+    """How many times a nesting's seconds a baseline takes, marked where this is not fair."""
+    found = engine["speed_up"][batch].get(name, {}).get(other)
+    if found is None:
+        return ""
+    own, others = (
+        engine["members"][each]["batches"][batch]["share_of_matrix_rate"] for each in (name, other)
+    )
+    return f"{found['median']:.3g} x{'' if others >= engine['fair_from'] * own else ' °'}"
+
+
+def spoken(dtypes: Sequence[str]) -> str:
+    """float32, float32 and bf16."""
+    words = [name.replace("bfloat16", "bf16") for name in dtypes]
+    return words[0] if len(set(words)) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"
 
 
 def streamed(report: dict[str, Any]) -> Iterator[str]:
@@ -397,16 +420,20 @@ def peer_lines(report: dict[str, Any]) -> Iterator[str]:
         "`python -m benchmarks.peers`: arithmetic at ImageNet's shape (256 x 256, guided, decoder left out); "
         f"peers as timing models written from their papers.{timed} Nobody has trained NestAR-B or -L, so "
         "nothing here says which quality they reach, and 50 steps per patch is our choice. Beside each peer, "
-        "how many times the operations of the NestAR of its letter it takes (DiT-XL/2: of NestAR-L):"
+        "how many times the operations of a NestAR no larger than the MAR of its letter it takes "
+        f"({' or '.join(OURS.values())}; DiT-XL/2: of the latter):"
     )
     yield ""
     heads = ("", "shape", "parameters, 10⁶", "operations, 10¹²", "times NestAR, k = 4", "times NestAR, k = 2")
     yield from table(heads, peer_rows(report))
 
 
+OURS = {"B": "NestAR-B", "L": f"NestAR-L of {FEWER_BLOCKS} blocks"}
+
+
 def peer_rows(report: dict[str, Any]) -> Iterator[list[str]]:
     for row in report["rows"]:
-        ours = "NestAR-B" if "-B" in row["name"] else "NestAR-L"
+        ours = OURS["B" if "-B" in row["name"] else "L"]
         times = [report["ratios"][f"{ours}, k = {k}"].get(row["name"]) for k in (4, 2)]
         yield [
             row["name"],
@@ -415,6 +442,29 @@ def peer_rows(report: dict[str, Any]) -> Iterator[list[str]]:
             f"{row['operations'] / 1e12:.3g}",
             *("" if each is None else f"{each['operations']:.3g}" for each in times),
         ]
+
+
+def training_lines(report: dict[str, Any]) -> Iterator[str]:
+    """What an optimiser step takes at ImageNet's scale, and what a whole run would."""
+    yield (
+        f"`python -m benchmarks.imagenet_step`: optimiser steps on one {report['device']}, in "
+        f"{report['precision']}, blocks run twice for less memory; the hours are projected:"
+    )
+    yield ""
+    heads = ("", "parameters, 10⁶", "batch", "images a second", "memory, GiB", "steps of the recipe", "hours")
+    yield from table(heads, (training_row(row) for row in report["rows"]))
+
+
+def training_row(row: dict[str, Any]) -> list[str]:
+    return [
+        row["name"],
+        f"{row['parameters'] / 1e6:.0f}",
+        f"{row['batch']:,}",
+        f"{row['images_per_second']:.3g}",
+        f"{row['memory_gib']:.3g}",
+        f"{row['recipe_steps']:,}",
+        f"{row['projected_hours']:,.0f}",
+    ]
 
 
 def table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterator[str]:

@@ -146,11 +146,11 @@ def _add_sample(parser: argparse.ArgumentParser) -> None:
 
 
 def _sample(arguments: argparse.Namespace) -> int:
-    from nestar.keepsakes import about, png_info
+    from nestar.keepsakes import png_info
 
     pipeline = _pipeline(arguments)
     result = pipeline(arguments.class_name, **_settings(arguments))
-    kept = about(result.settings, pipeline.shown_origin)
+    kept = pipeline.about(result.settings)
     try:
         arguments.out.parent.mkdir(parents=True, exist_ok=True)
         with whole(arguments.out) as partial:
@@ -230,7 +230,9 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
         help="wall-clock budget of training, which the learning rate follows; of a family: when the whole "
         "queue is interrupted (default: never)",
     )
-    parser.add_argument("--steps", type=int, help="budget in optimiser steps instead")
+    parser.add_argument(
+        "--steps", type=int, help="budget in optimiser steps instead (default of imagenet256 presets: 250000)"
+    )
     parser.add_argument(
         "--images", type=int, help=f"of a family: images each member sees (default: {FAMILY_IMAGES})"
     )
@@ -310,7 +312,7 @@ def _train(arguments: argparse.Namespace) -> int:
         from nestar.training.nesting import parts_of
 
         parts_of(config.batch, worker, arguments.accumulate or 1)  # refused before hours of encoding
-    budget = _budget(arguments)
+    budget = _budget(arguments, name)
     device = resolve_device(worker.device(arguments.device))
     with joined(worker, device) as group:
         record = _train_part(arguments, name, config, budget, device, group)
@@ -346,11 +348,15 @@ def _recipe(arguments: argparse.Namespace) -> tuple[str, Any]:
         raise SettingsError(str(error)) from None
 
 
-def _budget(arguments: argparse.Namespace) -> Budget:
+def _budget(arguments: argparse.Namespace, preset: str) -> Budget:
     from nestar.training.loop import Budget
+    from nestar.training.presets import STEPS
 
+    minutes, steps = arguments.minutes, arguments.steps
+    if minutes is None and steps is None:
+        steps = STEPS.get(preset)
     try:
-        return Budget(minutes=arguments.minutes, steps=arguments.steps)
+        return Budget(minutes=minutes, steps=steps)
     except ValueError as error:
         raise SettingsError(str(error)) from None
 
@@ -466,6 +472,11 @@ def _weights(arguments: argparse.Namespace) -> dict[str, Tokenizer | NestAR | No
 
     if arguments.what == "features":
         return {}
+    if arguments.what == "nesting" and arguments.data and not arguments.tokenizer:
+        raise SettingsError(
+            "--data needs --tokenizer, the folder of one that was trained on such pictures; the embedded "
+            "one, assets/tokenizer, knows Tiny Worlds alone."
+        )
     if arguments.what == "tokenizer":
         return {"init": load_tokenizer(arguments.init) if arguments.init else None}
     return {

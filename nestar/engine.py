@@ -119,9 +119,11 @@ class Engine:
             torch.mm(b.h_XD, weights.qkv_DF, out=b.qkv_XF)
             torch.linalg.vector_norm(b.qk_RS2HE, dim=-1, keepdim=True, out=b.qk_norm_RS2H1)
             b.qk_norm_RS2H1.add_(self.epsilon_qk)
-            torch.mul(b.qk_RS2HE, at.cos, out=b.turned_RS2HE)
-            b.turned_low.addcmul_(b.qk_high, at.sin_low)
-            b.turned_high.addcmul_(b.qk_low, at.sin_high)
+            # The halves of each head change places in a buffer: operations on halves are slow in bf16.
+            b.swapped_low.copy_(b.qk_high)
+            b.swapped_high.copy_(b.qk_low)
+            torch.mul(b.qk_RS2HE, at.cos_S2HE, out=b.turned_RS2HE)
+            b.turned_RS2HE.addcmul_(b.swapped_RS2HE, at.sin_S2HE)
             torch.div(b.turned_RS2HE, b.qk_norm_RS2H1, out=at.qk_RS2HE)
             at.v_RSHE.copy_(b.v_RSHE)
             a_RHSE = F.scaled_dot_product_attention(at.q_RHSE, at.keys_RHNE, at.values_RHNE)
@@ -175,11 +177,10 @@ class _BlockWeights(NamedTuple):
 
 
 class _Turns(NamedTuple):
-    """The rotary embedding with the gains of queries and keys in it: (N, 2, 1, E), and sines by halves."""
+    """The rotary embedding with the gains of queries and keys in it, written out for every head."""
 
-    cos: Tensor
-    sin_low: Tensor
-    sin_high: Tensor
+    cos_N2HE: Tensor
+    sin_N2HE: Tensor
 
 
 class _Views(NamedTuple):
@@ -190,9 +191,8 @@ class _Views(NamedTuple):
     q_RHSE: Tensor
     keys_RHNE: Tensor
     values_RHNE: Tensor
-    cos: Tensor
-    sin_low: Tensor
-    sin_high: Tensor
+    cos_S2HE: Tensor
+    sin_S2HE: Tensor
 
     @classmethod
     def of(cls, store_3RNHE: Tensor, turns: _Turns, start: int, stop: int) -> _Views:
@@ -226,9 +226,11 @@ class _Buffers:
         self.qkv_XF = empty(tokens, 3 * dim)
         qkv_RS3HE = self.qkv_XF.view(rows, size, 3, heads, width)
         self.qk_RS2HE, self.v_RSHE = qkv_RS3HE[:, :, :2], qkv_RS3HE[:, :, 2]
-        self.turned_RS2HE, self.qk_norm_RS2H1 = (empty(rows, size, 2, heads, last) for last in (width, 1))
+        self.turned_RS2HE, self.swapped_RS2HE, self.qk_norm_RS2H1 = (
+            empty(rows, size, 2, heads, last) for last in (width, width, 1)
+        )
         self.qk_low, self.qk_high = self.qk_RS2HE.chunk(2, -1)
-        self.turned_low, self.turned_high = self.turned_RS2HE.chunk(2, -1)
+        self.swapped_low, self.swapped_high = self.swapped_RS2HE.chunk(2, -1)
         self.up_XF, self.hidden_XM = empty(tokens, 2 * hidden), empty(tokens, hidden)
         self.gate_XM, self.value_XM = self.up_XF.chunk(2, -1)
         self.v_XC = empty(tokens, channels)
@@ -244,9 +246,10 @@ def _turns(module: ScaledModule, block: Block, dtype: torch.dtype) -> _Turns:
     """`transformer.rotate` after the gains is turning with the gains in cosines and sines. Queries and keys
     are divided by their norms afterwards, to which turning does nothing; the root of E is in here, too."""
     gain_21E = block.qk_scale * module.head_dim**0.5
-    cos = (module.rope_cos * gain_21E).to(dtype)
-    sin = (module.rope_sin * gain_21E.roll(module.head_dim // 2, -1)).to(dtype)
-    return _Turns(cos, *sin.chunk(2, -1))
+    cos_N21E = module.rope_cos * gain_21E
+    sin_N21E = module.rope_sin * gain_21E.roll(module.head_dim // 2, -1)
+    cos, sin = (each.expand(-1, -1, module.heads, -1).to(dtype).contiguous() for each in (cos_N21E, sin_N21E))
+    return _Turns(cos, sin)
 
 
 def _by_time(grid: Modulation, dtype: torch.dtype) -> list[tuple[list[Parts], Parts]]:

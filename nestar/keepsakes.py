@@ -35,9 +35,11 @@ ANIMATION_QUALITY = 82
 KEPT = tuple(field.name for field in fields(SampleSettings) if field.name != "count")
 
 
-def about(settings: SampleSettings, weights: str) -> dict[str, Any]:
-    """What a picture of these settings remembers. `weights` is the pipeline's `shown_origin`."""
-    return {name: getattr(settings, name) for name in KEPT} | {"weights": weights, "version": VERSION}
+def about(settings: SampleSettings, weights: str, fingerprint: str = "") -> dict[str, Any]:
+    """What a picture of these settings remembers. `weights` is the pipeline's `shown_origin`, which does not
+    say whether they have been trained on since; the `fingerprint` of the nesting's does."""
+    kept = {name: getattr(settings, name) for name in KEPT} | {"weights": weights, "version": VERSION}
+    return kept | ({"fingerprint": fingerprint} if fingerprint else {})
 
 
 def png_info(kept: Mapping[str, Any]) -> PngInfo:

@@ -16,13 +16,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from nestar import batches
+from nestar import batches, keepsakes
 from nestar.batches import Rows
 from nestar.checkpoints import check_beside, check_fit, free_name, open_checkpoints, resolve_device, shown
 from nestar.engine import has_bf16
 from nestar.hub import Progress
 from nestar.images import to_pil
-from nestar.model import NestAR, Outline
+from nestar.model import NestAR, Outline, fingerprint_of
 from nestar.nesting import Nesting
 from nestar.sampler import PatchDone, SolverSettings, sample
 from nestar.settings import SampleSettings, SettingsError, check_number, check_settings, find_nesting
@@ -131,6 +131,8 @@ class Result:
 
 FETCH_PACE = 0.2
 """Seconds between two words on a download."""
+FETCH_SILENCE = 2.0
+"""Seconds after which whoever waits hears that there is nothing to tell yet, and can leave."""
 
 
 class Models(Mapping[str, NestAR]):
@@ -152,6 +154,8 @@ class Models(Mapping[str, NestAR]):
         self._locks = {name: threading.Lock() for name in outlines}
         self.loaded: dict[str, NestAR] = {}
         self._spares: dict[str, NestAR] = {}
+        self._fingerprints: dict[str, str] = {}
+        self._told: dict[str, tuple[str, int, int]] = {}  # of every download that has been heard of
 
     def __getitem__(self, name: str) -> NestAR:
         return self._get(name, None)
@@ -165,28 +169,34 @@ class Models(Mapping[str, NestAR]):
 
     def fetch(self, name: str) -> Iterator[tuple[str, int, int]]:
         """Load a model; while its files come from elsewhere, tell a few times a second of the one on its way:
-        its path, bytes that are here, bytes in all. Whoever stops listening does not stop the download.
+        its path, bytes that are here, bytes in all; no path while nothing is known yet. Whoever stops
+        listening does not stop the download, and whoever asks for it later hears of the same one.
 
         Raises:
             WeightsError: as loading does.
         """
         if name in self.loaded:
             return
-        told: list[tuple[str, int, int]] = []
         failures: list[Exception] = []
+
+        def tell(*progress: Any) -> None:
+            self._told[name] = progress
 
         def work() -> None:
             try:
-                self._get(name, lambda *progress: told.append(progress))
+                self._get(name, tell)
             except Exception as error:
                 failures.append(error)
 
         thread = threading.Thread(target=work, name=f"load {name}", daemon=True)
+        began = time.monotonic()
         thread.start()
         while thread.is_alive():
             thread.join(FETCH_PACE)
-            if told:
-                yield told[-1]
+            if name in self._told:
+                yield self._told[name]
+            elif time.monotonic() - began > FETCH_SILENCE:
+                yield "", 0, 0
         if failures and not isinstance(failures[0], torch.OutOfMemoryError):  # then a spare will do
             raise failures[0]
 
@@ -212,6 +222,12 @@ class Models(Mapping[str, NestAR]):
         """Load every one now."""
         for name in self:
             self[name]
+
+    def fingerprint(self, name: str) -> str:
+        """Of a model's weights, as `evaluate` reports it; loads them."""
+        if name not in self._fingerprints:
+            self._fingerprints[name] = fingerprint_of(self[name])
+        return self._fingerprints[name]
 
     def outline(self, name: str) -> Outline:
         """Shape and record of a model, which need not be loaded for it."""
@@ -475,6 +491,11 @@ class NestARPipeline:
                 batch=len(ids),
                 device=model.device.type,
             )
+
+    def about(self, settings: SampleSettings) -> dict[str, Any]:
+        """What a picture made here with these settings remembers; loads the nesting's weights."""
+        name = find_nesting(self.nestings, settings.k, settings.order, settings.nesting)
+        return keepsakes.about(settings, self.shown_origin, self.models.fingerprint(name))
 
     @staticmethod
     def solver_settings(settings: SampleSettings) -> SolverSettings:

@@ -224,6 +224,11 @@ def test_a_full_disk_is_one_sentence_and_leaves_no_half_file(
             "Unknown device 'tpu': allowed are auto, cpu and cuda.",
         ),
         (["nesting", "--steps", "1", "--tokenizer", "nowhere"], "nowhere/tokenizer.json is missing."),
+        (
+            ["nesting", "--preset", "imagenet256-l", "--data", "pictures"],
+            "--data needs --tokenizer, the folder of one that was trained on such pictures; the embedded "
+            "one, assets/tokenizer, knows Tiny Worlds alone.",
+        ),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )

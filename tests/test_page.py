@@ -149,6 +149,29 @@ def test_generate_grows_a_picture_frame_by_frame(visit, pipeline, nesting):
     expect(page.locator('.bar[data-name="plain"] .count')).to_have_text(str(nesting.n))
 
 
+def test_every_module_is_seen_before_the_next_one_begins(visit, pipeline, nesting, monkeypatch):
+    """After each module the sampler waits until the browser shows it: frames that came together at the end
+    would never let it go on."""
+    seen = [threading.Event() for _ in nesting.scales]
+    stream = type(pipeline).stream
+
+    def gated(self, *arguments, cancel=None, **options):
+        for frame in stream(self, *arguments, cancel=cancel, **options):
+            yield frame
+            if frame.module_done and not frame.final:
+                assert seen[frame.module - 1].wait(30)
+
+    monkeypatch.setattr(type(pipeline), "stream", gated)
+    visited = visit()
+    visited.generate()
+    picture = visited.page.locator(".picture img.over")
+    for number, event in enumerate(seen[:-1], 1):
+        expect(picture).to_have_attribute("alt", re.compile(f"^Preview.*module {number},"), timeout=20_000)
+        event.set()
+    visited.wait_until_rested()
+    expect(picture).to_have_attribute("alt", re.compile("^Finished"))
+
+
 def test_a_preview_is_called_a_guess_and_the_running_patch_is_marked(visit):
     visited = visit()
     page = visited.page

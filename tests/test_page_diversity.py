@@ -22,12 +22,12 @@ from nestar.evaluation.diversity import FeatureSpace
 from nestar.pipeline import NestARPipeline
 from nestar.settings import SampleSettings, SettingsError
 from nestar.ui import diversity
-from nestar.ui.assets import launch_options
+from nestar.ui.assets import asset, launch_options
 from nestar.ui.diversity_api import SIBLINGS
 from nestar.ui.diversity_desk import Desk
 from tests.conftest import visitors
 from tests.small import CLASSES, K2, K4, save_checkpoint
-from tests.test_page import PHONE, wait_for_entry
+from tests.test_page import CONTRAST, PHONE, wait_for_entry
 
 IMAGES = 48
 MANY_STEPS = 200
@@ -151,6 +151,24 @@ def test_a_picture_is_chosen_and_its_neighbour_found(visit_tab):
     expect(real).to_have_js_property("naturalWidth", 128)
     expect(page.locator("#diversity-nearest .finding")).to_contain_text("training never saw")
     expect(page.locator("#diversity-keep .parent")).to_contain_text("seed 2 keep module 1: 4 of 16 tokens")
+
+
+VERDICTS = {  # of a distance, where unseen pictures stand 3 to 7 away and copies 1 to 4
+    2.0: "As near as a copy",
+    3.5: "Both come so near",
+    5.0: "Farther than a copy would be",
+}
+
+
+@pytest.mark.parametrize("distance", VERDICTS)
+def test_what_is_said_of_a_copy(browser, distance):
+    source = asset("diversity_nearest.js")
+    function = source[source.index("function verdict") : source.index("// One call at a time")]
+    page = browser.new_page()
+    found = {"distance": distance, "unseen": [3, 5, 7], "copied": [1, 2, 4]}
+    said = page.evaluate(f"(found) => {{ {function} return verdict(found); }}", found)
+    page.close()
+    assert VERDICTS[distance] in said and "3.0 to 7.0" in said and "up to 4.0" in said
 
 
 @pytest.mark.parametrize("refused", [False, True])
@@ -390,6 +408,15 @@ def test_what_is_chosen_at_once_stays_when_gradio_hands_the_first_value_back(bro
         expect(page.locator("#diversity-count")).to_have_value("4")
         press(page, "generate", "grid")
         expect(page.locator("#diversity-grid img")).to_have_count(4)
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_it_can_be_read(visit_tab, scheme):
+    page = visit_tab(color_scheme=scheme)
+    quick(page)
+    press(page, "generate", "grid")
+    wait_for(page, "nearest")
+    assert page.evaluate(CONTRAST.replace("#studio *", "[id^=diversity] *")) == []
 
 
 def test_on_a_phone_nothing_overflows_and_the_buttons_stay_in_reach(visit_tab):

@@ -22,7 +22,7 @@ from nestar.ui.assets import launch_options
 from nestar.ui.failure import signatures_to_json
 from nestar.ui.generate import first_settings
 from nestar.ui.laboratory import METERS, HealthyRuns, Laboratory, consequence, experiment_panels, pixels
-from nestar.ui.signatures import unequal
+from nestar.ui.signatures import compared, unequal
 from tests.conftest import visitors
 from tests.small import K2, K4, small_model, small_tokenizer
 from tests.test_page import CONTRAST, PHONE, Hold
@@ -196,6 +196,24 @@ def test_what_lacks_weights_says_which():
 
 
 # ---- velocities --------------------------------------------------------------------------------------
+
+
+def test_without_coordination_is_held_against_what_saw_as_many_images():
+    together = f"{K4.name}.together"
+    pipeline = pipeline_of(K4, K2, apart=True)
+    assert compared(pipeline) == (K4.name, APART)
+    other = NestARPipeline(
+        {**dict(pipeline.models), together: small_model(K4)},
+        pipeline.tokenizer,
+        classes=pipeline.classes,
+        origin="small",
+        device=pipeline.device,
+    )
+    assert compared(other) == (together, APART)
+    laboratory = Laboratory(other)
+    assert laboratory.comparable() == [together, APART]
+    sides = laboratory.sides(laboratory.find("separate"), class_name="fish")
+    assert [settings.nesting for settings in sides] == [together, APART]
 
 
 def test_alignment_is_that_of_the_experiment(family):

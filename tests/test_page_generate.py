@@ -15,6 +15,7 @@ from playwright.sync_api import expect
 
 import app
 from nestar import keepsakes
+from nestar.model import fingerprint_of
 from nestar.nesting import Nesting
 from nestar.pipeline import NestARPipeline
 from nestar.ui.assets import launch_options
@@ -247,18 +248,18 @@ def test_frames_carry_the_norms_of_the_velocities(small, small_client):
 
 # ---- saving and restoring ------------------------------------------------------------------------
 
-DROP = """([content, name]) => {
+DROP = """([content, name, at]) => {
   const bytes = Uint8Array.from(atob(content), (character) => character.charCodeAt(0));
   const data = new DataTransfer();
   data.items.add(new File([bytes], name));
-  const target = document.querySelector("#stage .picture");
+  const target = document.querySelector(at);
   for (const kind of ["dragover", "drop"])
     target.dispatchEvent(new DragEvent(kind, {dataTransfer: data, bubbles: true, cancelable: true}));
 }"""
 
 
-def drop(page, data: bytes, name: str = "picture.png") -> None:
-    page.evaluate(DROP, [base64.b64encode(data).decode(), name])
+def drop(page, data: bytes, name: str = "picture.png", at: str = "#stage .picture") -> None:
+    page.evaluate(DROP, [base64.b64encode(data).decode(), name, at])
 
 
 def saved(page, what: str) -> tuple[str, bytes]:
@@ -293,6 +294,24 @@ def test_a_saved_picture_dropped_onto_the_page_restores_every_control(visit_smal
     visited.generate()
     visited.wait_until_rested()
     assert decode(page.locator(".picture img.over").get_attribute("src")).tobytes() == picture.tobytes()
+
+
+def test_a_picture_dropped_beside_the_stage_or_on_another_tab_restores_its_settings(visit_small, small):
+    page = visit_small().page
+    page.get_by_role("tab", name="How it works").click()
+    expect(page.locator("#studio")).to_be_hidden()
+    kept = small[0].about(small[0].settings(class_name="fish", k=2, seed=31))
+    drop(page, with_text(json.dumps(kept)), at="header.masthead")
+    expect_message(page, r"Restored: fish, k = 2, seed 31\. Press Generate to see it\.$")
+    assert controls(page)["seed"] == "31"
+
+
+def test_a_picture_of_weights_that_were_trained_on_since_says_so(visit_small, small):
+    page = visit_small().page
+    kept = small[0].about(small[0].settings(class_name="fish", k=2, seed=31))
+    assert kept["fingerprint"] == fingerprint_of(small[0].models["k2-lattice"])
+    drop(page, with_text(json.dumps(kept | {"fingerprint": "00000000"})))
+    expect_message(page, f"made with other {small[0].shown_origin} weights, so this page's will differ")
 
 
 def test_a_saved_picture_can_be_opened_with_a_button(visit_small):
@@ -348,12 +367,12 @@ def test_nothing_unfinished_can_be_saved(visit_small, hold):
 
 
 def test_a_share_link_restores_every_control(visit_small, small):
-    page = visit_small(permissions=["clipboard-read", "clipboard-write"]).page
+    page = visit_small(permissions=["clipboard-read", "clipboard-write"], at="?__sign=secret").page
     wanted = set_controls(page)
     page.get_by_role("button", name="Copy link").click()
     expect_message(page, "Link copied")
     link = page.evaluate("navigator.clipboard.readText()")
-    assert link == page.url and link.startswith(small[1])
+    assert link == page.url and link.startswith(small[1]) and "secret" not in link
     other = visit_small(at=link.removeprefix(small[1])).page
     expect_message(other, "The link's settings stand in the controls")
     assert controls(other) == wanted
@@ -452,7 +471,8 @@ def test_every_action_has_an_endpoint(small, small_client):
     final = list(small_client.submit(class_name="fish", k=2, steps=2, seed=3, api_name="/generate"))[-1]
     kept = small_client.predict(final["image"], api_name="/settings_of")
     expected = small[0].settings(class_name="fish", k=2, steps=2, seed=3)
-    assert kept == keepsakes.about(expected, small[0].shown_origin)
+    fingerprint = fingerprint_of(small[0].models["k2-lattice"])
+    assert kept == keepsakes.about(expected, small[0].shown_origin, fingerprint)
     assert kept == small_client.predict(final["image"].partition(",")[2], api_name="/settings_of")
 
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import itertools
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from nestar import pipeline as pipeline_module
 from nestar.engine import Engine
 from nestar.images import to_pil
 from nestar.model import NestAR, WeightsError
@@ -310,6 +311,34 @@ def test_a_spare_is_loaded_where_the_device_took_none() -> None:
     monkey.setattr(model, "to", lambda device: (_ for _ in ()).throw(torch.OutOfMemoryError("full")))
     assert list(models.fetch(K4.name)) == [] and not models.loaded
     assert models.spare(K4.name) is model is models.spare(K4.name)
+
+
+def test_who_asks_for_a_download_that_is_under_way_hears_of_it_and_can_leave(
+    pipe: NestARPipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pipeline_module, "FETCH_PACE", 0.01)
+    monkeypatch.setattr(pipeline_module, "FETCH_SILENCE", 0.0)
+    told, go = threading.Event(), threading.Event()
+    model = pipe.models[K4.name]
+
+    def load(name: str, progress: Callable[..., None] | None) -> NestAR:
+        assert told.wait(10)
+        progress("module_1.safetensors", 5, 10)
+        assert go.wait(10)
+        return model
+
+    models = Models({K4.name: model.outline}, load, torch.device("cpu"))
+    first = models.fetch(K4.name)
+    assert next(first) == ("", 0, 0), "nothing is known yet, and whoever waits can leave"
+    first.close()
+    told.set()
+    second = models.fetch(K4.name)
+    heard = next(word for word in second if word[0])
+    assert heard == ("module_1.safetensors", 5, 10), "told to the first, who has left"
+    go.set()
+    for _ in second:
+        pass
+    assert models.loaded == {K4.name: model}
 
 
 def test_a_call_cancelled_beforehand(pipe: NestARPipeline, calls: list) -> None:

@@ -92,6 +92,16 @@ def test_a_shorter_run_is_marked_and_says_what_it_saw(two_nestings):
     assert f"† A shorter run, not embedded: `{readme.SHORTER_RUN}`" in lines[-1]
 
 
+def test_a_ratio_to_a_baseline_that_is_badly_used_is_marked():
+    shares = {"k4-lattice": 0.4, "k2-lattice": 0.2, "ar-raster": 0.2}
+    members = {name: {"batches": {"1": {"share_of_matrix_rate": share}}} for name, share in shares.items()}
+    speed_up = {name: {"ar-raster": {"median": 20.0}} for name in ("k4-lattice", "k2-lattice")}
+    engine = {"members": members, "speed_up": {"1": speed_up}, "fair_from": 0.7}
+    assert readme.ratio(engine, "k4-lattice", "ar-raster", "1") == "20 x °"
+    assert readme.ratio(engine, "k2-lattice", "ar-raster", "1") == "20 x"
+    assert readme.ratio(engine, "ar-raster", "one-shot", "1") == ""
+
+
 def test_members_measured_otherwise_are_not_put_beside_each_other(two_nestings):
     file = two_nestings / f"results/evaluate_{K2.name}.json"
     write(file, json.loads(file.read_text()) | {"samples": 100})

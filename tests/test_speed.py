@@ -12,7 +12,7 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks import peers, speed
+from benchmarks import peers, readme, speed
 from benchmarks.operations import picture_operations
 from nestar.model import NestAR, NestARConfig
 from nestar.nesting import Nesting
@@ -108,4 +108,7 @@ def test_peers_have_the_sizes_that_their_papers_give() -> None:
     sizes = {"MAR-B, 64 rounds": 208, "MAR-L, 256 rounds": 479, "DiT-XL/2, 50 steps": 675}
     for name, millions in {**sizes, "xAR-B": 172, "xAR-L": 608}.items():
         assert rows[name]["parameters"] == pytest.approx(millions * 1e6, rel=0.02)
+    for letter, name in readme.OURS.items():
+        for k in (4, 2):
+            assert rows[f"{name}, k = {k}"]["parameters"] <= rows[f"MAR-{letter}, 64 rounds"]["parameters"]
     assert rows["DiT-XL/2, 250 steps"]["operations"] == 5 * rows["DiT-XL/2, 50 steps"]["operations"]

@@ -49,6 +49,9 @@ NESTINGS |= {
     )
     for name, config in CONFIGURATIONS.items()
 }
+STEPS: dict[str, int] = dict.fromkeys(CONFIGURATIONS, 250_000)
+"""Optimiser steps of a recipe for which no budget is given: some 400 epochs of ImageNet at their batch."""
+
 # Compared at equal size and equal images, in order of need. Lambda acts between modules: the members of one
 # module (one-shot, autoregressive, cells) have none, whatever their config says.
 FAMILY: tuple[str, ...] = (

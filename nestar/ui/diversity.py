@@ -25,6 +25,7 @@ from nestar.ui.runs import SAMPLER, Runs, place_in_queue
 
 log = logging.getLogger(__name__)
 
+PART = "diversity"
 COUNTS = (4, 9, 16)
 PANEL = ("calls.js", "diversity_panel.js")
 SHEET = (*PANEL, "diversity_sheet.js")
@@ -164,7 +165,7 @@ def build(pipeline: NestARPipeline, runs: Runs, index: Path | None = None) -> No
             rows = batches.consecutive(settings)
             for word in fetching(pipeline.fetch(settings)):
                 yield word, gr.skip()
-            with runs.run(request) as cancel:
+            with runs.run(request, PART) as cancel:
                 for value in paced(desk.sheets(settings, rows, cancel)):
                     yield value, gr.skip()
                 if value["state"] == "finished" and settings.count > 1:
@@ -183,7 +184,7 @@ def build(pipeline: NestARPipeline, runs: Runs, index: Path | None = None) -> No
             settings = replace(chosen, seed=own, count=SIBLINGS)
             rows = batches.siblings(settings, pipeline.plan_of(settings), chosen.seed, values.get("modules"))
             yield from fetching(pipeline.fetch(settings))
-            with runs.run(request) as cancel:
+            with runs.run(request, PART) as cancel:
                 yield from paced(desk.sheets(settings, rows, cancel))
         except Exception as error:
             yield refused(error)
@@ -192,7 +193,7 @@ def build(pipeline: NestARPipeline, runs: Runs, index: Path | None = None) -> No
         try:
             settings = settings_of(values, count=1)
             yield from fetching(pipeline.fetch(settings))
-            with runs.run(request) as cancel:
+            with runs.run(request, PART) as cancel:
                 yield from paced(desk.sheets(settings, batches.temperature_row(settings), cancel))
         except Exception as error:
             yield refused(error)
@@ -201,7 +202,7 @@ def build(pipeline: NestARPipeline, runs: Runs, index: Path | None = None) -> No
         try:
             settings = settings_of(values, count=1)
             yield from fetching(pipeline.fetch(settings))
-            with runs.run(request) as cancel:
+            with runs.run(request, PART) as cancel:
                 yield from paced(desk.explained(settings, cancel))
         except Exception as error:
             yield refused(error)
@@ -211,7 +212,7 @@ def build(pipeline: NestARPipeline, runs: Runs, index: Path | None = None) -> No
         mark = {"mark": str(spec.get("mark", ""))[:80]}
         try:
             sample = sample_of(settings_of(spec, count=1), spec.get("parent"), spec.get("modules", 0))
-            with runs.run(request) as cancel:
+            with runs.run(request, PART) as cancel:
                 found = desk.nearest(sample, cancel)
             return {"run": run_id(), "state": "finished", **mark, **found}
         except Exception as error:
@@ -245,7 +246,7 @@ def build(pipeline: NestARPipeline, runs: Runs, index: Path | None = None) -> No
         event.failure(None, js=tells("diversity-failed"))
     controls.ask(on_ask, None, place, queue=False, **private)
     stop_button.click(
-        runs.stop, queue=False, show_progress="hidden", api_visibility="private", cancels=computing
+        runs.stop_in(PART), queue=False, show_progress="hidden", api_visibility="private", cancels=computing
     )
     usual = pipeline.nestings[first["nesting"]]
     diversity_api.bind(pipeline, desk, runs, first["class_name"], usual.k, usual.order)

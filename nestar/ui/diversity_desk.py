@@ -6,7 +6,7 @@ import logging
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from nestar import keepsakes, neighbours
+from nestar import neighbours
 from nestar.batches import Rows
 from nestar.evaluation.diversity import (
     FeatureSpace,
@@ -37,6 +37,9 @@ if TYPE_CHECKING:
     from nestar.pipeline import Frame
 
 log = logging.getLogger(__name__)
+
+About = Callable[[SampleSettings], dict[str, Any]]
+"""What a picture of these settings remembers (`NestARPipeline.about`)."""
 
 # Unrelated samples of one measurement; each has one sibling for every number of modules kept.
 PARENTS = 16
@@ -91,10 +94,10 @@ def rows_of(sample: Sample) -> Rows:
     return Rows((sample.settings.seed,), (sample.prefix,) if sample.prefix else None)
 
 
-def sheet(samples: Sequence[Sample], frame: Frame, origin: str) -> dict[str, Any]:
+def sheet(samples: Sequence[Sample], frame: Frame, about: About) -> dict[str, Any]:
     """A frame of a batch as JSON: every picture as a data URI, and where the batch stands."""
     return {
-        "images": _pictures(samples, frame, origin),
+        "images": _pictures(samples, frame, about),
         "module": frame.module,
         "patch": frame.patch,
         "known": frame.known,
@@ -106,12 +109,12 @@ def sheet(samples: Sequence[Sample], frame: Frame, origin: str) -> dict[str, Any
     }
 
 
-def _pictures(samples: Sequence[Sample], frame: Frame, origin: str) -> list[str]:
+def _pictures(samples: Sequence[Sample], frame: Frame, about: About) -> list[str]:
     """The pictures of a batch: small JPEGs until the end, then PNGs that remember their settings, where
     these say all about the sample, as long as all together are below MAX_SHEET_CHARACTERS."""
     if not frame.final:
         return [data_uri(_at_most(image, SHEET_SIDE)) for image in frame.images]
-    kept = [None if sample.prefix else keepsakes.about(sample.settings, origin) for sample in samples]
+    kept = [None if sample.prefix else about(sample.settings) for sample in samples]
     lossless = [data_uri(image, "PNG", each) for image, each in zip(frame.images, kept, strict=True)]
     if sum(map(len, lossless)) <= MAX_SHEET_CHARACTERS:
         return lossless
@@ -185,7 +188,7 @@ class Desk:
         for frame in self.stream(settings, rows, cancel):
             if frame.final:
                 self._remember(samples, frame.images)
-            last = sheet(samples, frame, self.pipeline.shown_origin)
+            last = sheet(samples, frame, self.pipeline.about)
             yield value | last | {"state": "finished" if frame.final else "running"}
         if not last["final"]:
             yield value | last | {"state": "stopped"}

@@ -19,7 +19,7 @@ function bar([low, middle, high], row, name, at) {
 }
 
 function ruler(found) {
-  const known = [["fresh", found.unseen, "unseen real pictures"], ["copied", found.copied, "copies"]];
+  const known = [["fresh", found.unseen, "unseen real pictures"], ["copied", found.copied, "copies (training pictures, re-encoded)"]];
   const rows = known.filter(([, marks]) => marks);
   const most = 1.06 * Math.max(found.distance, ...rows.map((row) => row[1][2]));
   const at = (distance) => Number(((distance / most) * WIDTH).toFixed(1));
@@ -37,9 +37,13 @@ function verdict(found) {
   const [low, , high] = found.unseen;
   const range = `real pictures that training never saw stand ${low.toFixed(1)} to ${high.toFixed(1)} from theirs`;
   const own = `${found.distance.toFixed(1)} away; ${range}`;
-  if (found.distance >= low) return `${own}. No copy.`;
-  const copies = found.copied && found.distance <= found.copied[2];
-  return `${own}. ${copies ? "As near as a copy." : "Nearer than nearly all of them."}`;
+  const far = found.distance >= low;
+  if (!found.copied) return `${own}. ${far ? "It is no nearer." : "Nearer than nearly all of them."}`;
+  const most = found.copied[2];
+  if (found.distance > most) return `${own}, copies up to ${most.toFixed(1)}. Farther than a copy would be.`;
+  return far
+    ? `${own}, copies up to ${most.toFixed(1)}. Both come so near: compare the two pictures.`
+    : `${own}, copies up to ${most.toFixed(1)}. As near as a copy: compare the two pictures.`;
 }
 
 // One call at a time. Gradio's own "always_last" would do that too, but sends the first choice's data again.

@@ -16,6 +16,7 @@ from nestar.ui.race import told
 from nestar.ui.runs import SAMPLER, Runs, place_in_queue
 from nestar.ui.signatures import unequal, why_not
 
+ROWS, PANEL = "failure", "alignment"
 MOST_PICTURES = 4 * PICTURES
 """Of one call of `/alignment`."""
 
@@ -58,7 +59,7 @@ def build(pipeline: NestARPipeline, runs: Runs, page: gr.Blocks) -> None:
             sides = laboratory.sides(failure, k=first.k, order=first.order, **values)
             for settings in sides:
                 yield from fetching(pipeline.fetch(settings))
-            with runs.run(request) as cancel:
+            with runs.run(request, ROWS) as cancel:
                 yield from laboratory.provoke(failure, sides, cancel)
 
         yield from told(work)
@@ -70,7 +71,7 @@ def build(pipeline: NestARPipeline, runs: Runs, page: gr.Blocks) -> None:
             names = laboratory.comparable()
             for name in names:
                 yield from fetching(pipeline.models.fetch(name))
-            with runs.run(request) as cancel:
+            with runs.run(request, PANEL) as cancel:
                 yield from laboratory.alignment(names, PICTURES, cancel)
 
         yield from told(work)
@@ -120,8 +121,8 @@ def build(pipeline: NestARPipeline, runs: Runs, page: gr.Blocks) -> None:
     measuring = panel.measure(on_measure, None, panel, **again)
     provoking.failure(None, js=tells("failure-failed"))
     measuring.failure(None, js=tells("alignment-failed"))
-    rows.halt(runs.stop, queue=False, cancels=provoking, **quiet)
-    panel.halt(runs.stop, queue=False, cancels=measuring, **quiet)
+    rows.halt(runs.stop_in(ROWS), queue=False, cancels=provoking, **quiet)
+    panel.halt(runs.stop_in(PANEL), queue=False, cancels=measuring, **quiet)
     rows.ask(on_ask, None, place, queue=False, **quiet)
     panel.ask(on_ask, None, place, queue=False, **quiet)
     gr.api(failure_api, api_name="failure", **SAMPLER)

@@ -35,6 +35,7 @@ from nestar.ui.together import Together
 
 log = logging.getLogger(__name__)
 
+PART = "generate"
 K_POSITIONS = (2, 4, 8, 16, 32, 64)
 ORDER_POSITIONS = ("lattice", "raster")
 # What the sliders span, and their step; the number fields beside them take all of RANGES.
@@ -161,6 +162,11 @@ def caveat(kept: Mapping[str, Any], pipeline: NestARPipeline) -> str:
         others.append(f"the weights {kept['nesting']}")
     elif kept.get("weights") != pipeline.shown_origin:
         others.append(f"weights from {kept.get('weights')}")
+    elif plain in pipeline.models.loaded and kept.get("fingerprint") not in (
+        None,
+        pipeline.models.fingerprint(plain),
+    ):
+        others.append(f"other {pipeline.shown_origin} weights")
     if not others:
         return ""
     return f" It was made with {' and '.join(others)[:MAX_CAVEAT]}, so this page's will differ."
@@ -191,6 +197,8 @@ def remark(message: str, alarming: bool = False) -> dict[str, Any]:
 
 def on_its_way(path: str, here: int, whole: int) -> dict[str, Any]:
     """A panel's value while weights come from the Hub."""
+    if not path:
+        return {"run": run_id(), "state": "fetching", "message": "Weights are on their way."}
     share = f"{here / whole:.0%} of {whole / 2**20:.1f} MB" if whole else f"{here / 2**20:.1f} MB"
     return {
         "run": run_id(),
@@ -248,7 +256,7 @@ def build(pipeline: NestARPipeline, runs: Runs) -> None:
             "nesting": nesting_to_json(pipeline.plan(settings.k, settings.order, settings.nesting), settings),
             "device": str(pipeline.device),
         }
-        kept = keepsakes.about(settings, pipeline.shown_origin)
+        kept = pipeline.about(settings)
         frames: list[dict[str, Any]] = []
         at_once = settings in along
         yield value | {"frames": []}
@@ -321,7 +329,7 @@ def build(pipeline: NestARPipeline, runs: Runs) -> None:
         try:
             settings = pipeline.settings(class_name=class_name, **by_name(values, CONTROLS))
             yield from fetching(pipeline.fetch(settings))
-            with runs.run(request) as cancel:
+            with runs.run(request, PART) as cancel:
                 for value in run_to_json(settings, cancel):
                     if value["state"] == "finished":
                         kept_runs.keep(request.session_hash, value)
@@ -388,7 +396,7 @@ def build(pipeline: NestARPipeline, runs: Runs) -> None:
         values = {"k": k, "steps": steps, "temperature": temperature, "cfg": cfg, "seed": seed}
         with sentences():
             settings = pipeline.settings(class_name=class_name, order=order, **values)
-            kept = keepsakes.about(settings, pipeline.shown_origin)
+            kept = pipeline.about(settings)
             with runs.run(request) as cancel:
                 for frame in stream(settings, cancel):
                     yield frame_to_json(frame, kept)
@@ -422,15 +430,17 @@ def build(pipeline: NestARPipeline, runs: Runs) -> None:
             except (ValueError, AttributeError):  # no base64, no text
                 raise SettingsError("picture must be a PNG as a data URI or in base64.") from None
             kept = keepsakes.read_png(data)
-            return keepsakes.about(pipeline.settings(**keepsakes.values(kept)), str(kept.get("weights")))
+            settings = pipeline.settings(**keepsakes.values(kept))
+            weights, fingerprint = (str(kept.get(name, "")) for name in ("weights", "fingerprint"))
+            return keepsakes.about(settings, weights, fingerprint)
 
     quiet = {"show_progress": "hidden", "api_visibility": "private"}
     running = generate_button.click(on_generate, [classes, dials], stage, **quiet, **SAMPLER)
     # A call that the full queue turned away, or that broke, has no value to show: tell the stage by an event
     # of the document.
     running.failure(None, js="() => { document.dispatchEvent(new Event('nestar:failed')); }")
-    # runs.stop reaches the solver at once; cancels= also takes a call that still waits out of the queue.
-    stop_button.click(runs.stop, queue=False, cancels=running, **quiet)
+    # stop_in reaches the solver at once; cancels= also takes a call that still waits out of the queue.
+    stop_button.click(runs.stop_in(PART), queue=False, cancels=running, **quiet)
     restored = [classes, dials, answers]
     stage.picture(on_picture, None, restored, queue=False, **quiet)
     gr.on(None, on_link, None, restored, queue=False, **quiet)

@@ -49,7 +49,8 @@ function download(uri, name) {
 
 // The page's address with every control in it; what else the address asks for stays. `names` are the link's.
 function linkTo(settings, names) {
-  const address = new URL(location.href);
+  // Without what else stands in the address: a Space's signs the visitor in.
+  const address = new URL(location.pathname, location.href);
   for (const [name, setting] of Object.entries(names)) address.searchParams.set(name, settings[setting]);
   return address.href;
 }

@@ -24,11 +24,11 @@ from nestar.evaluation.experiments.command import RESULTS
 from nestar.evaluation.experiments.findings import pick
 from nestar.images import from_bytes
 from nestar.pipeline import Frame, NestARPipeline
-from nestar.settings import SampleSettings, SettingsError, check_choice, find_nesting
+from nestar.settings import SampleSettings, SettingsError, check_choice
 from nestar.ui.frames import picture
-from nestar.ui.generate import first_settings, run_id
+from nestar.ui.generate import run_id
 from nestar.ui.runs import hosted, streamer
-from nestar.ui.signatures import SEPARATE, Failure, signatures, why_not
+from nestar.ui.signatures import Failure, compared, signatures, why_not
 
 log = logging.getLogger(__name__)
 
@@ -264,9 +264,7 @@ class Laboratory:
     def comparable(self) -> list[str]:
         """Weights whose modules' velocities are compared on the tab: the page's own, and those trained alike
         without coordination."""
-        first = first_settings(self.pipeline)
-        own = find_nesting(self.pipeline.nestings, first.k, first.order)
-        return [name for name in (own, f"{own}.{SEPARATE}") if self._modules(name) > 1]
+        return [name for name in compared(self.pipeline) if self._modules(name) > 1]
 
     def _modules(self, name: str) -> int:
         return self.pipeline.nestings[name].modules if name in self.pipeline.nestings else 0

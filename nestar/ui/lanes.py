@@ -33,7 +33,7 @@ MAX_PAUSED = 16
 KINDS = {
     "nested": ("NestAR", "Module by module, patch by patch."),
     "autoregressive": ("Plain autoregression", "One token at a time."),
-    "cells": ("Cells", "One square at a time."),
+    "cells": ("Cells", "One square of the grid at a time."),
     "one-shot": ("One-shot flow", "All at once: nothing shows before the end."),
 }
 

@@ -3,7 +3,7 @@
 const BARS = [
   { name: "seconds", title: "Seconds of sampling", hint: () => "Decoding left out.", digits: 2 },
   { name: "evaluations", title: "Turns", hint: () => "Patches that waited for the one before." },
-  { name: "function_evaluations", title: "Function evaluations", hint: () => "Passes through a network, in a row." },
+  { name: "function_evaluations", title: "Function evaluations", hint: () => "Passes through a network, one after another." },
   { name: "tokens_processed", title: "Tokens processed", hint: sayTokens },
 ];
 const ALIKE = 1.1; // counts whose ratio is below this are called alike

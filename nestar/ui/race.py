@@ -14,6 +14,8 @@ from nestar.ui.generate import fetching, first_settings, refused, run_id, senten
 from nestar.ui.lanes import KINDS, LIMIT_SECONDS, SLICE_SECONDS, Entrant, PausedRaces, Race, Starter
 from nestar.ui.runs import SAMPLER, Runs, place_in_queue
 
+PART = "race"
+
 
 def build(pipeline: NestARPipeline, runs: Runs, page: gr.Blocks) -> None:
     """Lay out the tab on `page`, and bind its events and `/race`."""
@@ -43,7 +45,7 @@ def build(pipeline: NestARPipeline, runs: Runs, page: gr.Blocks) -> None:
     def slice_of(race: Race, request: gr.Request, seconds: float, warm: bool) -> Iterator[dict[str, Any]]:
         """Work on a race for a while, then put it aside if it has not ended."""
         try:
-            with runs.run(request) as cancel:
+            with runs.run(request, PART) as cancel:
                 yield race.to_json()
                 if warm:
                     starter.warm_up(race, cancel)
@@ -81,8 +83,10 @@ def build(pipeline: NestARPipeline, runs: Runs, page: gr.Blocks) -> None:
 
         yield from told(go_on)
 
+    stop = runs.stop_in(PART)
+
     def on_stop(request: gr.Request) -> None:
-        runs.stop(request)
+        stop(request)
         paused.drop(request)
 
     def on_ask(request: gr.Request) -> dict[str, Any]:

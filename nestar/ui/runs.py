@@ -28,11 +28,15 @@ SAMPLER = {"concurrency_limit": 1, "concurrency_id": "sampler"}
 
 
 class Runs:
-    """Which run each visitor has going, so that Stop or a closed tab ends it within one solver step."""
+    """Which runs each visitor has going, so that Stop or a closed tab ends them within one solver step.
+
+    A visitor may have several: one computes, others wait or were put aside in other parts of the page. Stop
+    ends that of its own part.
+    """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._cancels: dict[str | None, threading.Event] = {}
+        self._cancels: dict[tuple[str | None, str], threading.Event] = {}
         self._ended = False
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="sampler")
 
@@ -64,11 +68,12 @@ class Runs:
         return generated if inspect.isgeneratorfunction(function) else called
 
     @contextmanager
-    def run(self, request: gr.Request) -> Iterator[threading.Event]:
-        """The cancel flag of the visitor's new run; set when the block is left, whichever way."""
-        cancel = threading.Event()
+    def run(self, request: gr.Request, part: str = "") -> Iterator[threading.Event]:
+        """The cancel flag of the visitor's new run in a part of the page; set when the block is left,
+        whichever way."""
+        cancel, key = threading.Event(), (request.session_hash, part)
         with self._lock:
-            self._cancels[request.session_hash] = cancel
+            self._cancels[key] = cancel
             if self._ended:
                 cancel.set()
         try:
@@ -76,18 +81,29 @@ class Runs:
         finally:
             cancel.set()
             with self._lock:
-                if self._cancels.get(request.session_hash) is cancel:
-                    del self._cancels[request.session_hash]
+                if self._cancels.get(key) is cancel:
+                    del self._cancels[key]
 
-    def stop(self, request: gr.Request) -> None:
-        """Set the cancel flag of the visitor's run, if there is one."""
+    def stop_in(self, part: str) -> Callable[[gr.Request], None]:
+        """What a Stop button calls: sets the cancel flag of the visitor's run in that part, if any."""
+
+        def stop(request: gr.Request) -> None:
+            with self._lock:
+                cancel = self._cancels.get((request.session_hash, part))
+            if cancel is not None:
+                cancel.set()
+
+        return stop
+
+    def leave(self, request: gr.Request) -> None:
+        """Set the cancel flags of all of the visitor's runs."""
         self.stop_session(request.session_hash)
 
     def stop_session(self, session: str | None) -> None:
         """The same by the name of the visitor's session."""
         with self._lock:
-            cancel = self._cancels.get(session)
-        if cancel is not None:
+            cancels = [cancel for (owner, _), cancel in self._cancels.items() if owner == session]
+        for cancel in cancels:
             cancel.set()
 
     @property

@@ -18,6 +18,8 @@ SEEDS = 4
 
 SEPARATE = "separate"
 """Variant of weights whose modules were trained without coordination."""
+TOGETHER = "together"
+"""Variant trained with coordination on as many images, where the weights themselves saw more."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +72,7 @@ def signatures(pipeline: NestARPipeline) -> tuple[Signature, ...]:
     """All failures that the tab shows, in its order."""
     first = first_settings(pipeline)
     own = find_nesting(pipeline.nestings, first.k, first.order)
-    apart = f"{own}.{SEPARATE}"
+    together, apart = compared(pipeline)
     nesting = pipeline.nestings[own]
     order = first.order if nesting.kind == "nested" else SampleSettings.order
     small, large = (Nesting.nested(nesting.height, nesting.width, k, order) for k in (SMALL_K, LARGE_K))
@@ -142,10 +144,10 @@ def signatures(pipeline: NestARPipeline) -> tuple[Signature, ...]:
                 Failure(
                     "separate",
                     "λ = 0",
-                    Side("Coordinated", {"nesting": own}),
+                    Side("Coordinated", {"nesting": together}),
                     Side("λ = 0", {"nesting": apart}),
                     ("seams",),
-                    needs=(own, apart),
+                    needs=(together, apart),
                     velocities=True,
                 ),
             ),
@@ -168,6 +170,14 @@ def signatures(pipeline: NestARPipeline) -> tuple[Signature, ...]:
             ),
         ),
     )
+
+
+def compared(pipeline: NestARPipeline) -> tuple[str, str]:
+    """Names of the weights with and without coordination; not whether they are there."""
+    first = first_settings(pipeline)
+    own = find_nesting(pipeline.nestings, first.k, first.order)
+    together = f"{own}.{TOGETHER}"
+    return together if together in pipeline.nestings else own, f"{own}.{SEPARATE}"
 
 
 def unequal(failure: Failure, pipeline: NestARPipeline) -> str:

@@ -562,8 +562,9 @@ picker.addEventListener("change", () => {
   picker.value = ""; // the same file can be opened again
 });
 
+// Anywhere on the page: a browser would show the picture in place of the page.
 function carriesFile(event) {
-  return event.target.closest?.("#studio") && [...(event.dataTransfer?.types ?? [])].includes("Files");
+  return [...(event.dataTransfer?.types ?? [])].includes("Files");
 }
 
 document.addEventListener("dragover", (event) => {
@@ -578,7 +579,9 @@ document.addEventListener("drop", (event) => {
   stage.classList.remove("dropping");
   if (!carriesFile(event)) return;
   event.preventDefault();
-  if (!waiting) restore(event.dataTransfer.files[0]);
+  document.querySelector('[role="tab"]')?.click(); // Generate's, where the settings go
+  if (waiting) say("Your run waits for its turn: drop the picture once it has begun, or press Stop.", true);
+  else restore(event.dataTransfer.files[0]);
 });
 
 document.addEventListener("nestar:answer", ({ detail }) => {

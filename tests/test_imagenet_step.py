@@ -1,0 +1,31 @@
+"""What a training step at the paper's scale is measured with."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from benchmarks import imagenet_step, readme
+from nestar.registry import imagenet_config
+from nestar.training.presets import STEPS
+
+
+def test_a_step_of_an_imagenet_size_is_taken_and_projected(tmp_path: Path) -> None:
+    out = tmp_path / "steps.json"
+    small = ["--sizes", "s", "--batch", "2", "--rows", "1", "--steps", "1"]
+    imagenet_step.main([*small, "--device", "cpu", "--out", str(out)])
+    report = json.loads(out.read_text())
+    (row,) = report["rows"]
+    assert row["parameters"] == imagenet_config("s").parameters
+    assert (row["batch"], row["rows_at_once"], report["device"]) == (2, 1, "cpu")
+    assert all(loss > 0 for name, loss in row["losses"].items() if name.startswith("m"))
+    hours = STEPS[row["name"]] * row["seconds_per_step"] / 3600
+    assert row["projected_hours"] == pytest.approx(hours, rel=1e-2)
+    *_, line = readme.training_lines(report)
+    assert line.startswith(f"| imagenet256-s | {row['parameters'] / 1e6:.0f} | 2 |")
+
+
+def test_without_a_gpu_nothing_is_written_where_the_readme_looks(capsys: pytest.CaptureFixture) -> None:
+    with pytest.raises(SystemExit):
+        imagenet_step.main(["--device", "cpu"])
+    assert "this is a rehearsal" in capsys.readouterr().err
