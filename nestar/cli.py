@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from nestar.files import whole, write_json
 from nestar.nesting import ORDERS
-from nestar.settings import SCHEDULES, SOLVERS, SampleSettings, SettingsError, find_nesting
+from nestar.settings import RANGES, SCHEDULES, SOLVERS, SampleSettings, SettingsError, find_nesting
 
 if TYPE_CHECKING:
     import torch
@@ -95,7 +95,7 @@ def _add_settings(parser: argparse.ArgumentParser) -> None:
         "steps": "solver steps per patch",
         "solver": ", ".join(SOLVERS),
         "temperature": "factor on the noise",
-        "cfg": "guidance, 1 = off",
+        "cfg": "guidance (1 = off)",
         "schedule": f"guidance schedule: {', '.join(SCHEDULES)}",
         "seed": "seed of the noise",
         "nesting": "weights by name, in place of k and order",
@@ -104,8 +104,10 @@ def _add_settings(parser: argparse.ArgumentParser) -> None:
     for name, text in helps.items():
         default = defaults[name]
         kind = _number if isinstance(default, int | float) else str
+        low, high = RANGES.get(name, (None, None))
+        span = "" if low is None else f", {low:g} to {high:g}"
         note = "" if default is None else f" (default: {default})"
-        parser.add_argument(f"--{name}", type=kind, default=default, help=text + note)
+        parser.add_argument(f"--{name}", type=kind, default=default, help=text + span + note)
 
 
 def _number(text: str) -> int | float | str:
