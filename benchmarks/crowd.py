@@ -38,6 +38,7 @@ from gradio.utils import get_cache_folder
 
 import app
 from nestar.settings import SampleSettings
+from nestar.ui import together
 from nestar.ui.assets import SESSIONS, launch_options
 
 RESULTS = Path(__file__).parent / "results"
@@ -169,9 +170,9 @@ class Crowd(Visitors):
                 self.taken.append(body.session_hash)
             return answer
 
-        def noted_run(request: gr.Request) -> Any:
+        def noted_run(request: gr.Request, part: str = "") -> Any:
             self.begun.append(request.session_hash)
-            return run(request)
+            return run(request, part)
 
         self.demo._queue.push, self.demo.runs.run = noted_push, noted_run
 
@@ -455,6 +456,15 @@ async def measured(what: str, arguments: argparse.Namespace, crowd: Crowd) -> di
         return await soak(crowd, arguments.count or 2000)
 
 
+def on_a_page(arguments: argparse.Namespace) -> dict[str, Any]:
+    """What was asked for, measured on a page of its own."""
+    demo = app.open_page(None, None, arguments.device)
+    _, url, _ = demo.launch(prevent_thread_lock=True, quiet=True, **launch_options())
+    report = asyncio.run(measured(arguments.what, arguments, Crowd(demo, url)))
+    demo.close(verbose=False)
+    return report
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -465,11 +475,13 @@ def main() -> None:
     parser.add_argument("--device", default="auto")
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
-    demo = app.open_page(None, None, arguments.device)
-    _, url, _ = demo.launch(prevent_thread_lock=True, quiet=True, **launch_options())
-    report = asyncio.run(measured(arguments.what, arguments, Crowd(demo, url)))
-    demo.close(verbose=False)
-    report = {"cores": os.cpu_count(), **report}
+    report = {"cores": os.cpu_count(), **on_a_page(arguments)}
+    if arguments.what == "load":  # the same rush where no picture is made along with another
+        together.MOST = 1
+        alone = on_a_page(arguments)
+        report["one_at_a_time"] = {
+            name: alone[name] for name in ("pictures", "errors", "pictures_per_second", "wait_seconds")
+        }
     out = arguments.out or RESULTS / f"crowd_{arguments.what}.json"
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(json.dumps(report, indent=1) + "\n")

@@ -208,6 +208,16 @@ def crowd_rows() -> Iterator[Row]:
         yield "pictures that failed", failed, who, goal("errors", len(load["errors"])), command
         said = f"{wait['median']:.0f} s, {wait['p95']:.0f} s"
         yield "wait in the queue, median and 95 %", said, who, "", command
+        alone = load.get("one_at_a_time")
+        if alone:
+            rates = [f"{each['pictures_per_second']:.2g}" for each in (load, alone)]
+            yield (
+                "pictures a second, those who wait made together; one at a time",
+                "; ".join(rates),
+                who,
+                "",
+                command,
+            )
         yield "turns that another visitor took before", f"{load['most_overtaken']}", who, "", command
         yield (
             "the page itself meanwhile, 95 %",

@@ -24,12 +24,13 @@ class Rows:
     Attributes:
         seeds: of each row.
         keep: what each row shares with another sample, or None: nothing.
-        temperatures, classes: of each row, or None: that of the settings.
+        temperatures, cfgs, classes: of each row, or None: that of the settings.
     """
 
     seeds: tuple[int, ...]
     keep: tuple[Prefix, ...] | None = None
     temperatures: tuple[float, ...] | None = None
+    cfgs: tuple[float, ...] | None = None
     classes: tuple[str, ...] | None = None
 
 

@@ -207,8 +207,8 @@ def guidance_scale(cfg: float, schedule: str, evaluation: int, evaluations: int)
     raise ValueError(f"Unknown guidance schedule {schedule!r}: allowed are {', '.join(SCHEDULES)}.")
 
 
-def guide(conditional: Tensor, unconditional: Tensor, scale: float) -> Tensor:
-    """Classifier-free guidance, `v = v_u + s (v_c - v_u)`."""
+def guide(conditional: Tensor, unconditional: Tensor, scale: float | Tensor) -> Tensor:
+    """Classifier-free guidance, `v = v_u + s (v_c - v_u)`; a tensor's scales are those of rows."""
     return torch.lerp(unconditional, conditional, scale)
 
 

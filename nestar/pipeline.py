@@ -459,7 +459,14 @@ class NestARPipeline:
         solver = self.solver_settings(settings)
         reading = decoding = 0.0
         events = sample(
-            model, ids, rows.seeds, solver, keep=rows.keep, temperatures=rows.temperatures, cancel=cancel
+            model,
+            ids,
+            rows.seeds,
+            solver,
+            keep=rows.keep,
+            temperatures=rows.temperatures,
+            cfgs=rows.cfgs,
+            cancel=cancel,
         )
         for event in events:
             if not isinstance(event, PatchDone):

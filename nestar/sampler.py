@@ -114,6 +114,7 @@ def sample(
     *,
     keep: Sequence[Prefix] | None = None,
     temperatures: Sequence[float] | None = None,
+    cfgs: Sequence[float] | None = None,
     cancel: threading.Event | None = None,
     solver_events: bool = False,
 ) -> Iterator[Event]:
@@ -123,7 +124,7 @@ def sample(
         class_ids_B: class of each row; seeds: seed of each row. A row's noise depends on its own seed and
             the grid place alone.
         keep: what each row shares with another sample of its class; its own seed is that of the rest.
-        temperatures: of each row, in place of that of the settings.
+        temperatures, cfgs: of each row, in place of that of the settings.
         cancel: read before every solver step; once set, the generator ends without another event. On a
             GPU steps are queued without waiting, so that the last of them may still be running.
         solver_events: also yield a `SolverStep` per step (waits for the device at each).
@@ -131,7 +132,7 @@ def sample(
     Raises:
         ValueError: a sequence has not one entry a row, or a prefix keeps more modules than there are.
     """
-    run = _Run(model, class_ids_B, seeds, settings, keep, temperatures, cancel, solver_events)
+    run = _Run(model, class_ids_B, seeds, settings, keep, temperatures, cfgs, cancel, solver_events)
     for scale in model.config.nesting.scales:
         run.enter(scale.number)
         for patch in scale.generated:
@@ -188,20 +189,25 @@ class _Run:
         settings: SolverSettings,
         keep: Sequence[Prefix] | None,
         temperatures: Sequence[float] | None,
+        cfgs: Sequence[float] | None,
         cancel: threading.Event | None,
         solver_events: bool,
     ):
         if len(seeds) != len(class_ids_B):
             raise ValueError(f"{len(class_ids_B)} classes and {len(seeds)} seeds: one seed a row is needed.")
+        if cfgs is not None and len(cfgs) != len(seeds):
+            raise ValueError(f"{len(seeds)} seeds need as many guidance strengths: one a row.")
         self.began = time.perf_counter()
         self.elapsed = 0.0
         self.settings, self.cancel, self.solver_events = settings, cancel, solver_events
         self.model, self.nesting, device = model, model.config.nesting, model.device
+        self.cfgs = tuple(cfgs or [settings.cfg] * len(seeds))
+        self.guided = any(cfg != 1 for cfg in self.cfgs)
         temperatures = temperatures or [settings.temperature] * len(seeds)
         noise_BNC = sequence_noise(model.config, seeds, temperatures, keep)
         self.sequence_BNC = noise_BNC.to(device)  # solved in place, patch by patch
         self.class_ids_R = class_ids_B.to(device)
-        if settings.guided:  # conditional rows, then unconditional ones
+        if self.guided:  # conditional rows, then unconditional ones
             self.class_ids_R = torch.cat(
                 [self.class_ids_R, torch.full_like(self.class_ids_R, model.config.classes)]
             )
@@ -222,7 +228,7 @@ class _Run:
             module,
             self.class_ids_R,
             torch.tensor([self.times], device=self.model.device),
-            copies=2 if self.settings.guided else 1,
+            copies=2 if self.guided else 1,
             dtype=compute_dtype(module, self.nesting.scales[number - 1].patch_size),
         )
         self.elapsed += time.perf_counter() - began
@@ -239,9 +245,7 @@ class _Run:
 
     def solve(self, patch: Patch) -> Iterator[SolverStep]:
         """Solve dy/dt = v from noise to data for one patch, in place; the state stays in float32."""
-        cfg = guidance_scale(
-            self.settings.cfg, self.settings.schedule, self.evaluations, self.nesting.evaluations
-        )
+        cfg = self._guidance()
         steps = self.settings.steps
         self.norms_BS = torch.empty(len(self.sequence_BNC), steps, device=self.model.device)
         for step in range(steps):
@@ -255,15 +259,23 @@ class _Run:
                 yield SolverStep(patch.module, patch.index, step + 1, (step + 1) / steps, norm, self.elapsed)
         self.evaluations += 1
 
+    def _guidance(self) -> float | Tensor:
+        """Of the patch that comes next: a number, or (B, 1, 1) where rows differ."""
+        made, whole = self.evaluations, self.nesting.evaluations
+        scales = [guidance_scale(cfg, self.settings.schedule, made, whole) for cfg in self.cfgs]
+        if len(set(scales)) == 1:
+            return scales[0]
+        return torch.tensor(scales, device=self.model.device)[:, None, None]
+
     @torch.inference_mode()
-    def _step(self, patch: Patch, step: int, cfg: float) -> None:
+    def _step(self, patch: Patch, step: int, cfg: float | Tensor) -> None:
         """Move the patch on by one solver step and note its velocity, without waiting for the device."""
         steps = self.settings.steps
 
         def velocity(y_BNC: Tensor, at: float) -> Tensor:
             self.function_evaluations += 1
             v_RNC = self.engine.velocity(y_BNC, self._place(at)).float()
-            return guide(*v_RNC.chunk(2), cfg) if self.settings.guided else v_RNC.clone()
+            return guide(*v_RNC.chunk(2), cfg) if self.guided else v_RNC.clone()
 
         state_BNC = self.sequence_BNC[:, patch.start : patch.stop]
         after_BNC, v_BNC = solver_step(velocity, state_BNC, step / steps, 1 / steps, self.settings.solver)

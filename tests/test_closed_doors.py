@@ -99,7 +99,7 @@ class Page:
 
     def join(self, session: str) -> None:
         """Generate as a browser asks for it."""
-        dials = {"k": 4, "order": "lattice", "steps": 2, "temperature": 1.0, "cfg": 2.0, "seed": "1"}
+        dials = {"k": 4, "order": "lattice", "steps": 3, "temperature": 1.0, "cfg": 2.0, "seed": "1"}
         body = {"data": ["fish", dials], "fn_index": self.function("on_generate"), "session_hash": session}
         assert self.client.post("/gradio_api/queue/join", json=body).status_code == 200
 

@@ -15,6 +15,7 @@ from nestar.flow import grid_noise
 from nestar.model import NestAR
 from nestar.nesting import Nesting
 from nestar.sampler import Event, ModuleDone, PatchDone, SolverSettings, SolverStep, sample
+from nestar.settings import SCHEDULES
 from tests.test_model import CHANNELS, make_model
 
 K2, K4, SHORT = Nesting.nested(4, 4, 2), Nesting.nested(4, 4, 4), Nesting.nested(3, 3, 2)
@@ -138,6 +139,21 @@ def test_rows_of_a_batch_are_their_own_seeds() -> None:
     batch = patches(run(model, seeds=(3, 9)))[-1].sequence_BNC
     alone = torch.cat([patches(run(model, seeds=(s,)))[-1].sequence_BNC for s in (3, 9)])
     torch.testing.assert_close(batch, alone, atol=1e-4, rtol=1e-3)
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_rows_of_a_batch_have_their_own_guidance(schedule: str) -> None:
+    model, ids = make_model(K4), torch.tensor([0, 1, 1])
+    settings = SolverSettings(steps=2, cfg=3.0, schedule=schedule)
+    events = sample(model, ids, (3, 9, 9), settings, cfgs=(1.0, 2.0, 4.0))
+    batch = patches(list(events))[-1].sequence_BNC
+    for row, cfg in enumerate((1.0, 2.0, 4.0)):
+        own = replace(settings, cfg=cfg)
+        alone = patches(list(sample(model, ids[row : row + 1], ((3, 9, 9)[row],), own)))[-1].sequence_BNC
+        torch.testing.assert_close(batch[row : row + 1], alone, atol=1e-4, rtol=1e-3)
+    assert (batch[1] - batch[2]).abs().mean() > 0.01
+    with pytest.raises(ValueError, match="as many guidance strengths"):
+        next(sample(model, ids, (3, 9, 9), settings, cfgs=(1.0,)))
 
 
 def test_at_temperature_zero_all_seeds_agree() -> None:

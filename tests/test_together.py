@@ -57,7 +57,7 @@ def test_those_who_wait_find_the_picture_they_would_have_got_alone(
     crowd = [
         asked(pipe, seed=1),
         asked(pipe, seed=2, class_name="flower"),
-        asked(pipe, seed=3, temperature=0.5),
+        asked(pipe, seed=3, temperature=0.5, cfg=1.5),
         asked(pipe, seed=2**60, class_name="hot-air balloon", temperature=1.5),
     ]
     waiting = list(crowd)
@@ -77,7 +77,7 @@ def test_those_who_wait_find_the_picture_they_would_have_got_alone(
             assert (frame.module, frame.patch, frame.known) == (own.module, own.patch, own.known)
 
 
-@pytest.mark.parametrize("change", [{"k": 2}, {"steps": 3}, {"cfg": 2.0}])
+@pytest.mark.parametrize("change", [{"k": 2}, {"steps": 3}, {"cfg": 1.0}])
 def test_what_does_not_fit_is_left_to_its_turn(
     pipe: NestARPipeline, batches: list[int], change: dict[str, Any]
 ) -> None:
@@ -87,8 +87,10 @@ def test_what_does_not_fit_is_left_to_its_turn(
     assert batches == [2] and other not in along
 
 
-def test_every_setting_but_class_seed_and_temperature_is_alike() -> None:
-    assert {*ALIKE, "class_name", "seed", "temperature", "count"} == set(SampleSettings.__dataclass_fields__)
+def test_every_setting_but_class_seed_temperature_and_guidance_is_alike() -> None:
+    assert {*ALIKE, "class_name", "seed", "temperature", "cfg", "count"} == set(
+        SampleSettings.__dataclass_fields__
+    )
 
 
 def test_a_batch_is_bounded_and_takes_the_first_who_wait(pipe: NestARPipeline, batches: list[int]) -> None:
@@ -205,7 +207,7 @@ def test_a_queue_is_served_in_few_batches_and_in_order(page: Page) -> None:
         assert "event: complete" in first.result(20)
         answers = [call.result(20) for call in calls]
         assert "event: error" in bad.result(20)
-    # On the page they want other guidance, see `Page.join`, and both the same picture.
+    # On the page they want other steps, see `Page.join`, and both the same picture.
     assert made == [(0, 1, 2, 3), (1, 1)]
     for answer in answers[:4]:
         frames = [json.loads(line[6:]) for line in answer.splitlines() if line.startswith("data: ")]
@@ -230,7 +232,7 @@ def test_what_waits_is_read_where_gradio_keeps_it(page: Page) -> None:
                 "on_generate",
                 [
                     "fish",
-                    {"k": 4, "order": "lattice", "steps": 2, "temperature": 1.0, "cfg": 2.0, "seed": "1"},
+                    {"k": 4, "order": "lattice", "steps": 3, "temperature": 1.0, "cfg": 2.0, "seed": "1"},
                 ],
             )
         ]

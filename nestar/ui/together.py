@@ -20,8 +20,9 @@ MOST = 8
 KEPT = 640
 """Frames that wait for their visitors: at 128 x 128 pixels 50 KB each, and a picture has one a patch."""
 
-ALIKE = ("k", "order", "nesting", "steps", "solver", "cfg", "schedule")
-"""What pictures of one batch have in common; they may differ in class, seed and temperature."""
+ALIKE = ("k", "order", "nesting", "steps", "solver", "schedule")
+"""What pictures of one batch have in common, and whether they are guided; they may differ in class, seed,
+temperature and strength of guidance."""
 
 
 class Together:
@@ -58,6 +59,7 @@ class Together:
         rows = Rows(
             seeds=tuple(each.seed for each in batch),
             temperatures=tuple(each.temperature for each in batch),
+            cfgs=tuple(each.cfg for each in batch),
             classes=tuple(each.class_name for each in batch),
         )
         made: list[Frame] = []
@@ -111,4 +113,4 @@ class Together:
 
 
 def _kind(settings: SampleSettings) -> tuple[object, ...]:
-    return tuple(getattr(settings, name) for name in ALIKE)
+    return (settings.cfg != 1, *(getattr(settings, name) for name in ALIKE))
