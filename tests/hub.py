@@ -40,12 +40,26 @@ def painted(source, revision, nesting):
     pipe("flower", steps=1, nesting=nesting)
     return {"origin": pipe.origin, "nestings": list(pipe.nestings), "loaded": list(pipe.models.loaded)}
 
+def opened(source, revision, page):
+    import app, gradio
+    from gradio_client import Client
+    from nestar.ui.assets import launch_options
+    demo = app.open_page(source, revision, "cpu")
+    _, url, _ = demo.launch(prevent_thread_lock=True, quiet=True, **launch_options())
+    shown = [each.value for each in demo.blocks.values() if isinstance(each, gradio.HTML)]
+    notices = [value for value in shown if isinstance(value, str) and 'class="notice"' in value]
+    client = Client(url, verbose=False)
+    *_, last = client.submit(steps=1, api_name="/generate")
+    kept = client.predict(last["image"], api_name="/settings_of")
+    demo.close(verbose=False)
+    return {"notice": "".join(notices), "weights": kept["weights"]}
+
 print("ready", flush=True)
 for line in sys.stdin:
     began = time.perf_counter()
     try:
         asked = json.loads(line)
-        answer = painted(**asked) if "nesting" in asked else whole(**asked)
+        answer = (opened if "page" in asked else painted if "nesting" in asked else whole)(**asked)
     except WeightsError as error:
         answer = {"error": str(error)}
     print(json.dumps({**answer, "seconds": time.perf_counter() - began}), flush=True)
@@ -257,8 +271,9 @@ class Loader:
         assert self.process.stdout.readline() == "ready\n"
 
     def load(self, source: str, revision: str | None = None, **more: str) -> dict[str, Any]:
-        """Load everything of a repository, or with `nesting` make a picture by it; returns origin and files,
-        or which nestings there are and which of them were loaded, or the error's sentence; and seconds."""
+        """Load everything of a repository, or with `nesting` make a picture by it, or with `page` open the
+        page on it; returns origin and files, or which nestings there are and which of them were loaded, or
+        the page's notice and the weights that make its pictures, or the error's sentence; and seconds."""
         self.process.stdin.write(json.dumps({"source": source, "revision": revision, **more}) + "\n")
         self.process.stdin.flush()
         return json.loads(self.process.stdout.readline())

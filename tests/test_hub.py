@@ -90,6 +90,14 @@ def loader(hub: StandInHub, tmp_path_factory: pytest.TempPathFactory) -> Iterato
     started.close()
 
 
+@pytest.fixture(scope="module")
+def pages(hub: StandInHub, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Loader]:
+    """A process that opens pages, with a cache of its own."""
+    started = Loader(hub.url, tmp_path_factory.mktemp("pages"))
+    yield started
+    started.close()
+
+
 def test_the_hub_by_commit_without_pickles(hub: StandInHub, loader: Loader) -> None:
     answer = loader.load("user/weights")
     assert answer.get("origin") == f"user/weights@{COMMIT[:7]}"
@@ -216,7 +224,33 @@ def test_half_a_file_and_another_are_refused_and_tried_again(
     assert again.get("origin") == f"user/weights@{COMMIT[:7]}"
 
 
-def test_a_silent_hub_and_a_dead_one(hub: StandInHub, loader: Loader) -> None:
+@pytest.mark.parametrize(
+    ("source", "revision", "damage", "said"),
+    [
+        ("user/gone", None, None, "was not found, or is private"),
+        ("user/gated", None, None, "is gated: ask for access"),
+        ("user/refused", None, None, "The Hub refuses config.json of user/refused"),
+        ("user/weights", "nowhere", None, "has no revision"),
+        ("user/weights", None, "torn", "(came incomplete|could not be downloaded)"),
+        ("user/weights", None, "swapped", "came damaged: its hash is not the Hub"),
+    ],
+    ids=["404", "gated", "refused", "revision", "half a file", "hash"],
+)
+def test_what_fails_is_a_sentence_on_the_page_and_the_embedded_weights_serve(
+    hub: StandInHub, pages: Loader, source: str, revision: str | None, damage: str | None, said: str
+) -> None:
+    hub.damage.update({WEIGHTS: damage} if damage else {})
+    answer = pages.load(source, revision, page="")
+    hub.damage.clear()
+    assert re.search(said, answer["notice"]) and "runs on the embedded weights instead" in answer["notice"]
+    assert answer["weights"] == "embedded"
+
+
+def test_the_page_on_the_hub_s_weights_says_nothing(pages: Loader) -> None:
+    assert pages.load("user/weights", None, page="")["weights"] == f"user/weights@{COMMIT[:7]}"
+
+
+def test_a_silent_hub_and_a_dead_one(hub: StandInHub, loader: Loader, pages: Loader) -> None:
     """What has been downloaded is served from the cache, and what has not is refused, within seconds.
 
     The last test of this file: it stops the Hub that the others share.
@@ -225,8 +259,12 @@ def test_a_silent_hub_and_a_dead_one(hub: StandInHub, loader: Loader) -> None:
     hub.stop()
     with socket.create_server(("127.0.0.1", hub.server.server_port), backlog=16):  # accepts, never answers
         silent = [loader.load("user/weights"), loader.load("user/new")]
+        unheard = pages.load("user/new", page="")
     dead = [loader.load("user/weights"), loader.load("user/new", "v1")]
     assert [answer[0].get("origin") for answer in (silent, dead)] == [f"user/weights@{COMMIT[:7]}"] * 2
+    for answer in (unheard, pages.load("user/new", page="")):
+        assert "The Hub does not answer and user/new is not in the cache." in answer["notice"]
+        assert answer["weights"] == "embedded"
     assert silent[1].get("error") == "The Hub does not answer and user/new is not in the cache."
     assert dead[1].get("error") == "The Hub does not answer and user/new@v1 is not in the cache."
     # Left to itself huggingface_hub retries for 23 s, or 388 s where nothing answers.
