@@ -66,7 +66,7 @@ class HubRepository:
         return [path for path in paths if not (self.folder / path).exists()]
 
     def fetch(self, paths: Iterable[str], progress: Progress | None = None) -> None:
-        """Bring the files that have not come yet. A download that broke off goes on where it stood.
+        """Bring the files that have not come yet. One that breaks off is taken up again within the call.
 
         Raises:
             WeightsError: a file is not there or cannot be had; one sentence names it.

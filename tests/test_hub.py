@@ -12,8 +12,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from diffusers import AutoencoderKL
 
 from nestar.checkpoints import load_tokenizer
+from nestar.tokenizer import Tokenizer
 from tests.hub import COMMIT, Loader, StandInHub
 from tests.small import K2, K4, save_checkpoint, save_tokenizer, small_tokenizer
 
@@ -48,6 +50,21 @@ def borrowing(folder: Path, place: dict[str, object]) -> Path:
     return folder
 
 
+def like_kl16() -> AutoencoderKL:
+    """Built as MAR's KL-16 is, but narrow and for the tokens of these tests."""
+    torch.manual_seed(0)
+    return AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * 5,
+        up_block_types=("UpDecoderBlock2D",) * 5,
+        block_out_channels=(8, 8, 16, 16, 16),
+        layers_per_block=2,
+        latent_channels=small_tokenizer().channels,
+        norm_num_groups=8,
+        use_quant_conv=True,
+        use_post_quant_conv=True,
+    )
+
+
 @pytest.fixture(scope="module")
 def hub(published: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[StandInHub]:
     """One Hub for all tests of this file."""
@@ -62,8 +79,11 @@ def hub(published: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[S
         next(tokenizer.parameters()).add_(1)
     save_tokenizer(tokenizer, odd / "tokenizer")
     place = {"repository": "user/weights", "folder": "tokenizer", "patch": 4, "scale": 0.5}
+    kl = tmp_path_factory.mktemp("kl")
+    like_kl16().save_pretrained(str(kl))
     places = {
         "user/borrowed": place,
+        "user/borrowed-kl": {"repository": "user/kl", "patch": 1, "scale": 0.2325},
         "user/borrowed-wrong": {name: value for name, value in place.items() if name != "patch"},
         "user/borrowed-gone": {**place, "repository": "user/gone"},
     }
@@ -74,6 +94,7 @@ def hub(published: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[S
             "user/gated": "GatedRepo",
             "user/refused": "",
             "user/birds": birds,
+            "user/kl": kl,
             "user/odd": odd,
             "user/more": more,
             **{name: borrowing(tmp_path_factory.mktemp("borrowed"), place) for name, place in places.items()},
@@ -159,6 +180,13 @@ def test_a_tokenizer_comes_from_its_own_repository(hub: StandInHub, loader: Load
     assert loader.load("user/borrowed-gone")["error"] == (
         "Hub repository user/gone was not found, or is private."
     )
+
+
+def test_a_published_kl16_serves_as_it_is(hub: StandInHub, loader: Loader) -> None:
+    """Five levels and convolutions around the latents, at the root of its repository, not folded."""
+    answer = loader.load("user/borrowed-kl")
+    assert answer.get("tokenizer") == Tokenizer(like_kl16(), patch=1, scale=0.2325).fingerprint
+    assert loader.load("user/borrowed-kl", nesting=K4.name)["loaded"] == [K4.name], "it decodes"
 
 
 def test_several_repositories_show_their_nestings_together(loader: Loader) -> None:
