@@ -60,9 +60,6 @@ NO_STEPS = (
     "and projects the hours of a run from them; it has not been run, as there was no GPU."
 )
 NO_FAMILY = "Only one nesting has been measured so far.\n"
-SHORTER = "shorter_k4-lattice.json"
-"""Report of k = 4 on as few images as most others, whose weights are not embedded."""
-SHORTER_RUN = "python -m nestar train family --members tiny-worlds-k4 --images 128000 --batch 64"
 FAMILY_COLUMNS = {
     "class_accuracy": ("asked class recognised", ".1%"),
     "precision": ("precision", ".3f"),
@@ -288,9 +285,6 @@ def family_parts() -> Iterator[str]:
             reports[name] = report
     if len(reports) < 2:
         return
-    shorter = read(RESULTS / SHORTER)
-    if shorter:
-        reports[f"{shorter['nesting']} †"] = shorter
     heads = ("nesting", "images seen", "turns", *(words for words, _ in FAMILY_COLUMNS.values()))
     yield from table(heads, [*family_rows(reports), *ceiling_rows(next(iter(reports.values())))])
     (samples, seed), *others = {(report["samples"], report["seed"]) for report in reports.values()}
@@ -303,24 +297,15 @@ def family_parts() -> Iterator[str]:
         "*seams*: how much sharper edges are between tokens than inside them, 1 = no more. "
         f"Each by `python -m nestar evaluate --nesting NAME --samples {samples}` (seed {seed}, the "
         "default settings, chosen for k = 4). Weights that have seen fewer images draw worse for that alone."
-        + (
-            f" † A shorter run, not embedded: `{SHORTER_RUN}`, assembled as it says, "
-            "`--repo runs/family/checkpoint`."
-            if shorter
-            else ""
-        )
     )
 
 
 def family_rows(reports: dict[str, dict[str, Any]]) -> Iterator[list[str]]:
     for name, report in reports.items():
-        folder = name.removesuffix(" †")
-        config = read(ROOT / "assets" / folder / "config.json")
+        config = read(ROOT / "assets" / name / "config.json")
         seen = summed_over_runs(config.get("training"), "images_seen")
-        if folder != name:
-            seen = report["images_seen"]
         turns = Nesting.from_dict(config["nesting"]).evaluations
-        yield [f"`{folder}`{name.removeprefix(folder)}", f"{seen:,}", str(turns), *family_figures(report)]
+        yield [f"`{name}`", f"{seen:,}", str(turns), *family_figures(report)]
 
 
 def ceiling_rows(report: dict[str, Any]) -> Iterator[list[str]]:

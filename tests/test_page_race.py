@@ -77,6 +77,12 @@ def test_without_a_second_kind_there_is_no_race():
     assert "Race" not in tabs and "When it fails" in tabs
 
 
+def test_weights_that_saw_as_many_images_race_in_place_of_those_that_saw_more():
+    together = f"{K4.name}.together"
+    found = lanes.entrants(pipeline_of(K4, K2, ONE, **{together: K4}))
+    assert [entrant.weights for entrant in found["nested"]] == [K2.name, together]
+
+
 @pytest.mark.parametrize("nesting", [*FAMILY, Nesting.nested(3, 3, 2), Nesting.nested(4, 4, 3)])
 def test_tokens_are_those_that_enter_networks(nesting, monkeypatch):
     entered = []

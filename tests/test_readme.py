@@ -82,16 +82,6 @@ def test_the_family_stands_beside_each_other_with_what_it_saw(two_nestings):
     assert not any("k9" in line for line in lines)
 
 
-def test_a_shorter_run_is_marked_and_says_what_it_saw(two_nestings):
-    assert not any("†" in line for line in readme.family_parts())
-    report = json.loads((two_nestings / f"results/evaluate_{K4.name}.json").read_text())
-    shorter = {"nesting": K4.name, "images_seen": 300, "fid": 20.0}
-    write(two_nestings / "results" / readme.SHORTER, report | shorter)
-    lines = list(readme.family_parts())
-    assert f"| `{K4.name}` † | 300 | {K4.evaluations} | 90.0% | 0.800 | 0.700 | 20.0 | 1.10 |" in lines
-    assert f"† A shorter run, not embedded: `{readme.SHORTER_RUN}`" in lines[-1]
-
-
 def test_a_ratio_to_a_baseline_that_is_badly_used_is_marked():
     shares = {"k4-lattice": 0.4, "k2-lattice": 0.2, "ar-raster": 0.2}
     members = {name: {"batches": {"1": {"share_of_matrix_rate": share}}} for name, share in shares.items()}

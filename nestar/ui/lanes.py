@@ -16,6 +16,7 @@ from nestar.settings import SOLVER_CALLS, SampleSettings, find_nesting
 from nestar.ui.frames import picture
 from nestar.ui.generate import run_id, shown_order
 from nestar.ui.runs import on_zero_gpu, streamer
+from nestar.ui.signatures import TOGETHER
 
 LIMIT_SECONDS = 15.0
 """Compute of a race in all, decoding included; a lane that has not arrived by then is stopped."""
@@ -59,15 +60,18 @@ class Entrant:
 def entrants(pipeline: NestARPipeline) -> dict[str, list[Entrant]]:
     """Who can run, by kind in the order of KINDS: every k in the page's order, and one of each other kind.
 
-    Variants of the same nesting (`k4-lattice.separate`) stay out: they would take the same time.
+    Variants of the same nesting (`k4-lattice.separate`) stay out: they would take the same time. But one
+    that saw as many images as the others' weights (`TOGETHER`) runs in place of one that saw more.
     """
     order = shown_order(pipeline)
     found: dict[str, list[Entrant]] = {kind: [] for kind in KINDS}
     for name, nesting in pipeline.nestings.items():
         own = found[nesting.kind]
         if name == nesting.name and (nesting.order == order if nesting.kind == "nested" else not own):
-            outline = pipeline.models.outline(name)
-            own.append(Entrant(name, nesting, outline.config.parameters, outline.images_seen))
+            equal = f"{name}.{TOGETHER}"
+            weights = equal if equal in pipeline.nestings else name
+            outline = pipeline.models.outline(weights)
+            own.append(Entrant(weights, nesting, outline.config.parameters, outline.images_seen))
     found["nested"].sort(key=lambda entrant: entrant.nesting.k)
     return {kind: own for kind, own in found.items() if own}
 
