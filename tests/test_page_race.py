@@ -79,8 +79,12 @@ def test_without_a_second_kind_there_is_no_race():
 
 def test_weights_that_saw_as_many_images_race_in_place_of_those_that_saw_more():
     together = f"{K4.name}.together"
-    found = lanes.entrants(pipeline_of(K4, K2, ONE, **{together: K4}))
+    pipeline = pipeline_of(K4, K2, ONE, **{together: K4})
+    found = lanes.entrants(pipeline)
     assert [entrant.weights for entrant in found["nested"]] == [K2.name, together]
+    race = Starter(pipeline).race(k=4, class_name="fish", steps=1)
+    assert [lane.entrant.weights for lane in race.lanes] == [together, ONE.name]
+    race.close()
 
 
 @pytest.mark.parametrize("nesting", [*FAMILY, Nesting.nested(3, 3, 2), Nesting.nested(4, 4, 3)])

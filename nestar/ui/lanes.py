@@ -12,7 +12,7 @@ import gradio as gr
 
 from nestar.nesting import Nesting
 from nestar.pipeline import Frame, NestARPipeline
-from nestar.settings import SOLVER_CALLS, SampleSettings, find_nesting
+from nestar.settings import SOLVER_CALLS, SampleSettings
 from nestar.ui.frames import picture
 from nestar.ui.generate import run_id, shown_order
 from nestar.ui.runs import on_zero_gpu, streamer
@@ -276,9 +276,9 @@ class Starter:
         """
         nested = self.entrants.get("nested", [])
         if nested:
-            self.pipeline.settings(class_name=self.pipeline.classes[0], k=k, order=nested[0].nesting.order)
-            name = find_nesting(self.pipeline.nestings, k, nested[0].nesting.order)
-            nested = [entrant for entrant in nested if entrant.weights == name]
+            order = nested[0].nesting.order
+            settings = self.pipeline.settings(class_name=self.pipeline.classes[0], k=k, order=order)
+            nested = [entrant for entrant in nested if entrant.nesting.k == settings.k]
         return [*nested, *(own[0] for kind, own in self.entrants.items() if kind != "nested")]
 
     def warm_up(self, race: Race, cancel: threading.Event) -> None:
