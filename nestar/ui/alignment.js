@@ -65,14 +65,10 @@ function drawLive() {
 }
 
 function drawExperiment() {
-  const { experiment, command } = props;
+  const { experiment } = props; // of arms trained alike but for λ, once that has been run
   const box = find(".trained");
-  if (!experiment) {
-    box.innerHTML =
-      `<h3>Trained alike but for λ</h3><p class="hint">Not made here yet: ` +
-      `<code>${escaped(command)}</code> trains them and measures.</p>`;
-    return;
-  }
+  box.hidden = !experiment;
+  if (!experiment) return;
   box.innerHTML = experiment.panels
     .map(({ title, lines }) => {
       const styled = lines.map((line, place) => ({

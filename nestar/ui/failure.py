@@ -11,7 +11,7 @@ from nestar.pipeline import NestARPipeline
 from nestar.settings import SampleSettings, SettingsError, by_name, check_choice
 from nestar.ui.assets import asset, tells
 from nestar.ui.generate import fetching, first_settings, run_id, sentences
-from nestar.ui.laboratory import COMMAND, METERS, PICTURES, Laboratory, experiment_panels
+from nestar.ui.laboratory import METERS, PICTURES, Laboratory, experiment_panels
 from nestar.ui.race import told
 from nestar.ui.runs import SAMPLER, Runs, place_in_queue
 from nestar.ui.signatures import unequal, why_not
@@ -46,7 +46,6 @@ def build(pipeline: NestARPipeline, runs: Runs, page: gr.Blocks) -> None:
         weights=[] if no_velocities else laboratory.comparable(),
         times=TIMES,
         experiment=experiment_panels(),
-        command=COMMAND,
     )
     place = gr.HTML(
         None, html_template="", js_on_load=asset("place.js"), apply_default_css=False, elem_classes="unseen"

@@ -44,7 +44,6 @@ BRIEF_PICTURES, BRIEF_TIMES = 8, (0.25, 0.5, 0.75)
 ALIGNMENT_SECONDS = 10.0
 
 EXPERIMENT = Path(__file__).resolve().parents[2] / RESULTS / "coordination.json"
-COMMAND = "python -m nestar experiment coordination"
 
 
 @dataclass(frozen=True)
