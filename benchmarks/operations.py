@@ -34,4 +34,6 @@ def picture_operations(config: NestARConfig, settings: SolverSettings) -> int:
             )  # solved, remembered
             once += passes * 2 * patch.size * config.dim * config.channels  # embedded with and without class
             each_row += passes * pass_operations(config, depth, patch.size, patch.start)
+            if patch.stop == 1:  # a token that sees itself alone needs no scores while it is solved
+                each_row -= calls * depth * 4 * config.dim
     return once + each_row * (2 if settings.guided else 1)

@@ -98,14 +98,15 @@ class Engine:
         Returns:
             (R, S, C) in the engine's dtype, in a buffer that the next call overwrites.
         """
-        return self._pass(y_BSC, time)
+        return self._pass(y_BSC, time, alone=self.length == 0 and y_BSC.shape[1] == 1)
 
     def remember(self, x_BSC: Tensor, time: int = -1) -> None:
         """Enter finished tokens as context; the grid's time number `time` is that of clean tokens, t = 1."""
         self._pass(x_BSC, time)
         self.length += x_BSC.shape[1]
 
-    def _pass(self, y_BSC: Tensor, time: int) -> Tensor:
+    def _pass(self, y_BSC: Tensor, time: int, alone: bool = False) -> Tensor:
+        """`alone`: a token that sees nothing but itself, whose attention is its own value."""
         size = y_BSC.shape[1]
         b = self._room(size)
         views, place_SD = self._around(size)
@@ -117,17 +118,8 @@ class Engine:
             shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = own
             self._modulated(b, shift_a, scale_a)
             torch.mm(b.h_XD, weights.qkv_DF, out=b.qkv_XF)
-            torch.linalg.vector_norm(b.qk_RS2HE, dim=-1, keepdim=True, out=b.qk_norm_RS2H1)
-            b.qk_norm_RS2H1.add_(self.epsilon_qk)
-            # The halves of each head change places in a buffer: operations on halves are slow in bf16.
-            b.swapped_low.copy_(b.qk_high)
-            b.swapped_high.copy_(b.qk_low)
-            torch.mul(b.qk_RS2HE, at.cos_S2HE, out=b.turned_RS2HE)
-            b.turned_RS2HE.addcmul_(b.swapped_RS2HE, at.sin_S2HE)
-            torch.div(b.turned_RS2HE, b.qk_norm_RS2H1, out=at.qk_RS2HE)
-            at.v_RSHE.copy_(b.v_RSHE)
-            a_RHSE = F.scaled_dot_product_attention(at.q_RHSE, at.keys_RHNE, at.values_RHNE)
-            torch.mm(a_RHSE.transpose(1, 2).reshape(b.h_XD.shape), weights.out_DD, out=b.h_XD)
+            a_XD = b.v_XD if alone else self._attention(b, at)
+            torch.mm(a_XD, weights.out_DD, out=b.h_XD)
             x.addcmul_(gate_a, h)
             self._modulated(b, shift_m, scale_m)
             torch.mm(b.h_XD, weights.up_DF, out=b.up_XF)
@@ -138,6 +130,21 @@ class Engine:
         self._modulated(b, *head)
         torch.addmm(self.head_bias_C, b.h_XD, self.head_DC, out=b.v_XC)
         return b.v_RSC
+
+    def _attention(self, b: _Buffers, at: _Views) -> Tensor:
+        """What the patch's tokens see of themselves and of the context, (X, D); its keys and values are
+        written behind the context's."""
+        torch.linalg.vector_norm(b.qk_RS2HE, dim=-1, keepdim=True, out=b.qk_norm_RS2H1)
+        b.qk_norm_RS2H1.add_(self.epsilon_qk)
+        # The halves of each head change places in a buffer: operations on halves are slow in bf16.
+        b.swapped_low.copy_(b.qk_high)
+        b.swapped_high.copy_(b.qk_low)
+        torch.mul(b.qk_RS2HE, at.cos_S2HE, out=b.turned_RS2HE)
+        b.turned_RS2HE.addcmul_(b.swapped_RS2HE, at.sin_S2HE)
+        torch.div(b.turned_RS2HE, b.qk_norm_RS2H1, out=at.qk_RS2HE)
+        at.v_RSHE.copy_(b.v_RSHE)
+        a_RHSE = F.scaled_dot_product_attention(at.q_RHSE, at.keys_RHNE, at.values_RHNE)
+        return a_RHSE.transpose(1, 2).reshape(b.h_XD.shape)
 
     def _modulated(self, b: _Buffers, shift_R1D: Tensor, scale_R1D: Tensor) -> None:
         """h = shift + scale * x / rms(x); the scale holds the root of D already."""
@@ -226,6 +233,7 @@ class _Buffers:
         self.qkv_XF = empty(tokens, 3 * dim)
         qkv_RS3HE = self.qkv_XF.view(rows, size, 3, heads, width)
         self.qk_RS2HE, self.v_RSHE = qkv_RS3HE[:, :, :2], qkv_RS3HE[:, :, 2]
+        self.v_XD = self.qkv_XF[:, 2 * dim :]
         self.turned_RS2HE, self.swapped_RS2HE, self.qk_norm_RS2H1 = (
             empty(rows, size, 2, heads, last) for last in (width, width, 1)
         )

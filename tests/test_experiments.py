@@ -629,14 +629,15 @@ def test_weights_of_other_classes_are_not_compared_with_tiny_worlds() -> None:
 def test_the_sampler_experiment_combines_the_best_of_each_axis_and_counts_the_cost() -> None:
     centre = SolverSettings(temperature=1.0, cfg=2.0, schedule="constant")
 
-    def star(axis: str, fid: float, calls: int = 25, **moved: Any) -> dict[str, Any]:
-        return row("star", "m", fid, axis=axis, calls=calls, settings=asdict(replace(centre, **moved)))
+    def star(axis: str, fid: float, calls: int = 25, recall: float = 0.5, **moved: Any) -> dict[str, Any]:
+        settings = asdict(replace(centre, **moved))
+        return row("star", "m", fid, axis=axis, calls=calls, recall=recall, settings=settings)
 
     rows = [
         star("solver", 30.0, 10, steps=10),
         star("solver", 26.0, 25),
         star("solver", 25.6, 50, steps=50),
-        star("solver", 28.0, 10, steps=5, solver="heun"),
+        star("solver", 28.0, 10, 0.7, steps=5, solver="heun"),
         star("guidance", 26.0),
         star("guidance", 24.0, cfg=1.5),
         star("guidance", 23.0, cfg=3.0, schedule="linear"),
@@ -646,16 +647,27 @@ def test_the_sampler_experiment_combines_the_best_of_each_axis_and_counts_the_co
     best, quick_one = sampler.combined(rows, centre), sampler.quick(rows, centre)
     assert best == replace(centre, steps=50, cfg=3.0, schedule="linear")
     assert quick_one == replace(best, steps=25), "25 calls are within two hundredths of the best"
+    assert sampler.finalists(rows, centre) == {
+        "defaults": centre,
+        "best solver": replace(centre, steps=50),
+        "best guidance": replace(centre, cfg=3.0, schedule="linear"),
+        "best temperature": centre,
+        "most recall": replace(centre, solver="heun", steps=5),
+        "best": best,
+        "quick": quick_one,
+    }
+    level = {"precision": 0.9, "settings": asdict(best)}
     finals = [
-        row("final", "m", 26.0, which="defaults", recall=0.5, function_evaluations=250),
-        row("final", "m", 22.0, which="best", settings=asdict(best), recall=0.4, function_evaluations=500),
+        row("final", "m", 26.0, which="defaults", recall=0.5, precision=0.9, function_evaluations=250),
+        row("final", "m", 22.0, which="best", recall=0.4, function_evaluations=500, **level),
         row(
             "final",
             "m",
             22.2,
             which="quick",
             settings=asdict(quick_one),
-            recall=0.45,
+            recall=0.49,
+            precision=0.9,
             function_evaluations=250,
         ),
     ]
@@ -664,7 +676,8 @@ def test_the_sampler_experiment_combines_the_best_of_each_axis_and_counts_the_co
     assert found["fid_falls_with_euler_steps"] and found["linear_schedule_better_than_constant"]
     assert found["second_order_better_than_euler_at_equal_calls"] == {"10": True}
     assert found["best_by_fid"] == asdict(best) and found["recommended_defaults"] == asdict(quick_one)
-    assert found["best_minus_defaults"] == pytest.approx({"recall": -0.1, "function_evaluations": 250})
+    expected = {"recall": -0.1, "precision": 0.0, "function_evaluations": 250}
+    assert found["best_minus_defaults"] == pytest.approx(expected)
     assert found["defaults_are_recommended"] is False
 
 
