@@ -264,7 +264,7 @@ def test_arguments_by_place_that_do_not_fit(door: Door, name: str, brought: Any)
 
 # Functions of the page's own events; on_link has what follows the page's address in place of data.
 EVENTS = ("on_generate", "on_picture", "on_link", "on_siblings", "on_sweep", "on_measure", "on_nearest")
-EVENTS += ("on_race", "on_lap", "on_provoke", "on_ask", "on_stop", "stop", "drop")
+EVENTS += ("on_race", "on_lap", "on_provoke", "on_ask", "on_stop", "stop", "leave", "drop")
 
 
 def events(demo: Any) -> dict[int, str]:

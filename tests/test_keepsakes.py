@@ -13,6 +13,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from nestar import keepsakes
 from nestar.cli import main
+from nestar.model import NestAR, fingerprint_of
 from nestar.settings import MAX_SEED, SampleSettings, SettingsError
 from nestar.ui.frames import from_uri, to_uri
 from nestar.ui.kept import KeptRuns, encode
@@ -89,7 +90,8 @@ def test_the_command_line_writes_them_too(tmp_path: Path) -> None:
     arguments = ["--k", "2", "--steps", "1", "--seed", "5", "--solver", "heun", "--repo", str(weights)]
     assert main(["sample", "--class", "fish", *arguments, "--device", "cpu", "--out", str(out)]) == 0
     expected = SampleSettings("fish", k=2, steps=1, seed=5, solver="heun")
-    assert keepsakes.read_png(out.read_bytes()) == keepsakes.about(expected, weights.name)
+    fingerprint = fingerprint_of(NestAR.from_pretrained(weights / "k2-lattice"))
+    assert keepsakes.read_png(out.read_bytes()) == keepsakes.about(expected, weights.name, fingerprint)
 
 
 @pytest.mark.parametrize(

@@ -416,6 +416,8 @@ def test_it_can_be_read(visit_tab, scheme):
     quick(page)
     press(page, "generate", "grid")
     wait_for(page, "nearest")
+    expect(page.locator("#diversity-generate")).to_be_enabled()
+    page.wait_for_function("document.getAnimations().every((each) => !(each instanceof CSSTransition))")
     assert page.evaluate(CONTRAST.replace("#studio *", "[id^=diversity] *")) == []
 
 
