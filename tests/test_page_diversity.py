@@ -320,15 +320,25 @@ def test_temperature_is_swept_at_one_seed(visit_tab):
     assert all("seed 77" in alt for alt in alts)
 
 
+class Ended(list[bool]):
+    """Grows by one entry when a batch ends: whether its cancel flag was set by then."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.begun = threading.Event()
+
+
 @pytest.fixture
-def ended(monkeypatch) -> list[bool]:
-    """Grows by one entry when a batch returns by itself: whether its cancel flag was set (see test_page)."""
-    entries: list[bool] = []
+def ended(monkeypatch) -> Ended:
+    entries = Ended()
     stream = NestARPipeline.stream_rows
 
     def watched(self, *arguments, cancel=None, **options):
-        yield from stream(self, *arguments, cancel=cancel, **options)
-        entries.append(cancel.is_set())
+        entries.begun.set()
+        try:
+            yield from stream(self, *arguments, cancel=cancel, **options)
+        finally:  # Gradio may close it where it waits to be asked on
+            entries.append(cancel.is_set())
 
     monkeypatch.setattr(NestARPipeline, "stream_rows", watched)
     return entries
@@ -364,6 +374,7 @@ def test_stop_ends_every_kind_of_run_and_frees_the_worker(visit_tab, ended, butt
     page.get_by_label("Steps per patch, as a number").last.fill(str(MANY_STEPS))
     page.locator(f"#diversity-{button}").click()
     wait_for(page, panel, "running")
+    assert ended.begun.wait(10)  # the panel says so a moment before
     page.locator("#diversity-stop").click()
     wait_for(page, panel, "stopped")
     expect(page.locator(f"#diversity-{panel} .status")).to_have_text("Stopped.")
