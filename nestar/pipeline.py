@@ -164,7 +164,10 @@ class Models(Mapping[str, NestAR]):
         if name not in self.loaded:
             with self._locks[name]:  # two visitors may ask at once
                 if name not in self.loaded:
-                    self.loaded[name] = self._load(name, progress).to(self._device).eval()
+                    model = self._load(name, progress)
+                    # Now, on the CPU: what stands on ZeroGPU's device can be read inside a call alone.
+                    self._fingerprints[name] = fingerprint_of(model)
+                    self.loaded[name] = model.to(self._device).eval()
         return self.loaded[name]
 
     def fetch(self, name: str) -> Iterator[tuple[str, int, int]]:
