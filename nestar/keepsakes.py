@@ -72,6 +72,12 @@ def values(kept: Mapping[str, Any]) -> dict[str, Any]:
     return {name: kept[name] for name in KEPT if name in kept}
 
 
+def shared(kept: Mapping[str, Any]) -> dict[str, Any]:
+    """What a picture shares with another one, if it does: that one's seed, `parent`, and the number of its
+    first `modules`; unchecked."""
+    return {name: kept[name] for name in ("parent", "modules") if name in kept}
+
+
 def read_png(data: bytes) -> dict[str, Any]:
     """What a PNG file remembers; its values are still to be checked.
 

@@ -21,7 +21,7 @@ from nestar.evaluation import diversity as measures
 from nestar.evaluation.diversity import FeatureSpace
 from nestar.pipeline import NestARPipeline
 from nestar.settings import SampleSettings, SettingsError
-from nestar.ui import diversity
+from nestar.ui import diversity, frames
 from nestar.ui.assets import asset, launch_options
 from nestar.ui.diversity_api import SIBLINGS
 from nestar.ui.diversity_desk import Desk
@@ -481,6 +481,11 @@ def test_siblings_call_begins_with_the_parent(client, small):
         for one, other in zip(decode(last["images"][0]).tobytes(), alone.tobytes(), strict=True)
     ]
     assert max(extrema) <= 3
+    kept = [keepsakes.read_png(base64.b64decode(image.partition(",")[2])) for image in last["images"]]
+    assert kept[0]["seed"] == 6 and keepsakes.shared(kept[0]) == {}
+    assert kept[2]["seed"] == 51 and keepsakes.shared(kept[2]) == {"parent": "6", "modules": 1}
+    told = client.predict(last["images"][2], api_name="/settings_of")
+    assert (told["seed"], told["parent"], told["modules"]) == (51, "6", 1)
 
 
 def test_temperatures_call_has_a_picture_a_temperature(client):
@@ -502,6 +507,8 @@ def test_nearest_call_finds_a_training_picture(client):
     again = client.predict(class_name="fish", k=4, steps=1, seed=2, api_name="/nearest")
     assert found == again and found["of"] == IMAGES and 0 <= found["number"] < IMAGES
     assert decode(found["image"]).size == (128, 128)
+    values = {"class_name": "fish", "k": 4, "steps": 1, "seed": 2, "parent": 6, "modules": 1}
+    assert client.predict(**values, api_name="/nearest")["distance"] != found["distance"]
     low, middle, high = found["unseen"]
     assert 0 < low <= middle <= high and found["distance"] > 0 and len(found["copied"]) == 3
 
@@ -516,6 +523,8 @@ def test_nearest_call_finds_a_training_picture(client):
         ("/temperatures", {"k": 3}, "k = 3"),
         ("/explained", {"temperature": 0}, "At temperature 0"),
         ("/nearest", {"sample": 16}, "sample must be a whole number from 0 to 15"),
+        ("/nearest", {"modules": 3}, "modules must be a whole number from 1 to"),
+        ("/nearest", {"modules": 1, "parent": -1}, "seed must be"),
     ],
 )
 def test_calls_refuse_with_a_sentence(client, call, values, sentence):
@@ -528,9 +537,15 @@ def test_calls_refuse_with_a_sentence(client, call, values, sentence):
 
 def test_frames_of_the_page_keep_their_distance(monkeypatch):
     slept = []
-    monkeypatch.setattr("nestar.ui.diversity_desk.time.sleep", slept.append)
-    assert list(diversity.paced(iter("abc"))) == ["a", "b", "c"]
+    monkeypatch.setattr("nestar.ui.frames.time.sleep", slept.append)
+    assert list(frames.paced(iter("abc"))) == ["a", "b", "c"]
     assert slept[0] == 0 and all(0 < pause <= 0.05 for pause in slept[1:])
+
+
+def test_frames_that_come_too_fast_are_left_out(monkeypatch):
+    now = iter([1.0, 1.0, 1.04, 1.06, 1.06, 1.1])  # who is let through reads the clock twice
+    monkeypatch.setattr("nestar.ui.frames.time.monotonic", lambda: next(now))
+    assert list(frames.spaced(iter("abcd"))) == ["a", "c"]
 
 
 def test_what_was_measured_on_other_weights_is_not_shown(small, tmp_path, monkeypatch):

@@ -314,6 +314,13 @@ def test_a_picture_of_weights_that_were_trained_on_since_says_so(visit_small, sm
     expect_message(page, f"made with other {small[0].shown_origin} weights, so this page's will differ")
 
 
+def test_a_sibling_from_diversity_says_what_it_shares(visit_small, small):
+    page = visit_small().page
+    kept = small[0].about(small[0].settings(class_name="fish", k=2, seed=31))
+    drop(page, with_text(json.dumps(kept | {"parent": "6", "modules": 2})))
+    expect_message(page, "made with modules 1 to 2 of seed 6, so this page's will differ")
+
+
 def test_a_saved_picture_can_be_opened_with_a_button(visit_small):
     page = visit_small(**PHONE).page
     kept = KEPT | {"class_name": "fish", "seed": 12}

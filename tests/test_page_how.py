@@ -308,6 +308,32 @@ def test_a_token_under_the_pointer_says_what_it_could_see(visit_how):
     expect(nest.locator(".grid figcaption")).to_have_text(FULL)
 
 
+def test_the_arrow_keys_walk_the_grid_from_token_to_token(visit_how):
+    page = visit_how()
+    nest = panel(page, "nest")
+    said, canvas, nesting = nest.locator(".grid figcaption"), nest.locator("canvas"), Nesting.nested(8, 8, 4)
+    canvas.focus()
+    expect(said).to_have_attribute("aria-live", "polite")
+    page.keyboard.press("ArrowRight")
+    expect(said).to_contain_text("Token 1: module 1")
+    row, column = nesting.positions[0]
+    page.keyboard.press("ArrowRight")
+    place = nesting.positions.index((row, column + 1))
+    expect(said).to_contain_text(f"Token {place + 1}: ")
+    page.keyboard.press("ArrowDown")
+    place = nesting.positions.index((row + 1, column + 1))
+    expect(said).to_contain_text(f"Token {place + 1}: ")
+    for _ in range(9):
+        page.keyboard.press("ArrowUp")
+    place = nesting.positions.index((0, column + 1))
+    expect(said).to_contain_text(f"Token {place + 1}: ")
+    page.keyboard.press("Escape")
+    expect(said).to_have_text(FULL)
+    page.keyboard.press("ArrowLeft")
+    page.keyboard.press("Tab")
+    expect(said).to_have_text(FULL)
+
+
 def test_a_factor_shows_what_it_makes_and_sees_by_mouse_and_arrows(visit_how):
     page = visit_how()
     factors = panel(page, "factors")

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 import torch
+from gradio_client import Client
+from gradio_client.exceptions import AppError
 from playwright.sync_api import expect
 
 import app
@@ -26,7 +29,7 @@ class Distant:
     """Loads k = 4 at once; k = 2 comes as slowly as the test lets it, or not at all."""
 
     def __init__(self) -> None:
-        self.arrived = threading.Event()
+        self.asked, self.arrived = threading.Event(), threading.Event()
         self.broken = False
         self.models = {nesting.name: small_model(nesting) for nesting in (K4, K2)}
 
@@ -34,6 +37,7 @@ class Distant:
         if name == K2.name:
             if self.broken:
                 raise WeightsError(f"The Hub does not answer and {FILE} is not in the cache.")
+            self.asked.set()
             progress(FILE, 2 * 2**20, 5 * 2**20)
             assert self.arrived.wait(30)
         return self.models[name]
@@ -120,3 +124,40 @@ def test_other_tabs_say_so_too(open_page: Callable[..., Any], distant: Distant) 
     distant.arrived.set()
     grid.locator('[data-state="finished"]').wait_for(timeout=20_000)
     expect(grid).not_to_contain_text("on their way")
+
+
+def test_who_waits_for_weights_gives_the_sampler_to_who_waits_for_it(
+    open_page: Callable[..., Any], distant: Distant, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("nestar.ui.generate.FETCH_SECONDS", 1.0)
+    far, near = open_page(), open_page()
+    ask_for_k2(far)
+    said = far.page.locator(".stage .message")
+    expect(said).to_contain_text("on their way")
+    time.sleep(1.5)
+    expect(said).to_contain_text("on their way")  # nobody else waits
+    near.generate()
+    near.wait_until_rested()
+    expect(near.page.locator(".film .ready img")).to_have_count(len(K4.scales))
+    expect(said).to_have_text(
+        f"Weights are on their way from the Hub: {FILE}, 40% of 5.0 MB. "
+        "Others wait for the sampler: try again in a moment."
+    )
+    distant.arrived.set()
+    far.generate()
+    far.wait_until_rested()
+    expect(far.page.locator(".film .ready img")).to_have_count(len(K2.scales))
+
+
+def test_a_call_by_name_gives_the_sampler_up_too(
+    open_page: Callable[..., Any], distant: Distant, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("nestar.ui.generate.FETCH_SECONDS", 0.5)
+    visit = open_page()
+    client = Client(visit.page.url, verbose=False)
+    far = client.submit(class_name="fish", k=2, steps=1, api_name="/generate")
+    assert distant.asked.wait(30)
+    visit.generate()
+    visit.wait_until_rested()
+    with pytest.raises(AppError, match="Others wait for the sampler: try again in a moment"):
+        far.result(timeout=30)

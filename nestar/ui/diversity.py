@@ -14,13 +14,13 @@ from nestar.evaluation.diversity import FeatureSpace, stored_results
 from nestar.model import WeightsError
 from nestar.nesting import Nesting
 from nestar.pipeline import NestARPipeline
-from nestar.sampler import Prefix
-from nestar.settings import RANGES, SampleSettings, SettingsError, by_name, check_seed
+from nestar.settings import RANGES, SampleSettings, SettingsError, by_name
 from nestar.ui import diversity_api
 from nestar.ui.assets import asset, tells
 from nestar.ui.diversity_api import SIBLINGS
-from nestar.ui.diversity_desk import ASKED, PARENTS, Desk, Sample, paced
-from nestar.ui.generate import FIRST_CLASS, SLIDERS, fetching, refused, run_id
+from nestar.ui.diversity_desk import ASKED, PARENTS, Desk
+from nestar.ui.frames import paced
+from nestar.ui.generate import FIRST_CLASS, SLIDERS, fetched, fetching, refused, run_id
 from nestar.ui.runs import SAMPLER, Runs, place_in_queue
 
 log = logging.getLogger(__name__)
@@ -83,6 +83,7 @@ def build(pipeline: NestARPipeline, runs: Runs, index: Path | None = None) -> No
     `/nearest`. Nothing is computed before the visitor asks. `index`: folder of the training pictures' index,
     by default the embedded one."""
     desk = Desk(pipeline, index or neighbours.FOLDER)
+    page = gr.context.Context.root_block
     first = first_controls(pipeline)
 
     def panel(template: str, script: tuple[str, ...], elem_id: str, **props: Any) -> gr.HTML:
@@ -163,7 +164,7 @@ def build(pipeline: NestARPipeline, runs: Runs, index: Path | None = None) -> No
         try:
             settings = settings_of(values)
             rows = batches.consecutive(settings)
-            for word in fetching(pipeline.fetch(settings)):
+            for word in fetching(pipeline.fetch(settings), page):
                 yield word, gr.skip()
             with runs.run(request, PART) as cancel:
                 for value in paced(desk.sheets(settings, rows, cancel)):
@@ -183,7 +184,7 @@ def build(pipeline: NestARPipeline, runs: Runs, index: Path | None = None) -> No
             (own,) = batches.seeds_from(chosen.seed + 1 + SIBLINGS * _round(values.get("round")), 1)
             settings = replace(chosen, seed=own, count=SIBLINGS)
             rows = batches.siblings(settings, pipeline.plan_of(settings), chosen.seed, values.get("modules"))
-            yield from fetching(pipeline.fetch(settings))
+            yield from fetching(pipeline.fetch(settings), page)
             with runs.run(request, PART) as cancel:
                 yield from paced(desk.sheets(settings, rows, cancel))
         except Exception as error:
@@ -192,7 +193,7 @@ def build(pipeline: NestARPipeline, runs: Runs, index: Path | None = None) -> No
     def on_sweep(values: Any, request: gr.Request) -> Iterator[dict[str, Any]]:
         try:
             settings = settings_of(values, count=1)
-            yield from fetching(pipeline.fetch(settings))
+            yield from fetching(pipeline.fetch(settings), page)
             with runs.run(request, PART) as cancel:
                 yield from paced(desk.sheets(settings, batches.temperature_row(settings), cancel))
         except Exception as error:
@@ -201,7 +202,7 @@ def build(pipeline: NestARPipeline, runs: Runs, index: Path | None = None) -> No
     def on_measure(values: Any, request: gr.Request) -> Iterator[dict[str, Any]]:
         try:
             settings = settings_of(values, count=1)
-            yield from fetching(pipeline.fetch(settings))
+            yield from fetching(pipeline.fetch(settings), page)
             with runs.run(request, PART) as cancel:
                 yield from paced(desk.explained(settings, cancel))
         except Exception as error:
@@ -211,20 +212,15 @@ def build(pipeline: NestARPipeline, runs: Runs, index: Path | None = None) -> No
         spec = event._data if isinstance(event._data, Mapping) else {}
         mark = {"mark": str(spec.get("mark", ""))[:80]}
         try:
-            sample = sample_of(settings_of(spec, count=1), spec.get("parent"), spec.get("modules", 0))
+            settings, parent = settings_of(spec, count=1), spec.get("parent")
+            kept = 0 if parent is None else spec.get("modules")
+            sample = desk.sample(settings, parent, kept)
+            fetched(pipeline.fetch(sample.settings), page)
             with runs.run(request, PART) as cancel:
                 found = desk.nearest(sample, cancel)
             return {"run": run_id(), "state": "finished", **mark, **found}
         except Exception as error:
             return refused(error) | mark
-
-    def sample_of(settings: SampleSettings, parent: Any = None, modules: Any = 0) -> Sample:
-        if parent is None:
-            return Sample(settings)
-        kept = batches.check_modules(modules, pipeline.plan_of(settings))
-        return Sample(settings, Prefix(check_seed(parent), kept))
-
-    page = gr.context.Context.root_block
 
     def on_ask(request: gr.Request) -> dict[str, Any]:
         """A visitor's run waits: which place has it in the queue?"""
@@ -249,7 +245,7 @@ def build(pipeline: NestARPipeline, runs: Runs, index: Path | None = None) -> No
         runs.stop_in(PART), queue=False, show_progress="hidden", api_visibility="private", cancels=computing
     )
     usual = pipeline.nestings[first["nesting"]]
-    diversity_api.bind(pipeline, desk, runs, first["class_name"], usual.k, usual.order)
+    diversity_api.bind(pipeline, desk, runs, page, first["class_name"], usual.k, usual.order)
 
 
 def _round(value: Any) -> int:

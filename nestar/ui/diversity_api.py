@@ -9,8 +9,8 @@ import gradio as gr
 from nestar import batches
 from nestar.pipeline import NestARPipeline
 from nestar.settings import RANGES, SampleSettings, SettingsError
-from nestar.ui.diversity_desk import Desk, Sample
-from nestar.ui.generate import sentences
+from nestar.ui.diversity_desk import Desk
+from nestar.ui.generate import fetched, sentences
 from nestar.ui.runs import SAMPLER, Runs
 
 # Siblings of one call unless it says how many; with their parent two rows of four.
@@ -19,13 +19,27 @@ _COUNT = int(RANGES["count"][1])
 _USUAL = SampleSettings(class_name="")
 
 
-def bind(pipeline: NestARPipeline, desk: Desk, runs: Runs, class_name: str, k: int, order: str) -> None:
-    """Bind the calls inside the page's blocks; the arguments are their defaults."""
+def bind(
+    pipeline: NestARPipeline,
+    desk: Desk,
+    runs: Runs,
+    page: gr.Blocks,
+    class_name: str,
+    k: int,
+    order: str,
+) -> None:
+    """Bind the calls inside the page's blocks; class, k and order are their defaults."""
     first_class, first_k, first_order = class_name, k, order
 
     def grown(values: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
         """Those values of a sheet that have pictures."""
         return (value for value in values if value["images"])
+
+    def checked(class_name: str, **values: Any) -> SampleSettings:
+        """Settings whose weights are here."""
+        settings = pipeline.settings(class_name=class_name, **values)
+        fetched(pipeline.fetch(settings), page)
+        return settings
 
     # gr.api reads the annotations, and one JSON object is what each yield sends.
     def diversity(
@@ -51,7 +65,7 @@ def bind(pipeline: NestARPipeline, desk: Desk, runs: Runs, class_name: str, k: i
             "seed": seed,
         }
         with sentences(), runs.run(request) as cancel:
-            settings = pipeline.settings(class_name=class_name, count=count, **values)
+            settings = checked(class_name, count=count, **values)
             rows = batches.consecutive(settings)
             for value in grown(desk.sheets(settings, rows, cancel)):
                 if value["final"] and settings.count > 1:
@@ -82,7 +96,7 @@ def bind(pipeline: NestARPipeline, desk: Desk, runs: Runs, class_name: str, k: i
             "seed": seed,
         }
         with sentences(), runs.run(request) as cancel:
-            settings = pipeline.settings(class_name=class_name, count=count, **values)
+            settings = checked(class_name, count=count, **values)
             rows = batches.siblings(settings, pipeline.plan_of(settings), parent, modules)
             yield from grown(desk.sheets(settings, rows, cancel))
 
@@ -98,7 +112,7 @@ def bind(pipeline: NestARPipeline, desk: Desk, runs: Runs, class_name: str, k: i
         """One seed at temperatures from 0 to 1.5, as one batch. Streams as /diversity does."""
         values = {"k": k, "order": order, "steps": steps, "cfg": cfg, "seed": seed}
         with sentences(), runs.run(request) as cancel:
-            settings = pipeline.settings(class_name=class_name, **values)
+            settings = checked(class_name, **values)
             yield from grown(desk.sheets(settings, batches.temperature_row(settings), cancel))
 
     def explained(
@@ -122,7 +136,7 @@ def bind(pipeline: NestARPipeline, desk: Desk, runs: Runs, class_name: str, k: i
             "seed": seed,
         }
         with sentences(), runs.run(request) as cancel:
-            settings = pipeline.settings(class_name=class_name, **values)
+            settings = checked(class_name, **values)
             yield from desk.explained(settings, cancel)
 
     def nearest(
@@ -135,9 +149,13 @@ def bind(pipeline: NestARPipeline, desk: Desk, runs: Runs, class_name: str, k: i
         seed: int = _USUAL.seed,
         sample: int = 0,
         order: str = first_order,
+        parent: int = 0,
+        modules: int = 0,
     ) -> dict:
-        """The training picture nearest to number `sample` of a batch, from 0: image (a data URI), class_name,
-        number, distance; unseen, copied: how near real pictures and copies come (5, 50, 95th percentile)."""
+        """The training picture nearest to number `sample` of a batch, from 0; with `modules`, of those
+        siblings that keep modules 1 to `modules` of the sample with seed `parent`. Returns image (a data
+        URI), class_name, number, distance; unseen, copied: how near real pictures and copies come (5, 50,
+        95th percentile)."""
         values = {
             "k": k,
             "order": order,
@@ -147,11 +165,11 @@ def bind(pipeline: NestARPipeline, desk: Desk, runs: Runs, class_name: str, k: i
             "seed": seed,
         }
         with sentences(), runs.run(request) as cancel:
-            settings = pipeline.settings(class_name=class_name, **values)
+            settings = checked(class_name, **values)
             if isinstance(sample, bool) or sample not in range(_COUNT):
                 raise SettingsError(f"sample must be a whole number from 0 to {_COUNT - 1}.")
             (own,) = batches.seeds_from(settings.seed + int(sample), 1)
-            return desk.nearest(Sample(replace(settings, seed=own)), cancel)
+            return desk.nearest(desk.sample(replace(settings, seed=own), parent, modules), cancel)
 
     for call in (diversity, siblings, temperatures, explained, nearest):
         gr.api(call, api_name=call.__name__, **SAMPLER)

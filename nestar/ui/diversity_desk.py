@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import threading
-import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
@@ -15,7 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from nestar import neighbours
+from nestar import batches, neighbours
 from nestar.batches import Rows
 from nestar.evaluation.diversity import (
     FeatureSpace,
@@ -28,7 +27,7 @@ from nestar.evaluation.diversity import (
 from nestar.model import WeightsError
 from nestar.pipeline import NestARPipeline
 from nestar.sampler import Prefix
-from nestar.settings import SampleSettings, SettingsError
+from nestar.settings import SampleSettings, SettingsError, check_seed
 from nestar.ui.frames import PREVIEW_SIDE, data_uri
 from nestar.ui.generate import refused, run_id
 from nestar.ui.runs import hosted
@@ -47,8 +46,6 @@ PARENTS = 16
 SHEET_SIDE = 160
 # A sheet's pictures together stay below this; lossless ones give way to JPEG.
 MAX_SHEET_CHARACTERS = 3_000_000
-# The browser merges what comes faster, and growth would not be seen.
-LEAST_GAP = 0.05
 # Features of this many pictures that visitors have made lately are kept, 1 KB each.
 REMEMBERED = 512
 DIGITS = 3
@@ -68,10 +65,14 @@ class Sample:
     settings: SampleSettings
     prefix: Prefix | None = None
 
+    @property
+    def kept(self) -> dict[str, Any]:
+        """The prefix as JSON. Seeds as text: JavaScript's numbers end at 2^53."""
+        return {"parent": str(self.prefix.seed), "modules": self.prefix.modules} if self.prefix else {}
+
     def to_json(self) -> dict[str, Any]:
-        """What tells it from the others of its sheet. Seeds as text: JavaScript's numbers end at 2^53."""
-        kept = {"parent": str(self.prefix.seed), "modules": self.prefix.modules} if self.prefix else {}
-        return {"seed": str(self.settings.seed), "temperature": self.settings.temperature, **kept}
+        """What tells it from the others of its sheet."""
+        return {"seed": str(self.settings.seed), "temperature": self.settings.temperature, **self.kept}
 
 
 def samples_of(settings: SampleSettings, rows: Rows) -> list[Sample]:
@@ -110,11 +111,11 @@ def sheet(samples: Sequence[Sample], frame: Frame, about: About) -> dict[str, An
 
 
 def _pictures(samples: Sequence[Sample], frame: Frame, about: About) -> list[str]:
-    """The pictures of a batch: small JPEGs until the end, then PNGs that remember their settings, where
-    these say all about the sample, as long as all together are below MAX_SHEET_CHARACTERS."""
+    """The pictures of a batch: small JPEGs until the end, then PNGs that remember how they were made, as long
+    as all together are below MAX_SHEET_CHARACTERS."""
     if not frame.final:
         return [data_uri(_at_most(image, SHEET_SIDE)) for image in frame.images]
-    kept = [None if sample.prefix else about(sample.settings) for sample in samples]
+    kept = [about(sample.settings) | sample.kept for sample in samples]
     lossless = [data_uri(image, "PNG", each) for image, each in zip(frame.images, kept, strict=True)]
     if sum(map(len, lossless)) <= MAX_SHEET_CHARACTERS:
         return lossless
@@ -135,15 +136,6 @@ def distances_to_json(class_name: str, features_ND: Tensor, real_ND: Tensor | No
     samples = summary(distances(features_ND))
     real = None if real_ND is None else summary(distances(real_ND))
     return {"class_name": class_name, "samples": samples, "real": real}
-
-
-def paced(values: Iterator[Any]) -> Iterator[Any]:
-    """The same values, at least LEAST_GAP seconds apart."""
-    before = -LEAST_GAP
-    for value in values:
-        time.sleep(max(0.0, before + LEAST_GAP - time.monotonic()))
-        before = time.monotonic()
-        yield value
 
 
 class Desk:
@@ -235,6 +227,18 @@ class Desk:
             }
         except (SettingsError, WeightsError) as error:
             return refused(error)
+
+    def sample(self, settings: SampleSettings, parent: object, modules: object) -> Sample:
+        """A sample by itself (`modules` is 0), or one that keeps modules 1 ... `modules` of the one with seed
+        `parent`.
+
+        Raises:
+            SettingsError: `parent` is no seed, or that many modules cannot be kept.
+        """
+        if modules == 0 and not isinstance(modules, bool):
+            return Sample(settings)
+        kept = batches.check_modules(modules, self.pipeline.plan_of(settings))
+        return Sample(settings, Prefix(check_seed(parent), kept))
 
     def nearest(self, sample: Sample, cancel: threading.Event) -> dict[str, Any]:
         """The training picture nearest to a sample, with the yardsticks of what is near.

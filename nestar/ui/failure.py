@@ -57,7 +57,7 @@ def build(pipeline: NestARPipeline, runs: Runs, page: gr.Blocks) -> None:
             values = by_name(event._data, ("class_name", "seed"))
             sides = laboratory.sides(failure, k=first.k, order=first.order, **values)
             for settings in sides:
-                yield from fetching(pipeline.fetch(settings))
+                yield from fetching(pipeline.fetch(settings), page)
             with runs.run(request, ROWS) as cancel:
                 yield from laboratory.provoke(failure, sides, cancel)
 
@@ -69,7 +69,7 @@ def build(pipeline: NestARPipeline, runs: Runs, page: gr.Blocks) -> None:
                 raise SettingsError(no_velocities)
             names = laboratory.comparable()
             for name in names:
-                yield from fetching(pipeline.models.fetch(name))
+                yield from fetching(pipeline.models.fetch(name), page)
             with runs.run(request, PANEL) as cancel:
                 yield from laboratory.alignment(names, PICTURES, cancel)
 

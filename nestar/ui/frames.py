@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+import math
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from PIL import Image
 
@@ -23,6 +25,10 @@ PREVIEW_SIDE = 256
 # A run's previews together stay below this; with more, every second one gives its picture up (see `thin`).
 MAX_PREVIEW_CHARACTERS = 1_500_000
 NORM_DIGITS = 3
+# The browser merges what comes faster, and growth would not be seen.
+LEAST_GAP = 0.05
+
+T = TypeVar("T")
 
 
 def data_uri(image: Image.Image, kind: str = "JPEG", kept: Mapping[str, Any] | None = None) -> str:
@@ -136,3 +142,21 @@ def plans_to_json(plans: Iterable[tuple[Nesting, bool]], images: Mapping[str, in
         }
         for nesting, has_weights in plans
     ]
+
+
+def paced(values: Iterator[T]) -> Iterator[T]:
+    """The same values, at least LEAST_GAP seconds apart."""
+    before = -LEAST_GAP
+    for value in values:
+        time.sleep(max(0.0, before + LEAST_GAP - time.monotonic()))
+        before = time.monotonic()
+        yield value
+
+
+def spaced(values: Iterator[T]) -> Iterator[T]:
+    """Those that come at least LEAST_GAP seconds after the one before; the others are left out."""
+    before = -math.inf
+    for value in values:
+        if time.monotonic() >= before + LEAST_GAP:
+            before = time.monotonic()
+            yield value

@@ -2,6 +2,7 @@
 
 import logging
 import threading
+import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -50,6 +51,8 @@ SHARE = """(class_name, dials) => {
   document.dispatchEvent(new CustomEvent("nestar:share", {detail: {class_name, ...dials}}));
 }"""
 STAGE_SCRIPTS = ("token_map.js", "norm_plot.js", "keepsake.js", "stage.js")
+# How long weights on their way may keep the sampler from others who wait for it.
+FETCH_SECONDS = 5.0
 # Of a stranger's file, no more than this many characters are repeated.
 MAX_CAVEAT = 120
 NO_MEMORY = "The GPU has no memory left: this picture is made on the CPU, which takes longer."
@@ -158,6 +161,8 @@ def caveat(kept: Mapping[str, Any], pipeline: NestARPipeline) -> str:
         for name in ("solver", "schedule")
         if kept.get(name, getattr(DEFAULTS, name)) != getattr(DEFAULTS, name)
     ]
+    if "modules" in kept:
+        others.append(f"modules 1 to {kept['modules']} of seed {kept.get('parent')}")
     if kept.get("nesting") not in (None, plain):
         others.append(f"the weights {kept['nesting']}")
     elif kept.get("weights") != pipeline.shown_origin:
@@ -195,22 +200,33 @@ def remark(message: str, alarming: bool = False) -> dict[str, Any]:
     return {"id": run_id(), "message": message, "alarming": alarming}
 
 
-def on_its_way(path: str, here: int, whole: int) -> dict[str, Any]:
-    """A panel's value while weights come from the Hub."""
+def on_its_way(path: str, here: int, whole: int) -> str:
+    """A sentence on weights that come from the Hub."""
     if not path:
-        return {"run": run_id(), "state": "fetching", "message": "Weights are on their way."}
+        return "Weights are on their way."
     share = f"{here / whole:.0%} of {whole / 2**20:.1f} MB" if whole else f"{here / 2**20:.1f} MB"
-    return {
-        "run": run_id(),
-        "state": "fetching",
-        "message": f"Weights are on their way from the Hub: {path}, {share}.",
-    }
+    return f"Weights are on their way from the Hub: {path}, {share}."
 
 
-def fetching(told: Iterable[tuple[str, int, int]]) -> Iterator[dict[str, Any]]:
-    """The values of a panel while `Models.fetch` tells of weights on their way; none if they are here."""
-    for path, here, whole in told:
-        yield on_its_way(path, here, whole)
+def fetching(told: Iterable[tuple[str, int, int]], page: gr.Blocks) -> Iterator[dict[str, Any]]:
+    """The values of a panel while `Models.fetch` tells of weights on their way; none if they are here.
+
+    Raises:
+        WeightsError: they take longer than FETCH_SECONDS, and others wait for the sampler, which idles
+            meanwhile. The download goes on.
+    """
+    until = time.monotonic() + FETCH_SECONDS
+    for progress in told:
+        sentence = on_its_way(*progress)
+        if time.monotonic() > until and waiting_calls(page):
+            raise WeightsError(f"{sentence} Others wait for the sampler: try again in a moment.")
+        yield {"run": run_id(), "state": "fetching", "message": sentence}
+
+
+def fetched(told: Iterable[tuple[str, int, int]], page: gr.Blocks) -> None:
+    """The same for a call by name, which hears of weights on their way only if it has to give up."""
+    for _ in fetching(told, page):
+        pass
 
 
 @contextmanager
@@ -328,7 +344,7 @@ def build(pipeline: NestARPipeline, runs: Runs) -> None:
     def on_generate(class_name: Any, values: Any, request: gr.Request) -> Iterator[dict[str, Any]]:
         try:
             settings = pipeline.settings(class_name=class_name, **by_name(values, CONTROLS))
-            yield from fetching(pipeline.fetch(settings))
+            yield from fetching(pipeline.fetch(settings), page)
             with runs.run(request, PART) as cancel:
                 for value in run_to_json(settings, cancel):
                     if value["state"] == "finished":
@@ -396,6 +412,7 @@ def build(pipeline: NestARPipeline, runs: Runs) -> None:
         values = {"k": k, "steps": steps, "temperature": temperature, "cfg": cfg, "seed": seed}
         with sentences():
             settings = pipeline.settings(class_name=class_name, order=order, **values)
+            fetched(pipeline.fetch(settings), page)
             kept = pipeline.about(settings)
             with runs.run(request) as cancel:
                 for frame in stream(settings, cancel):
@@ -415,6 +432,7 @@ def build(pipeline: NestARPipeline, runs: Runs) -> None:
         values = {"k": k, "steps": steps, "temperature": temperature, "cfg": cfg, "seed": seed}
         with sentences():
             settings = pipeline.settings(class_name=class_name, order=order, **values)
+            fetched(pipeline.fetch(settings), page)
             with runs.run(request) as cancel:
                 *_, value = run_to_json(settings, cancel)
             if value["state"] != "finished":
@@ -432,7 +450,7 @@ def build(pipeline: NestARPipeline, runs: Runs) -> None:
             kept = keepsakes.read_png(data)
             settings = pipeline.settings(**keepsakes.values(kept))
             weights, fingerprint = (str(kept.get(name, "")) for name in ("weights", "fingerprint"))
-            return keepsakes.about(settings, weights, fingerprint)
+            return keepsakes.about(settings, weights, fingerprint) | keepsakes.shared(kept)
 
     quiet = {"show_progress": "hidden", "api_visibility": "private"}
     running = generate_button.click(on_generate, [classes, dials], stage, **quiet, **SAMPLER)

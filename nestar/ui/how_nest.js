@@ -127,7 +127,7 @@ function nestPanel(panel, choice) {
   const [canvas, scrubber, boxes] = [find("canvas"), find(".scrubber"), find(".boxes")];
   let nesting = null;
   let made = 0; // turns taken
-  let pointed = null; // the cell under the pointer
+  let pointed = null; // the cell under the pointer, or chosen by the arrow keys
 
   function draw() {
     const { context, side } = openCanvas(canvas);
@@ -220,10 +220,25 @@ function nestPanel(panel, choice) {
     const { side } = nesting;
     const [column, row] = [event.clientX - left, event.clientY - top].map((at) => Math.floor((at / width) * side));
     const inside = Math.min(row, column) >= 0 && Math.max(row, column) < side;
-    const next = inside ? row * side + column : null;
-    if (next === pointed) return;
-    pointed = next;
+    look(inside ? row * side + column : null);
+  }
+
+  function look(cell) {
+    if (cell === pointed) return;
+    pointed = cell;
     show();
+  }
+
+  // The arrow keys go from token to token, from the first one on.
+  function step(event) {
+    const { side, turns } = nesting;
+    const move = { ArrowLeft: [0, -1], ArrowRight: [0, 1], ArrowUp: [-1, 0], ArrowDown: [1, 0] }[event.key];
+    if (event.key === "Escape") look(null);
+    if (!move) return;
+    event.preventDefault();
+    if (pointed === null) return look(turns[0].cells[0]);
+    const [row, column] = [Math.floor(pointed / side) + move[0], (pointed % side) + move[1]];
+    if (Math.min(row, column) >= 0 && Math.max(row, column) < side) look(row * side + column);
   }
 
   scrubber.addEventListener("input", () => {
@@ -236,9 +251,13 @@ function nestPanel(panel, choice) {
   });
   canvas.addEventListener("pointermove", point);
   canvas.addEventListener("pointerdown", point);
-  canvas.addEventListener("pointerleave", () => {
-    pointed = null;
-    show();
+  canvas.addEventListener("pointerleave", () => look(null));
+  canvas.addEventListener("keydown", step);
+  // What is said of a token is read out to who walks the grid, and not while it grows.
+  canvas.addEventListener("focus", () => find(".grid figcaption").setAttribute("aria-live", "polite"));
+  canvas.addEventListener("blur", () => {
+    find(".grid figcaption").removeAttribute("aria-live");
+    look(null);
   });
   choice.listen(lay);
   drawWhenSeen(canvas, draw);

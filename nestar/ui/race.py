@@ -9,7 +9,7 @@ import gradio as gr
 from nestar.pipeline import NestARPipeline
 from nestar.settings import SampleSettings, SettingsError, by_name
 from nestar.ui.assets import asset, tells
-from nestar.ui.frames import nesting_to_json
+from nestar.ui.frames import nesting_to_json, spaced
 from nestar.ui.generate import fetching, first_settings, refused, run_id, sentences
 from nestar.ui.lanes import KINDS, LIMIT_SECONDS, SLICE_SECONDS, Entrant, PausedRaces, Race, Starter
 from nestar.ui.runs import SAMPLER, Runs, place_in_queue
@@ -49,7 +49,7 @@ def build(pipeline: NestARPipeline, runs: Runs, page: gr.Blocks) -> None:
                 yield race.to_json()
                 if warm:
                     starter.warm_up(race, cancel)
-                for _ in race.go(cancel, seconds):
+                for _ in spaced(race.go(cancel, seconds)):
                     yield race.to_json()
         except BaseException:  # closed while it waited at a yield, too
             race.close()
@@ -68,7 +68,7 @@ def build(pipeline: NestARPipeline, runs: Runs, page: gr.Blocks) -> None:
             asked = by_name(event._data, ("class_name", "k", "steps", "seed"))
             race = starter.race(**{"k": first_k} | asked)
             for lane in race.lanes:
-                yield from fetching(pipeline.models.fetch(lane.entrant.weights))
+                yield from fetching(pipeline.models.fetch(lane.entrant.weights), page)
             # Whole where lanes follow one another: a stream put aside would keep the GPU.
             yield from slice_of(race, request, SLICE_SECONDS if starter.together else math.inf, warm=True)
 
@@ -111,7 +111,7 @@ def build(pipeline: NestARPipeline, runs: Runs, page: gr.Blocks) -> None:
             try:
                 with runs.run(request) as cancel:
                     starter.warm_up(race, cancel)
-                    for _ in race.go(cancel, math.inf):
+                    for _ in spaced(race.go(cancel, math.inf)):
                         yield race.to_json()
                 yield race.to_json()
             finally:
