@@ -14,12 +14,13 @@ from benchmarks.peers import FEWER_BLOCKS
 from nestar.evaluation.experiments import NAMES
 from nestar.model import summed_over_runs
 from nestar.nesting import Nesting
+from nestar.registry import FACTORS, SIZES, XAR_MILLIONS, imagenet_config
 from nestar.settings import SampleSettings
 
 ROOT = Path(__file__).parents[1]
 RESULTS = Path(__file__).parent / "results"
 BY = "written by `python -m benchmarks.readme` -->\n"
-SECTIONS = {name: f"<!-- {name}: {BY}" for name in ("results", "family", "speed", "findings")}
+SECTIONS = {name: f"<!-- {name}: {BY}" for name in ("results", "family", "speed", "findings", "sizes")}
 """Where the README's written parts begin; each ends with `<!-- end of NAME -->`."""
 
 TARGETS: dict[str, tuple[float, ...]] = {
@@ -174,11 +175,12 @@ def factor_rows() -> Iterator[Row]:
 def speed_rows() -> Iterator[Row]:
     """Speed on the machine that ran the benchmarks."""
     report, page = read(RESULTS / "first_picture.json"), read(RESULTS / "click_to_paint.json")
-    if report:
-        note = f"{report['cores']} cores, k = {report['k']}, {report['steps']} steps, CFG {report['cfg']:g}"
+    for row in report.get("rows", ()):
+        steps = f"{row['steps']} steps of {row['solver'].capitalize()}"
+        note = f"{report['cores']} cores, k = {report['k']}, {steps}, CFG {report['cfg']:g}"
         command = "`python -m benchmarks.first_picture`"
-        first, whole = report["first_module_seconds"], report["whole_picture_seconds"]
-        yield "first frame (one patch)", f"{report['first_frame_seconds']:.2f} s", note, "", command
+        first, whole = row["first_module_seconds"], row["whole_picture_seconds"]
+        yield "first frame (one patch)", f"{row['first_frame_seconds']:.2f} s", note, "", command
         reach = goal("first_module_seconds", first, unit=" s")
         yield "first module's frame", f"{first:.2f} s", note, reach, command
         reach = goal("whole_picture_seconds", whole, unit=" s")
@@ -338,9 +340,10 @@ def side_by_side(report: dict[str, Any]) -> Iterator[str]:
     rate = engine["matrix_gigaoperations_per_second"]["median"]
     yield (
         f"`python -m benchmarks.speed`: the same sampler and cache, {report['runs']} runs in turns, "
-        f"{report['steps']} steps, CFG, {report['cores']} cores, device {report['device']}, without "
-        f"decoding; the modules of *k* = 4 compute in {spoken(engine['dtypes'])}. *Share of peak*: of the "
-        f"rate of {engine['rate_dtype']} matrix products of {engine['matrix_side']}², {rate:,.0f} billion "
+        f"{report['steps']} steps of {report['solver'].capitalize()}, CFG, {report['cores']} cores, device "
+        f"{report['device']}, without decoding; the modules of *k* = 4 compute in "
+        f"{spoken(engine['dtypes'])}. *Share of peak*: of the rate of {engine['rate_dtype']} matrix products "
+        f"of {engine['matrix_side']}², {rate:,.0f} billion "
         f"operations a second. ° marks a ratio to a baseline that reaches less than {engine['fair_from']:g} "
         "of the nesting's own share of peak: its passes are too small for this machine, and the ratio says "
         "as much of the machine as of the method."
@@ -482,6 +485,25 @@ def result_parts() -> Iterator[str]:
     yield from table(("training of", "took", "saw", "stands in"), training_rows())
 
 
+def size_parts() -> Iterator[str]:
+    """The ImageNet sizes beside xAR's."""
+    heads = ("", "width", "heads", "blocks", *(f"k = {k}" for k in FACTORS), "xAR")
+    rows = [
+        (
+            f"NestAR-{name.upper()}",
+            str(size.dim),
+            str(size.heads),
+            str(size.blocks),
+            *(f"{imagenet_config(name, k).parameters / 1e6:,.0f}" for k in FACTORS),
+            f"{XAR_MILLIONS[name]:,}" if name in XAR_MILLIONS else "",
+        )
+        for name, size in SIZES.items()
+    ]
+    yield from table(heads, rows)
+    yield ""
+    yield "Parameters in millions, of all modules together."
+
+
 def finding_parts() -> Iterator[str]:
     """A paragraph an experiment that has been run, with its findings, its members' best and its figure."""
     for name in NAMES:
@@ -553,6 +575,7 @@ def written(text: str) -> str:
     """The README's text with its written parts as the results stand."""
     text = rewritten(text, "results", "".join(f"{line}\n" for line in result_parts()))
     text = rewritten(text, "family", "".join(f"{line}\n" for line in family_parts()) or NO_FAMILY)
+    text = rewritten(text, "sizes", "".join(f"{line}\n" for line in size_parts()))
     text = rewritten(text, "speed", "".join(f"{line}\n" for line in speed_parts()) or NO_SPEED)
     return rewritten(text, "findings", "\n".join(finding_parts()) or NO_FINDINGS)
 

@@ -15,7 +15,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from matplotlib.figure import Figure
 
-from benchmarks.first_picture import CLASS
+from benchmarks.first_picture import AIMED_AT, CLASS
 from benchmarks.first_picture import measure as measure_stream
 from benchmarks.operations import picture_operations
 from nestar import plots
@@ -34,7 +34,6 @@ from nestar.model import NestAR, NestARConfig
 from nestar.nesting import Nesting
 from nestar.pipeline import NestARPipeline
 from nestar.sampler import ModuleDone, SolverSettings, sample
-from nestar.settings import SampleSettings
 from nestar.training.presets import FAMILY, NESTINGS
 from nestar.ui.frames import picture
 
@@ -222,13 +221,14 @@ def speed_ups(
     }
 
 
-def streaming(pipeline: NestARPipeline, runs: int) -> dict[str, Any]:
+def streaming(pipeline: NestARPipeline, solved: SolverSettings, runs: int) -> dict[str, Any]:
     """A streamed picture, a frame a patch encoded as the page does, against the finished picture alone."""
     names = [name for name, nesting in pipeline.nestings.items() if nesting.kind == "nested"]
     report: dict[str, Any] = {}
+    given = asdict(solved)
 
     def whole(name: str, run: int) -> dict[str, float]:
-        settings = pipeline.settings(class_name=CLASS, nesting=name, seed=run)
+        settings = pipeline.settings(class_name=CLASS, nesting=name, seed=run, **given)
         began = time.perf_counter()
         for frame in pipeline.stream_rows(settings, consecutive(settings), previews=False):
             if frame.final:
@@ -237,7 +237,9 @@ def streaming(pipeline: NestARPipeline, runs: int) -> dict[str, Any]:
 
     work: dict[str, Callable[[int], Any]] = {}
     for name in names:
-        work[f"{name}, streamed"] = lambda run, name=name: measure_stream(pipeline, seed=run, nesting=name)
+        work[f"{name}, streamed"] = lambda run, name=name: measure_stream(
+            pipeline, seed=run, nesting=name, **given
+        )
         work[f"{name}, at once"] = lambda run, name=name: whole(name, run)
     in_turns(work, 1, "warm-up")
     taken = in_turns(work, runs, "streaming")
@@ -266,7 +268,7 @@ def growth_nestings(side: int) -> dict[str, Nesting]:
 def growth(device: torch.device, shape: NestARConfig, sides: Sequence[int], runs: int) -> dict[str, Any]:
     """One picture at a time over the number of tokens, random weights, all blocks of one shape and as many in
     all for every contender and n."""
-    settings = SolverSettings(steps=GROWTH_STEPS)
+    settings = SolverSettings(steps=GROWTH_STEPS, solver=AIMED_AT["solver"])
     rows: list[dict[str, Any]] = []
     for side in sides:
         configs = {label: replace(shape, nesting=own) for label, own in growth_nestings(side).items()}
@@ -353,7 +355,7 @@ def draw(report: Mapping[str, Any]) -> Figure | None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--device", default="auto")
-    parser.add_argument("--steps", type=int, default=SampleSettings.steps)
+    parser.add_argument("--steps", type=int, default=AIMED_AT["steps"])
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--batches", type=int, nargs="+", default=list(BATCHES))
     parser.add_argument("--sides", type=int, nargs="+", default=list(GROWTH_SIDES), help="growth: grid sides")
@@ -361,17 +363,18 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="print the whole report")
     arguments = parser.parse_args()
     pipeline = NestARPipeline.from_pretrained(device=arguments.device)
-    settings = SolverSettings(steps=arguments.steps)
+    settings = SolverSettings(steps=arguments.steps, solver=AIMED_AT["solver"])
     report = {
         "device": str(pipeline.device),
         "threads": torch.get_num_threads(),
         "cores": os.cpu_count(),
         "torch": torch.__version__,
         "steps": settings.steps,
+        "solver": settings.solver,
         "cfg": settings.cfg,
         "runs": arguments.runs,
         "engine": engine(pipeline, settings, arguments.batches, arguments.runs),
-        "streaming": streaming(pipeline, arguments.runs),
+        "streaming": streaming(pipeline, settings, arguments.runs),
         "growth": growth(
             pipeline.device, pipeline.models.outline(YARDSTICK).config, arguments.sides, arguments.runs
         ),

@@ -19,7 +19,7 @@ import math
 import os
 import re
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain, count
 from pathlib import Path
@@ -55,6 +55,8 @@ from nestar.tokenizer import Tokenizer
 EMBEDDED = Path(__file__).resolve().parent.parent / "assets"
 TOKENIZER_FILES = ("config.json", "diffusion_pytorch_model.safetensors")
 """What diffusers stores of an AutoencoderKL."""
+TOGETHER = "together"
+"""Variant of a nesting's weights that saw as many images as its family, see `alike`."""
 
 MAX_PATCH = 64
 MAX_AUTOENCODER = {
@@ -221,6 +223,13 @@ def free_name(name: str, origin: str, taken: Iterable[str]) -> str:
 def weights_name(nesting: Nesting, variant: str = "") -> str:
     """Folder of a nesting's weights; a variant tells apart several trainings of one nesting."""
     return f"{nesting.name}.{variant}" if variant else nesting.name
+
+
+def alike(names: Container[str], name: str) -> str:
+    """The weights that stand for nesting `name` where several are compared: its variant TOGETHER, if there is
+    one, as weights that saw more images than the others would win for that alone."""
+    variant = f"{name}.{TOGETHER}"
+    return variant if variant in names else name
 
 
 def assemble(

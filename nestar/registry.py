@@ -1,7 +1,7 @@
 """Named configurations at the paper's own shape: ImageNet at 256 x 256, as 16 x 16 tokens of 16 channels.
 
 The paper gives no widths. Ours put the total size, which the modules share evenly, beside that of xAR, its
-closest relative (B 173, L 608, H 1190 million parameters; S is in DiT-S's range). Depths are multiples of 24,
+closest relative (XAR_MILLIONS; S is in DiT-S's range). Depths are multiples of 24,
 so that the blocks split evenly over 8, 4, 3 and 2 modules (k = 2, 4, 8, 16).
 """
 
@@ -20,6 +20,8 @@ CHANNELS = 16
 CLASSES = 1000
 FACTORS = (2, 4, 8, 16)
 DEFAULT_FACTOR = 4
+XAR_MILLIONS: Mapping[str, int] = {"b": 173, "l": 608, "h": 1190}
+"""Parameters of xAR's sizes of the same letters, in millions (arXiv 2502.20388)."""
 
 
 @dataclass(frozen=True)

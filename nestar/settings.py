@@ -33,7 +33,9 @@ class SampleSettings:
     """What one call of the sampler needs. Build it with `check_settings`.
 
     Defaults of temperature, cfg and schedule: the best recall of nine settings of the embedded k = 4, on
-    500 samples of another seed than the README's figures.
+    500 samples of another seed than the README's figures. Of solver and steps: on as many of such a seed six
+    steps of Heun had FID 14.8 and recall 0.716; 25 of Euler, at twice the calls, 16.9 and 0.651. Precision
+    was alike (0.919, 0.925).
 
     Attributes:
         class_name: one of the checkpoint's classes.
@@ -50,13 +52,13 @@ class SampleSettings:
 
     class_name: str
     k: int = 4
-    steps: int = 25
+    steps: int = 6
     temperature: float = 1.15
     cfg: float = 3.0
     seed: int = 0
     count: int = 1
     order: str = "lattice"
-    solver: str = "euler"
+    solver: str = "heun"
     schedule: str = "linear"
     nesting: str | None = None
 

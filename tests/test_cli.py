@@ -17,7 +17,7 @@ from PIL import Image
 
 from nestar.cli import main
 from nestar.pipeline import NestARPipeline
-from nestar.settings import SampleSettings
+from nestar.settings import SOLVER_CALLS, SampleSettings
 from tests.small import K2, K4, SIZE, save_checkpoint
 
 ROOT = Path(__file__).parent.parent
@@ -93,14 +93,14 @@ def test_sample_prints_one_json_object_and_writes_the_picture(
         "k": 4,
         "order": "lattice",
         "steps": 3,
-        "solver": "euler",
+        "solver": "heun",
         "cfg": 2.5,
         "schedule": SampleSettings.schedule,
         "temperature": 0.9,
         "seed": 7,
         "modules": 2,
         "evaluations": 7,
-        "function_evaluations": K4.function_evaluations(3),
+        "function_evaluations": K4.function_evaluations(3, SOLVER_CALLS["heun"]),
         "image": str(out),
     }
     assert [(stage["module"], stage["tokens"]) for stage in stages] == [(1, 4), (2, 16)]

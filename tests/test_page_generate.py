@@ -18,6 +18,7 @@ from nestar import keepsakes
 from nestar.model import fingerprint_of
 from nestar.nesting import Nesting
 from nestar.pipeline import NestARPipeline
+from nestar.settings import SampleSettings
 from nestar.ui.assets import launch_options
 from nestar.ui.frames import from_uri
 from nestar.ui.generate import FIRST_SEED
@@ -223,7 +224,7 @@ def test_velocities_are_drawn_with_a_line_a_module_as_far_as_the_run_is_shown(vi
     points = [
         len(line.split()) for line in means.evaluate_all("all => all.map(e => e.getAttribute('points'))")
     ]
-    assert points == [26, 26]  # 25 steps, and the end of the last one
+    assert points == [SampleSettings.steps + 1] * 2  # and the end of the last one
     expect(page.locator(".norms .trace")).to_have_count(K4.evaluations)
     expect(page.locator(".norms svg")).to_have_attribute("aria-label", re.compile("module 1 .*module 2 "))
     page.locator(".scrubber").fill("1")

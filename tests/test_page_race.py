@@ -18,7 +18,7 @@ import app
 from nestar.engine import Engine
 from nestar.nesting import Nesting
 from nestar.pipeline import Frame, NestARPipeline
-from nestar.settings import SampleSettings, SettingsError
+from nestar.settings import SOLVER_CALLS, SampleSettings, SettingsError
 from nestar.ui import lanes
 from nestar.ui import race as race_module
 from nestar.ui.assets import launch_options
@@ -464,7 +464,8 @@ def test_race_endpoint_streams_all_lanes_to_their_end(client, family):
         nesting = family.nestings[lane["weights"]]
         assert lane["image"].startswith("data:image/png") and lane["seconds"] > 0
         assert lane["evaluations"] == nesting.evaluations
-        assert lane["function_evaluations"] == nesting.function_evaluations(3)
+        calls = SOLVER_CALLS[SampleSettings.solver]
+        assert lane["function_evaluations"] == nesting.function_evaluations(3, calls)
         assert {name: lane[name] for name in lane["of"]} == lane["of"]
     turns = [sum(lane["evaluations"] for lane in value["lanes"]) for value in received]
     assert turns[:-1] == list(range(1, len(received))), "a value a patch"

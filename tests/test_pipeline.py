@@ -230,7 +230,7 @@ def test_guidance_doubles_the_rows_and_1_turns_it_off(
 ) -> None:
     pipe("fish", steps=1, cfg=cfg, count=2)
     assert {made for _, _, made in calls} == {rows}
-    assert len(calls) == K4.function_evaluations(1)
+    assert len(calls) == K4.function_evaluations(1, SOLVER_CALLS[SampleSettings.solver])
 
 
 def test_a_cancelled_stream_ends(pipe: NestARPipeline, calls: list) -> None:

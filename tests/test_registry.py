@@ -9,11 +9,8 @@ import torch
 
 from nestar.data.imagenet import imagenet_classes, named, other_names
 from nestar.model import NestAR
-from nestar.registry import CONFIGURATIONS, FACTORS, SIZES, imagenet_config
+from nestar.registry import CONFIGURATIONS, FACTORS, SIZES, XAR_MILLIONS, imagenet_config
 from nestar.sampler import PatchDone, SolverSettings, sample
-
-XAR_MILLIONS = {"b": 173, "l": 608, "h": 1190}
-"""Total sizes of xAR, which ours are set beside."""
 
 
 def millions(name: str) -> float:

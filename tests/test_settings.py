@@ -51,7 +51,7 @@ def refusal(**values) -> str:
 
 def test_defaults():
     assert check() == SampleSettings("fish")
-    assert check() == SampleSettings("fish", 4, 25, 1.15, 3.0, 0, 1, "lattice", "euler", "linear")
+    assert check() == SampleSettings("fish", 4, 6, 1.15, 3.0, 0, 1, "lattice", "heun", "linear")
 
 
 @pytest.mark.parametrize(

@@ -89,7 +89,7 @@ def build(pipeline: NestARPipeline, runs: Runs, page: gr.Blocks) -> None:
         cfg: float = first.cfg,
         seed: int = first.seed,
     ) -> dict:
-        """Provoke a failure beside a healthy run of these settings: steps-1, steps-2, steps-4, cold, hot,
+        """Provoke a failure beside a healthy run of these settings: steps-1, steps-2, steps-3, cold, hot,
         guidance, separate, or k. Streams one JSON object a patch: state, sides (label, images as data URIs,
         known), and at the end figures (of both sides) and consequence, a sentence."""
         values = {"class_name": class_name, "k": k, "steps": steps, "temperature": temperature, "cfg": cfg}

@@ -18,7 +18,7 @@ from nestar.images import to_pil
 from nestar.model import WeightsError
 from nestar.nesting import Nesting
 from nestar.pipeline import NestARPipeline
-from nestar.settings import RANGES, SampleSettings, SettingsError, by_name, find_nesting
+from nestar.settings import RANGES, SOLVER_CALLS, SampleSettings, SettingsError, by_name, find_nesting
 from nestar.ui.assets import asset, template_text
 from nestar.ui.doors import said
 from nestar.ui.frames import (
@@ -141,6 +141,12 @@ def first_settings(pipeline: NestARPipeline) -> SampleSettings:
 def controls(settings: SampleSettings) -> dict[str, Any]:
     """The dials' value. The seed is text: a browser's numbers end before the largest seeds."""
     return {name: getattr(settings, name) for name in CONTROLS} | {"seed": str(settings.seed)}
+
+
+def solver_steps(solver: str) -> str:
+    """What the page's steps are, for a reader."""
+    calls = SOLVER_CALLS[solver]
+    return f"steps of {solver.capitalize()}, {calls} passes each" if calls > 1 else "steps"
 
 
 def typed(text: str) -> int | float | str:
@@ -325,7 +331,7 @@ def build(pipeline: NestARPipeline, runs: Runs) -> None:
         )
         dials = gr.HTML(
             controls(first),
-            html_template=asset("dials.html"),
+            html_template=asset("dials.html").replace("<!-- solver -->", solver_steps(DEFAULTS.solver)),
             js_on_load="".join(map(asset, ("fields.js", "controls.js", "dials.js"))),
             apply_default_css=False,
             elem_id="dials",

@@ -10,13 +10,13 @@ from typing import Any
 
 import gradio as gr
 
+from nestar.checkpoints import alike
 from nestar.nesting import Nesting
 from nestar.pipeline import Frame, NestARPipeline
 from nestar.settings import SOLVER_CALLS, SampleSettings
 from nestar.ui.frames import picture
 from nestar.ui.generate import run_id, shown_order
 from nestar.ui.runs import on_zero_gpu, streamer
-from nestar.ui.signatures import TOGETHER
 
 LIMIT_SECONDS = 15.0
 """Compute of a race in all, decoding included; a lane that has not arrived by then is stopped."""
@@ -61,15 +61,14 @@ def entrants(pipeline: NestARPipeline) -> dict[str, list[Entrant]]:
     """Who can run, by kind in the order of KINDS: every k in the page's order, and one of each other kind.
 
     Variants of the same nesting (`k4-lattice.separate`) stay out: they would take the same time. But one
-    that saw as many images as the others' weights (`TOGETHER`) runs in place of one that saw more.
+    that saw as many images as the others' weights (`checkpoints.alike`) runs in place of one that saw more.
     """
     order = shown_order(pipeline)
     found: dict[str, list[Entrant]] = {kind: [] for kind in KINDS}
     for name, nesting in pipeline.nestings.items():
         own = found[nesting.kind]
         if name == nesting.name and (nesting.order == order if nesting.kind == "nested" else not own):
-            equal = f"{name}.{TOGETHER}"
-            weights = equal if equal in pipeline.nestings else name
+            weights = alike(pipeline.nestings, name)
             outline = pipeline.models.outline(weights)
             own.append(Entrant(weights, nesting, outline.config.parameters, outline.images_seen))
     found["nested"].sort(key=lambda entrant: entrant.nesting.k)

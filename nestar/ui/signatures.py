@@ -4,12 +4,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from nestar.checkpoints import alike
 from nestar.nesting import Nesting
 from nestar.pipeline import NestARPipeline
 from nestar.settings import SampleSettings, find_nesting
 from nestar.ui.generate import first_settings
 
-FEW_STEPS = (1, 2, 4)
+FEW_STEPS = (1, 2, 3)
 COLD, HOT = 0.0, 1.5
 STRONG = 6.0
 SMALL_K, LARGE_K = 2, 8
@@ -18,8 +19,6 @@ SEEDS = 4
 
 SEPARATE = "separate"
 """Variant of weights whose modules were trained without coordination."""
-TOGETHER = "together"
-"""Variant trained with coordination on as many images, where the weights themselves saw more."""
 
 
 @dataclass(frozen=True)
@@ -176,8 +175,7 @@ def compared(pipeline: NestARPipeline) -> tuple[str, str]:
     """Names of the weights with and without coordination; not whether they are there."""
     first = first_settings(pipeline)
     own = find_nesting(pipeline.nestings, first.k, first.order)
-    together = f"{own}.{TOGETHER}"
-    return together if together in pipeline.nestings else own, f"{own}.{SEPARATE}"
+    return alike(pipeline.nestings, own), f"{own}.{SEPARATE}"
 
 
 def unequal(failure: Failure, pipeline: NestARPipeline) -> str:

@@ -147,4 +147,5 @@ def _recipe(arguments: argparse.Namespace) -> NestingTrainConfig:
     if name not in drawn:
         raise SettingsError(f"Unknown preset {name!r}: allowed are {', '.join(drawn)}.")
     base = NESTINGS[name]
-    return replace(base, batch=arguments.batch) if arguments.batch else base
+    pool = min(base.pool, arguments.images or IMAGES)  # an arm that sees few images needs no more
+    return replace(base, pool=pool, batch=arguments.batch or base.batch)

@@ -20,6 +20,7 @@ from torch import nn
 from tqdm import tqdm
 
 from nestar import plots
+from nestar.checkpoints import alike
 from nestar.evaluation.experiments.latency import latencies
 from nestar.evaluation.experiments.rows import Row, Rows, rounded
 from nestar.evaluation.experiments.search import AXES, coordinate_search, effective, search_rows
@@ -29,7 +30,7 @@ from nestar.model import NestAR, fingerprint_of
 from nestar.nesting import Nesting
 from nestar.pipeline import NestARPipeline
 from nestar.sampler import SolverSettings
-from nestar.settings import SettingsError
+from nestar.settings import SampleSettings, SettingsError
 from nestar.training.loop import has_passed
 from nestar.training.nesting import NestingTrainConfig
 
@@ -70,7 +71,7 @@ class Options:
     samples: int = 1000
     final_samples: int = 5000
     seed: int = 0
-    steps: int = 25
+    steps: int = SampleSettings.steps
     nesting: str = "k4-lattice"
     images: int = 200_000
     base: NestingTrainConfig = field(default_factory=NestingTrainConfig)
@@ -120,7 +121,8 @@ class Study:
         self._prints: dict[int, tuple[nn.Module, str]] = {}
 
     def members(self, names: Iterable[str]) -> dict[str, NestAR]:
-        """Those of the named nestings that have weights, in this order; others are noted as missing.
+        """Those of the named nestings that have weights, in this order; others are noted as missing. Where
+        several are compared, weights that saw as many images as the others' stand for a nesting (`alike`).
 
         Raises:
             SettingsError: none has.
@@ -130,13 +132,17 @@ class Study:
         models = self.pipeline.models
         names = tuple(names)
         self.missing += [name for name in names if name not in models and name not in self.missing]
-        found = {name: models[name] for name in names if name in models}
+        found = {name: alike(models, name) if len(names) > 1 else name for name in names if name in models}
         if not found:
             raise SettingsError(
                 f"{self.pipeline.origin} has no weights for {', '.join(names)}; it has "
                 f"{', '.join(models) or 'no nesting'}."
             )
-        return found
+        self.design["images_seen"] = {each: models.outline(each).images_seen for each in found.values()}
+        stand_ins = {name: weights for name, weights in found.items() if weights != name}
+        if stand_ins:
+            self.design["weights_that_stand_for"] = stand_ins
+        return {name: models[weights] for name, weights in found.items()}
 
     def expect(self, rows: int) -> None:
         """Let the bar know of rows to come."""
