@@ -163,7 +163,8 @@ def parse_arguments() -> argparse.Namespace:
 
 def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
-    logging.getLogger("httpx").setLevel(logging.WARNING)
+    for client in ("httpx", "httpx2"):  # the Hub's client tells every request; which of them it uses varies
+        logging.getLogger(client).setLevel(logging.WARNING)
     arguments = parse_arguments()
     # As the first process of a container Python would not hear it.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))

@@ -338,9 +338,10 @@ def side_by_side(report: dict[str, Any]) -> Iterator[str]:
     members = engine["members"]
     batches = list(next(iter(members.values()))["batches"])
     rate = engine["matrix_gigaoperations_per_second"]["median"]
+    solver = report.get("solver", "euler").capitalize()
     yield (
         f"`python -m benchmarks.speed`: the same sampler and cache, {report['runs']} runs in turns, "
-        f"{report['steps']} steps of {report['solver'].capitalize()}, CFG, {report['cores']} cores, device "
+        f"{report['steps']} steps of {solver}, CFG, {report['cores']} cores, device "
         f"{report['device']}, without decoding; the modules of *k* = 4 compute in "
         f"{spoken(engine['dtypes'])}. *Share of peak*: of the rate of {engine['rate_dtype']} matrix products "
         f"of {engine['matrix_side']}², {rate:,.0f} billion "
@@ -545,6 +546,8 @@ def conditions(report: dict[str, Any]) -> Iterator[str]:
         yield f"Samples per row: {', '.join(map(str, sorted(counts)))}; device {report['device']}."
     if report["images_per_arm"]:
         yield f"Arms saw {report['images_per_arm']:,} images each and are compared with each other only."
+    for name, weights in report.get("settings", {}).get("weights_that_stand_for", {}).items():
+        yield f"{weights} stands for {name}: it saw as many images as the others."
     if report["missing"]:
         yield f"Without weights, left out: {', '.join(report['missing'])}."
     if not report["finished"]:

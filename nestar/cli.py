@@ -6,6 +6,7 @@ import argparse
 import errno
 import json
 import math
+import os
 import re
 import sys
 import time
@@ -34,6 +35,8 @@ NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """What the system says when a disk, a share of it or a file may grow no further."""
 MANY_FLAGS = ("accumulate", "checkpoint_activations", "precision")
 """Flags of `train` for nestings alone, by their names here."""
+READER_LEFT = 141
+"""Exit status where nobody reads the output any more: a shell's of a command that SIGPIPE ended."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -42,9 +45,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     from nestar.model import WeightsError
 
     try:
-        return arguments.run(arguments)
+        status = arguments.run(arguments)
+        sys.stdout.flush()
+        return status
     except (SettingsError, WeightsError) as error:
         print(f"nestar: {error}", file=sys.stderr)
+    except BrokenPipeError:
+        if not _reader_left():
+            raise
+        return READER_LEFT
     except Exception as error:
         if not _no_room(error):
             raise
@@ -53,6 +62,16 @@ def main(argv: Sequence[str] | None = None) -> int:
             file=sys.stderr,
         )
     return 2
+
+
+def _reader_left() -> bool:
+    """Whether nobody reads standard output any more, as after `| head`; what is left of it goes nowhere."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return True
+    return False
 
 
 def _no_room(error: Exception) -> bool:

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from nestar.cli import main
+from nestar.cli import READER_LEFT, main
 from nestar.pipeline import NestARPipeline
 from nestar.settings import SOLVER_CALLS, SampleSettings
 from tests.small import K2, K4, SIZE, save_checkpoint
@@ -273,3 +273,13 @@ def test_as_a_module(weights: str, tmp_path: Path) -> None:
     )
     assert (run.returncode, run.stdout) == (2, "")
     assert run.stderr == "nestar: steps must be a whole number from 1 to 200, got 'abc'.\n"
+
+
+def test_a_reader_that_leaves_is_no_fault(weights: str) -> None:
+    """As `python -m nestar ... | head -1`."""
+    command = [sys.executable, "-m", "nestar", "push", weights, "user/repo", "--dry-run"]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT
+    ) as process:
+        process.stdout.close()
+        assert process.stderr.read() == "" and process.wait(60) == READER_LEFT

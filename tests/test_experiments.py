@@ -242,6 +242,39 @@ def test_bad_input_is_refused_in_one_sentence(
     assert not list(tmp_path.iterdir())
 
 
+def test_weights_of_equal_images_stand_for_a_nesting_where_several_are_compared(
+    world: Path, tmp_path: Path
+) -> None:
+    raster = MEMBERS[2]
+    names = {K4.name: 0, f"{K4.name}.together": 1, raster.name: 2}
+    save_checkpoint(tmp_path / "twice", ())
+    for name, seed in names.items():
+        torch.manual_seed(seed)
+        model = small_model(raster if name == raster.name else K4, len(tiny_worlds.CLASSES))
+        model.save_pretrained(tmp_path / "twice" / name, record={"images_seen": 100 + seed})
+    save_config(tmp_path / "twice", (), tiny_worlds.CLASSES)
+    config = tmp_path / "twice" / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"nestings": list(names)}))
+    made = study_of("order", world, tmp_path, weights=str(tmp_path / "twice"))
+    models = made.pipeline.models
+    assert made.members([K4.name, raster.name]) == {
+        K4.name: models[f"{K4.name}.together"],
+        raster.name: models[raster.name],
+    }
+    assert made.design == {
+        "images_seen": {f"{K4.name}.together": 101, raster.name: 102},
+        "weights_that_stand_for": {K4.name: f"{K4.name}.together"},
+    }
+    assert made.members([K4.name]) == {K4.name: models[K4.name]}, "alone it stands for itself"
+
+
+def test_arms_that_see_few_images_draw_no_more(world: Path) -> None:
+    arguments = cli._parser().parse_args(["experiment", "baseline", "--images", "5000"])
+    assert command._recipe(arguments).pool == 5000
+    arguments = cli._parser().parse_args(["experiment", "baseline", "--preset", "smoke"])
+    assert command._recipe(arguments).pool == SMOKE.pool
+
+
 # ------------------------------------------------------------------------------- missing, out of time, reused
 
 
@@ -627,7 +660,7 @@ def test_weights_of_other_classes_are_not_compared_with_tiny_worlds() -> None:
 
 
 def test_the_sampler_experiment_combines_the_best_of_each_axis_and_counts_the_cost() -> None:
-    centre = SolverSettings(temperature=1.0, cfg=2.0, schedule="constant")
+    centre = SolverSettings(25, "euler", temperature=1.0, cfg=2.0, schedule="constant")
 
     def star(axis: str, fid: float, calls: int = 25, recall: float = 0.5, **moved: Any) -> dict[str, Any]:
         settings = asdict(replace(centre, **moved))

@@ -17,6 +17,7 @@ REPORT = {
     "finding": {"best_member": "k4-lattice", "fid": {"k4-lattice": 12.3456, "one-shot": 20.0}, "rises": True},
     "images_per_arm": 25_600,
     "device": "cpu",
+    "settings": {"weights_that_stand_for": {"k4-lattice": "k4-lattice.together"}},
     "rows": [
         {"part": "search", "member": "k4-lattice", "samples": 100, "fid": 14.0},
         {
@@ -39,7 +40,13 @@ def test_findings_are_written_as_they_are():
     assert "- rises: yes" in text
     assert "| finalist | settings | fid | recall |" in text  # and no figure that is not there
     assert "| k4-lattice best | steps 25, cfg 1.5 | 12.3 | 0.5 |" in text
-    for said in ("100, 500", "25,600 images", "left out: k8-lattice", "Not finished."):
+    for said in (
+        "100, 500",
+        "25,600 images",
+        "left out: k8-lattice",
+        "Not finished.",
+        "together stands for k4-lattice",
+    ):
         assert said in text
 
 
