@@ -50,9 +50,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return status
     except (SettingsError, WeightsError) as error:
         print(f"nestar: {error}", file=sys.stderr)
-    except BrokenPipeError:
-        if not _reader_left():
-            raise
+    except BrokenPipeError:  # nobody reads standard output any more, as after `| head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is still to be flushed
         return READER_LEFT
     except Exception as error:
         if not _no_room(error):
@@ -62,16 +61,6 @@ def main(argv: Sequence[str] | None = None) -> int:
             file=sys.stderr,
         )
     return 2
-
-
-def _reader_left() -> bool:
-    """Whether nobody reads standard output any more, as after `| head`; what is left of it goes nowhere."""
-    try:
-        sys.stdout.flush()
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return True
-    return False
 
 
 def _no_room(error: Exception) -> bool:
