@@ -19,6 +19,7 @@ from nestar.model import fingerprint_of
 from nestar.nesting import Nesting
 from nestar.pipeline import NestARPipeline
 from nestar.settings import SampleSettings
+from nestar.ui import generate
 from nestar.ui.assets import launch_options
 from nestar.ui.frames import from_uri
 from nestar.ui.generate import FIRST_SEED
@@ -212,6 +213,13 @@ def test_tokens_can_be_looked_at_during_a_run(visit_small, hold):
     expect(page.locator(".looked")).to_contain_text("still to come. It will see the 4 tokens before it")
     assert lit(page)["context"] == set(K4.flat[:4])
     page.locator("#stop").click()
+
+
+def test_the_steps_say_which_solver_takes_them(visit_small):
+    said = visit_small().page.locator("#hint-steps")
+    assert SampleSettings.solver == "heun"
+    expect(said).to_have_text("From noise to patch in this many steps of Heun, 2 passes each.")
+    assert generate.solver_steps("euler") == "steps"
 
 
 # ---- velocities ----------------------------------------------------------------------------------
