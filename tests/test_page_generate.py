@@ -335,9 +335,9 @@ def test_a_saved_picture_can_be_opened_with_a_button(visit_small):
     kept = KEPT | {"class_name": "fish", "seed": 12}
     with page.expect_file_chooser() as chooser:
         page.get_by_role("button", name="Open a saved picture").click()
-    data = with_international_text(json.dumps(kept | {"solver": "heun"}))
+    data = with_international_text(json.dumps(kept | {"solver": "euler"}))
     chooser.value.set_files({"name": "a.png", "mimeType": "image/png", "buffer": data})
-    expect_message(page, "Restored: fish, k = 2, seed 12.*made with solver heun and weights from embedded")
+    expect_message(page, "Restored: fish, k = 2, seed 12.*made with solver euler and weights from embedded")
     assert controls(page)["seed"] == "12"
 
 

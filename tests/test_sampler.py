@@ -19,7 +19,7 @@ from nestar.settings import SCHEDULES
 from tests.test_model import CHANNELS, make_model
 
 K2, K4, SHORT = Nesting.nested(4, 4, 2), Nesting.nested(4, 4, 4), Nesting.nested(3, 3, 2)
-FEW = SolverSettings(steps=3, cfg=2.0, temperature=1.0, schedule="constant")
+FEW = SolverSettings(steps=3, solver="euler", cfg=2.0, temperature=1.0, schedule="constant")
 
 
 def run(
@@ -93,36 +93,48 @@ def test_finished_tokens_stay_as_they_are() -> None:
 
 
 def reference(model: NestAR, settings: SolverSettings, noise_NC: Tensor) -> Tensor:
-    """The same by definition: no cache, no batch of two, every context token at t = 1, Euler."""
+    """The same by definition: no cache, no batch of two, every context token at t = 1, Euler or Heun."""
     nesting = model.config.nesting
     x = noise_NC[None, list(nesting.flat)].clone()
     for module, scale in zip(model.scaled_modules, nesting.scales, strict=True):
         for patch in scale.generated:
             sizes = [p.size for p in scale.patches[: patch.index]]
-            for step in range(settings.steps):
+
+            def velocity(y: Tensor, step: int, module=module, patch=patch, sizes=sizes) -> Tensor:
                 t = torch.ones(1, len(sizes))
                 t[:, -1] = step / settings.steps
+                tokens = torch.cat([x[:, : patch.start], y], 1)
                 v_c, v_u = (
-                    module(x[:, : patch.stop], t, torch.tensor([ids]), sizes)[:, patch.start :]
+                    module(tokens, t, torch.tensor([ids]), sizes)[:, patch.start :]
                     for ids in (0, model.config.classes)
                 )
-                x[:, patch.start : patch.stop] += (v_u + settings.cfg * (v_c - v_u)) / settings.steps
+                return v_u + settings.cfg * (v_c - v_u)
+
+            y = x[:, patch.start : patch.stop].clone()
+            for step in range(settings.steps):
+                v = velocity(y, step)
+                if settings.solver == "heun":
+                    v = (v + velocity(y + v / settings.steps, step + 1)) / 2
+                y += v / settings.steps
+            x[:, patch.start : patch.stop] = y
     return x
 
 
 @pytest.mark.parametrize("nesting", [K2, K4, SHORT, Nesting.one_shot(4, 4)], ids=lambda n: f"{n.name}-{n.n}")
 @pytest.mark.parametrize(("bf16", "atol"), [(False, 2e-5), (True, 0.05)], ids=["float32", "bf16"])
+@pytest.mark.parametrize("solver", ["euler", "heun"])
 @torch.inference_mode()
 def test_sampling_equals_its_definition(
-    nesting: Nesting, bf16: bool, atol: float, monkeypatch: pytest.MonkeyPatch
+    nesting: Nesting, bf16: bool, atol: float, solver: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In float64; a token's channels are of size 1 or so."""
     monkeypatch.setattr(engine, "has_bf16", lambda device: bf16)
     monkeypatch.setattr(engine, "BF16_FROM", 1)
     model = make_model(nesting)
     noise = grid_noise([7], nesting.n, CHANNELS)[0]
-    got = patches(run(model, FEW, seeds=(7,)))[-1].sequence_BNC
-    expected = reference(model.double(), FEW, noise.double()).float()
+    settings = replace(FEW, solver=solver)
+    got = patches(run(model, settings, seeds=(7,)))[-1].sequence_BNC
+    expected = reference(model.double(), settings, noise.double()).float()
     torch.testing.assert_close(got, expected, atol=atol, rtol=1e-4)
     assert bf16 == ((got - expected).abs().max() > 1e-4), "it is not computed in what it should be"
 

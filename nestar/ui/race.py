@@ -111,7 +111,7 @@ def build(pipeline: NestARPipeline, runs: Runs, page: gr.Blocks) -> None:
             try:
                 with runs.run(request) as cancel:
                     starter.warm_up(race, cancel)
-                    for _ in spaced(race.go(cancel, math.inf)):
+                    for _ in race.go(cancel, math.inf):
                         yield race.to_json()
                 yield race.to_json()
             finally:
