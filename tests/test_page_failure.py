@@ -185,6 +185,8 @@ def test_the_consequence_in_words():
     assert consequence(figures, labels, False) == said
     assert consequence(figures, labels, True) == f"{said} Stronger seams here: k = 8."
     assert consequence([figure("spread", 0.0, 5.0)], labels, False).endswith("5.0 in place of none.")
+    nearly = consequence([figure("contrast", 51.84, 51.95)], labels, False)
+    assert nearly == "Measured, left to right: contrast alike.", "no change of 0 %"
 
 
 def test_what_lacks_weights_says_which():

@@ -118,11 +118,11 @@ def consequence(figures: list[dict[str, Any]], labels: list[str], versus: bool) 
     for each in figures:
         before, after = each["values"]
         label = each["label"].lower()
-        if each["texts"][0] == each["texts"][1]:
+        change = round(100 * (after / before - 1)) if before else None
+        if change == 0 or each["texts"][0] == each["texts"][1]:
             said.append(f"{label} alike")
-        elif before:
-            change = 100 * (after / before - 1)
-            said.append(f"{label} {abs(change):.0f} % {'up' if change > 0 else 'down'}")
+        elif change is not None:
+            said.append(f"{label} {abs(change)} % {'up' if change > 0 else 'down'}")
         else:
             said.append(f"{label} {each['texts'][1]} in place of none")
     seams = next((each for each in figures if each["name"] == "seams"), None)
