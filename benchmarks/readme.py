@@ -338,7 +338,7 @@ def side_by_side(report: dict[str, Any]) -> Iterator[str]:
     members = engine["members"]
     batches = list(next(iter(members.values()))["batches"])
     rate = engine["matrix_gigaoperations_per_second"]["median"]
-    solver = report.get("solver", "euler").capitalize()
+    solver = report["solver"].capitalize()
     yield (
         f"`python -m benchmarks.speed`: the same sampler and cache, {report['runs']} runs in turns, "
         f"{report['steps']} steps of {solver}, CFG, {report['cores']} cores, device "
