@@ -149,13 +149,25 @@ def test_who_waits_for_weights_gives_the_sampler_to_who_waits_for_it(
     expect(far.page.locator(".film .ready img")).to_have_count(len(K2.scales))
 
 
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [
+        ("/generate", {"k": 2}),
+        ("/diversity", {"k": 2, "count": 2}),
+        ("/failure", {"k": 2, "failure": "steps-1"}),
+    ],
+)
 def test_a_call_by_name_gives_the_sampler_up_too(
-    open_page: Callable[..., Any], distant: Distant, monkeypatch: pytest.MonkeyPatch
+    open_page: Callable[..., Any],
+    distant: Distant,
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    values: dict[str, Any],
 ) -> None:
     monkeypatch.setattr("nestar.ui.generate.FETCH_SECONDS", 0.5)
     visit = open_page()
     client = Client(visit.page.url, verbose=False)
-    far = client.submit(class_name="fish", k=2, steps=1, api_name="/generate")
+    far = client.submit(class_name="fish", steps=1, **values, api_name=name)
     assert distant.asked.wait(30)
     visit.generate()
     visit.wait_until_rested()

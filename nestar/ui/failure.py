@@ -10,7 +10,7 @@ from nestar.evaluation.experiments.alignment import TIMES
 from nestar.pipeline import NestARPipeline
 from nestar.settings import SampleSettings, SettingsError, by_name, check_choice
 from nestar.ui.assets import asset, tells
-from nestar.ui.generate import fetching, first_settings, run_id, sentences
+from nestar.ui.generate import fetched, fetching, first_settings, run_id, sentences
 from nestar.ui.laboratory import METERS, PICTURES, Laboratory, experiment_panels
 from nestar.ui.race import told
 from nestar.ui.runs import SAMPLER, Runs, place_in_queue
@@ -96,6 +96,8 @@ def build(pipeline: NestARPipeline, runs: Runs, page: gr.Blocks) -> None:
         with sentences():
             found = laboratory.find(failure)
             sides = laboratory.sides(found, order=first.order, seed=seed, **values)
+            for settings in sides:
+                fetched(pipeline.fetch(settings), page)
             with runs.run(request) as cancel:
                 yield from laboratory.provoke(found, sides, cancel)
 
@@ -110,6 +112,7 @@ def build(pipeline: NestARPipeline, runs: Runs, page: gr.Blocks) -> None:
             name = check_choice("nesting", nesting, several) if nesting else laboratory.comparable()[0]
             if isinstance(pictures, bool) or pictures not in range(1, MOST_PICTURES + 1):
                 raise SettingsError(f"pictures must be a whole number from 1 to {MOST_PICTURES}.")
+            fetched(pipeline.models.fetch(name), page)
             with runs.run(request) as cancel:
                 yield from laboratory.alignment([name], int(pictures), cancel)
 

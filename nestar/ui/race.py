@@ -10,7 +10,7 @@ from nestar.pipeline import NestARPipeline
 from nestar.settings import SampleSettings, SettingsError, by_name
 from nestar.ui.assets import asset, tells
 from nestar.ui.frames import nesting_to_json, spaced
-from nestar.ui.generate import fetching, first_settings, refused, run_id, sentences
+from nestar.ui.generate import fetched, fetching, first_settings, refused, run_id, sentences
 from nestar.ui.lanes import KINDS, LIMIT_SECONDS, SLICE_SECONDS, Entrant, PausedRaces, Race, Starter
 from nestar.ui.runs import SAMPLER, Runs, place_in_queue
 
@@ -109,6 +109,8 @@ def build(pipeline: NestARPipeline, runs: Runs, page: gr.Blocks) -> None:
         with sentences():
             race = starter.race(k=k, seed=seed, **values)
             try:
+                for lane in race.lanes:
+                    fetched(pipeline.models.fetch(lane.entrant.weights), page)
                 with runs.run(request) as cancel:
                     starter.warm_up(race, cancel)
                     for _ in race.go(cancel, math.inf):
