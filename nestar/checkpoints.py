@@ -195,7 +195,7 @@ def check_beside(first: Checkpoint, tokenizer: Tokenizer, other: Checkpoint) -> 
         return
     if other.classes != first.classes:
         has = "other classes"
-    elif other.tokenizer().fingerprint != tokenizer.fingerprint:
+    elif other.tokenizer().latents_fingerprint != tokenizer.latents_fingerprint:
         has = "another tokenizer"
     else:
         return
@@ -253,16 +253,16 @@ def assemble(
     sizes: dict[int, Path] = {}
     for part in parts.values():
         model = NestAR.from_pretrained(part)
-        config, made_for = model.config, model.record.get("tokenizer")
+        config, made_for = model.config, model.record.get("latents")
         if config.channels != loaded.channels or config.classes != len(classes):
             raise WeightsError(
                 f"{part} has {config.channels} channels and {config.classes} classes; "
                 f"the checkpoint has {loaded.channels} and {len(classes)}."
             )
-        if made_for not in (None, loaded.fingerprint):
+        if made_for not in (None, loaded.latents_fingerprint):
             raise WeightsError(
-                f"{part} was trained on tokens of tokenizer {made_for}; "
-                f"{place['repository'] if place else copied['tokenizer']} is {loaded.fingerprint}."
+                f"{part} was trained on latents {made_for}; "
+                f"{place['repository'] if place else copied['tokenizer']} makes {loaded.latents_fingerprint}."
             )
         sizes.setdefault(loaded.stride * config.nesting.height, part)
     if len(sizes) > 1:

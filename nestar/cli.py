@@ -286,7 +286,9 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
         help="for nestings: run each block again in the backward pass, which takes far less memory",
     )
     parser.add_argument(
-        "--precision", help="for nestings: bf16 or float32, in place of the preset's (bf16 in all of them)"
+        "--precision",
+        help="for nestings, of matrix products: auto, bf16 or float32 (default: auto, bf16 where the device "
+        "multiplies it itself)",
     )
     parser.add_argument("--coordination", type=float, help="lambda, in place of the preset's")
     parser.add_argument("--seed", type=int, help="in place of the preset's")
@@ -398,7 +400,7 @@ def _train_part(
     if group.leads:
         write_run(folder, asked)
     record = {"preset": name, "device": device.type}
-    if arguments.init and arguments.what == "nesting":
+    if arguments.init:
         record["init"] = _training_of(arguments.init)
     return train(task, budget, folder, record=record, group=group)
 
@@ -463,9 +465,11 @@ def _check_batch(arguments: argparse.Namespace) -> None:
 
 def _training_of(folder: Path) -> dict[str, object]:
     """How the weights that a run starts from were trained themselves: the whole effort stays on record."""
-    from nestar.model import read_config
+    from nestar.model import read_config, read_json
 
-    training = read_config(folder / "config.json").get("training", {})
+    described = folder / "tokenizer.json"
+    stored = read_json(described) if described.exists() else read_config(folder / "config.json")
+    training = stored.get("training", {})
     kept = ("steps", "images_seen", "train_seconds", "init")
     return {key: training[key] for key in kept if key in training}
 
@@ -496,13 +500,16 @@ def _weights(arguments: argparse.Namespace) -> dict[str, Tokenizer | NestAR | No
 
 
 def _fingerprints(weights: Mapping[str, Tokenizer | NestAR | None]) -> dict[str, str | None]:
-    """What `run.json` says of them: weights that have changed are others, whatever folder they lie in."""
+    """What `run.json` says of them: weights that have changed are others, whatever folder they lie in. Of a
+    tokenizer that nestings are trained behind only its latents count."""
     from nestar.model import fingerprint_of
 
-    return {
-        name: getattr(part, "fingerprint", None) or fingerprint_of(part) if part else None
-        for name, part in weights.items()
-    }
+    def of(name: str, part: Tokenizer | NestAR) -> str:
+        if name == "tokenizer":
+            return part.latents_fingerprint
+        return getattr(part, "fingerprint", None) or fingerprint_of(part)
+
+    return {name: of(name, part) if part else None for name, part in weights.items()}
 
 
 def _task(

@@ -59,8 +59,14 @@ class Tokenizer(nn.Module):
 
     @property
     def fingerprint(self) -> str:
-        """Eight hex digits of weights, fold and scale: latents of another tokenizer do not fit."""
+        """Eight hex digits of weights, fold and scale: what pictures depend on."""
         return fingerprint_of(self, (self.patch, self.scale))
+
+    @property
+    def latents_fingerprint(self) -> str:
+        """Eight hex digits of what latents depend on, and so of what a nesting fits: all but the decoder."""
+        encoder = nn.ModuleList([self.autoencoder.encoder, self.autoencoder.quant_conv or nn.Identity()])
+        return fingerprint_of(encoder, (self.patch, self.scale))
 
     @property
     def channels(self) -> int:

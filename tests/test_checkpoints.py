@@ -362,11 +362,12 @@ def test_nestings_for_pictures_of_two_sizes_make_no_checkpoint(tmp_path: Path) -
         assemble(parts, classes=CLASSES, nestings=[parts / "small"])
 
 
-def test_a_nesting_stays_with_the_tokenizer_it_was_trained_on(tmp_path: Path) -> None:
-    """Another tokenizer of the same shape would decode its tokens to garbage, without any error."""
+def test_a_nesting_stays_with_the_latents_it_was_trained_on(tmp_path: Path) -> None:
+    """Another tokenizer of the same shape would decode its tokens to garbage, without any error. One whose
+    decoder alone has been trained on fits."""
     parts = save_checkpoint(tmp_path / "parts")
-    own = load_tokenizer(parts / "tokenizer").fingerprint
-    small_model(K4).save_pretrained(parts / K4.name, record={"tokenizer": own})
+    own = load_tokenizer(parts / "tokenizer").latents_fingerprint
+    small_model(K4).save_pretrained(parts / K4.name, record={"latents": own})
     made = assemble(
         tmp_path / "made", classes=CLASSES, tokenizer=parts / "tokenizer", nestings=[parts / K4.name]
     )
@@ -374,10 +375,18 @@ def test_a_nesting_stays_with_the_tokenizer_it_was_trained_on(tmp_path: Path) ->
     with torch.no_grad():
         next(other.parameters()).add_(1)
     save_tokenizer(other, tmp_path / "other")
-    message = f"trained on tokens of tokenizer {own}; .*other is "
+    message = f"trained on latents {own}; .*other makes "
     with pytest.raises(WeightsError, match=message):
         assemble(made.folder, classes=CLASSES, tokenizer=tmp_path / "other")
-    assert made.tokenizer().fingerprint == own, "nothing was copied"
+    assert made.tokenizer().latents_fingerprint == own, "nothing was copied"
+
+    decoder_on = load_tokenizer(parts / "tokenizer")
+    with torch.no_grad():
+        next(decoder_on.autoencoder.decoder.parameters()).add_(1)
+    save_tokenizer(decoder_on, tmp_path / "on")
+    assert assemble(made.folder, classes=CLASSES, tokenizer=tmp_path / "on").tokenizer().fingerprint == (
+        decoder_on.fingerprint
+    )
 
 
 def test_a_name_that_is_taken_says_where_it_comes_from() -> None:

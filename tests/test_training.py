@@ -25,7 +25,7 @@ from safetensors.torch import load_file
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
-from nestar import cli, transformer
+from nestar import cli, engine, transformer
 from nestar.checkpoints import load_tokenizer
 from nestar.cli import main
 from nestar.data import pools, tiny_worlds
@@ -78,8 +78,8 @@ def nesting_task(cache: Path, **changes: Any) -> NestingTask:
     return NestingTask(replace(presets.NESTINGS["smoke"], **changes), small_tokenizer(), CPU, cache)
 
 
-def tokenizer_task(cache: Path, **changes: Any) -> TokenizerTask:
-    return TokenizerTask(replace(presets.TOKENIZERS["smoke"], **changes), CPU, cache)
+def tokenizer_task(cache: Path, init: Tokenizer | None = None, **changes: Any) -> TokenizerTask:
+    return TokenizerTask(replace(presets.TOKENIZERS["smoke"], **changes), CPU, cache, init=init)
 
 
 def features_task(cache: Path) -> FeaturesTask:
@@ -166,6 +166,38 @@ def test_exported_latents_have_unit_variance(cache: Path, tmp_path: Path) -> Non
     assert load_tokenizer(tmp_path / "tokenizer").encode(task.held_out).std().item() == pytest.approx(
         1, rel=0.02
     )
+
+
+def test_a_decoder_is_trained_on_for_the_same_latents(cache: Path, tmp_path: Path) -> None:
+    tokenizer_task(cache).export(tmp_path / "first", {"steps": 0})
+    first = load_tokenizer(tmp_path / "first/tokenizer")
+    task = tokenizer_task(cache, init=first, decoder_only=True)
+    train(task, Budget(steps=2, warmup_steps=1), tmp_path / "run", cadence=QUIET)
+    second = load_tokenizer(tmp_path / "run/tokenizer")
+    assert torch.equal(second.encode(task.held_out), first.encode(task.held_out))
+    assert second.scale == first.scale
+    assert second.latents_fingerprint == first.latents_fingerprint
+    assert second.fingerprint != first.fingerprint
+
+
+def test_a_decoder_alone_needs_a_tokenizer(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    train = ["train", "tokenizer", "--preset", "tiny-worlds-decoder", "--steps", "1", "--device", "cpu"]
+    assert main([*train, "--cache", str(tmp_path), "--folder", str(tmp_path)]) == 2
+    said = "A decoder alone is trained for an encoder: --init names its tokenizer."
+    assert said in capsys.readouterr().err
+    assert not list(tmp_path.iterdir()), "refused before anything was drawn"
+
+
+@pytest.mark.parametrize("bf16", [False, True])
+def test_products_are_in_bf16_where_the_device_has_it(bf16: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A CPU that only emulates it takes three times as long."""
+    monkeypatch.setattr(engine, "has_bf16", lambda device: bf16)
+    expected = {"auto": bf16, "bf16": True, "float32": False}
+    assert tuple(expected) == engine.PRECISIONS
+    for precision, in_bf16 in expected.items():
+        with engine.autocast(torch.device("cpu"), precision):
+            product = torch.ones(2, 2) @ torch.ones(2, 2)
+        assert product.dtype == (torch.bfloat16 if in_bf16 else torch.float32)
 
 
 @pytest.mark.parametrize("what", ["nesting", "tokenizer"])

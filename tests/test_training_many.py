@@ -356,7 +356,7 @@ def test_of_the_held_out_pictures_some_of_every_class_are_measured(world: Path) 
             "A batch of 8 has no 6 equal parts (3 processes x 2 accumulated): it takes a multiple of 6.",
         ),
         (["--accumulate", "0"], {}, "--accumulate must be at least 1, got 0."),
-        (["--precision", "fp8"], {}, "Unknown precision 'fp8': allowed are bf16, float32."),
+        (["--precision", "fp8"], {}, "Unknown precision 'fp8': allowed are auto, bf16, float32."),
         (
             [],
             {"WORLD_SIZE": "2"},

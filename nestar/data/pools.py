@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from nestar.data import tiny_worlds
 from nestar.data.image_folder import ImageFolder
+from nestar.engine import autocast
 from nestar.files import whole, write_tensors
 from nestar.images import from_bytes, to_bytes
 from nestar.processes import Worker, wait_for
@@ -111,7 +112,7 @@ def _pool_file(folder: Path, count: int, size: int, seed: int) -> Path:
 
 
 def latents_file(folder: Path, count: int, size: int, seed: int, made_by: str) -> Path:
-    """Where `latent_pool` keeps the latents that the tokenizer with fingerprint `made_by` makes."""
+    """Where `latent_pool` keeps the latents that a tokenizer with `latents_fingerprint` `made_by` makes."""
     return folder / f"latents_v{tiny_worlds.DRAWING}_{size}_{seed}_{count}_{made_by}.safetensors"
 
 
@@ -216,6 +217,6 @@ def _encoded(tokenizer: Tokenizer, pictures: Pictures, first: int, last: int) ->
     latents = []
     for start in tqdm(range(first, last, batch), desc="shard", leave=False, disable=last - first <= batch):
         given = pictures(slice(start, min(start + batch, last)), device)
-        with torch.autocast(device.type, torch.bfloat16):  # as the tokenizer was trained
+        with autocast(device):  # as the tokenizer was trained
             latents += [tokenizer.encode(some).half() for some in given.split(ENCODED_AT_ONCE)]
     return torch.cat(latents).cpu().contiguous()  # a network may answer in channels-last order

@@ -37,7 +37,7 @@ class _Run:
     config: NestingTrainConfig
     folder: Path
     images: int
-    made_by: str  # the tokenizer's fingerprint
+    made_by: str  # fingerprint of what makes the latents
     device: torch.device
 
     @property
@@ -99,7 +99,7 @@ def train_family(
             Nothing has been trained or written then.
     """
     _check_family(members, images)
-    made_by = tokenizer.fingerprint
+    made_by = tokenizer.latents_fingerprint
     runs = [_Run(name, config, folder / name, images, made_by, device) for name, config in members.items()]
     records = {run.member: run.record() for run in runs}
     _check_runs(runs, records, folder)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from nestar.data import tiny_worlds
 from nestar.data.pools import HELD_OUT_SEED, TRAIN_SEED, ImagePool
+from nestar.engine import autocast
 from nestar.evaluation.features import FeatureNetwork, FeatureNetworkConfig, factor_scores, summarise
 from nestar.images import from_bytes, to_bytes
 from nestar.training.loop import prefixed, step_generator, unprefixed
@@ -67,7 +68,7 @@ class FeaturesTask:
         index = torch.randint(len(self.pool), size, generator=generator, device=self.device)
         images = augment(self.pool.batch(index), self.config, generator)
         class_ids, factors = self.class_ids[index], self.factors[index]
-        with torch.autocast(self.device.type, torch.bfloat16):
+        with autocast(self.device):
             reading = self.network(images)
         losses = self.network.loss(reading, class_ids, factors)
         sum(losses.values()).backward()

@@ -24,6 +24,7 @@ from nestar.data.pools import (
     latent_pool,
     latents_file,
 )
+from nestar.engine import PRECISIONS, autocast
 from nestar.flow import (
     CLEAN_SHARE,
     Part,
@@ -52,9 +53,6 @@ shares with the next is SHARED more; one orders a folder's epochs, and one is va
 NOT_MUON = ("embed", "position", "time", "label", "modulation", "final_modulation", "head", "qk_scale")
 """Parts that AdamW trains: first and last layers, embeddings, adaLN, and gains."""
 
-PRECISIONS = ("bf16", "float32")
-"""What matrix products are computed in; weights and optimiser are float32 always."""
-
 
 @dataclass(frozen=True)
 class NestingTrainConfig:
@@ -72,7 +70,7 @@ class NestingTrainConfig:
         held_out: latents that the modules are measured on; of a folder's held-out pictures at most so many.
         classes: number of classes; Tiny Worlds' unless a folder of pictures has others.
         variant: tells apart trainings of one nesting; the weights go to `<nesting>.<variant>`.
-        precision: one of PRECISIONS.
+        precision: of matrix products, one of `engine.PRECISIONS`; weights and optimiser are float32 always.
     """
 
     nesting: Nesting = field(default_factory=lambda: Nesting.nested(8, 8, 4))
@@ -94,7 +92,7 @@ class NestingTrainConfig:
     shared_rows: float = 0.25
     seed: int = 0
     variant: str = ""
-    precision: str = "bf16"
+    precision: str = "auto"
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
 
     def __post_init__(self) -> None:
@@ -167,7 +165,7 @@ class LatentPools:
         held = held.at_most(held_out)
 
         def latents(folder: ImageFolder, flips: bool) -> LatentShards:
-            made_of = f"{folder.fingerprint}_{size}_{tokenizer.fingerprint}"
+            made_of = f"{folder.fingerprint}_{size}_{tokenizer.latents_fingerprint}"
             shards = cache / f"latents_folder_{made_of}"
             return folder_latents(shards, tokenizer, folder, size, flips=flips, worker=worker)
 
@@ -186,7 +184,7 @@ class LatentPools:
         cls, config: NestingTrainConfig, tokenizer: Tokenizer, cache: Path, worker: Worker | None = None
     ) -> LatentPools:
         """Of Tiny Worlds, from files in `cache`, or drawn and encoded, and kept there."""
-        made_by = tokenizer.fingerprint
+        made_by = tokenizer.latents_fingerprint
 
         def pool(count: int, seed: int) -> tuple[Tensor, Tensor]:
             file = latents_file(cache, count, config.size, seed, made_by)
@@ -302,7 +300,7 @@ class NestingTask:
         return losses
 
     def _autocast(self) -> torch.autocast:
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bf16")
+        return autocast(self.device, self.config.precision)
 
     def _rows(self, step: int) -> tuple[Tensor, Tensor]:
         """Which latents the rows of this step's batch show, and whose label is dropped; on the CPU."""
@@ -428,7 +426,7 @@ class NestingTask:
         described = {
             **record,
             "images_seen": record["steps"] * self.config.batch,
-            "tokenizer": self.tokenizer.fingerprint,
+            "latents": self.tokenizer.latents_fingerprint,
             "classes": list(self.class_names),
             "config": {**asdict(self.config), "nesting": self.config.nesting.name},
         }

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from nestar.nesting import Nesting
 from nestar.registry import CONFIGURATIONS
 from nestar.training.features import FeaturesConfig
@@ -10,6 +12,9 @@ from nestar.training.tokenizer import TokenizerConfig
 
 TOKENIZERS: dict[str, TokenizerConfig] = {
     "tiny-worlds": TokenizerConfig(),
+    "tiny-worlds-decoder": TokenizerConfig(
+        decoder_only=True, seed=1, optimizer=replace(TokenizerConfig().optimizer, lr=1e-3, muon_lr=3e-3)
+    ),
     "smoke": TokenizerConfig(size=64, channels=(16, 16, 32), batch=8, pool=64, held_out=16),
 }
 

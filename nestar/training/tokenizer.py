@@ -11,9 +11,11 @@ from torch import Tensor
 
 from nestar.data import tiny_worlds
 from nestar.data.pools import CPU, HELD_OUT_SEED, TRAIN_SEED, ImagePool
+from nestar.engine import autocast
 from nestar.files import write_json
 from nestar.images import to_bytes
 from nestar.nesting import Nesting
+from nestar.settings import SettingsError
 from nestar.tokenizer import Tokenizer, as_coarse, build_autoencoder, nearest_known
 from nestar.training.loop import prefixed, start_from, step_generator, unprefixed
 from nestar.training.optim import MovingAverage, MuonAdamW, OptimizerConfig
@@ -24,7 +26,11 @@ IMAGES_A_SEED, SEEDS = 2**30, 1000
 
 @dataclass(frozen=True)
 class TokenizerConfig:
-    """The embedded tokenizer: 128x128 images to an 8x8 grid of 16 channels (f16, the paper's ratio)."""
+    """The embedded tokenizer: 128x128 images to an 8x8 grid of 16 channels (f16, the paper's ratio).
+
+    Attributes:
+        decoder_only: leave the encoder as it is, so that nestings trained on its latents go on fitting.
+    """
 
     size: int = 128
     patch: int = 4
@@ -36,6 +42,7 @@ class TokenizerConfig:
     kl_weight: float = 1e-4
     fill_share: float = 0.2  # of each batch, decoded from an unfinished grid
     held_out: int = 256
+    decoder_only: bool = False
     seed: int = 0
     optimizer: OptimizerConfig = field(
         default_factory=lambda: OptimizerConfig(lr=1.5e-3, muon_lr=4e-3, weight_decay=0.0)
@@ -43,11 +50,17 @@ class TokenizerConfig:
 
 
 class TokenizerTask:
-    """What `training.loop.train` needs to train a tokenizer on Tiny Worlds; `init` gives it first weights."""
+    """What `training.loop.train` needs to train a tokenizer on Tiny Worlds; `init` gives it first weights.
+
+    Raises:
+        SettingsError: only the decoder is to be trained, and there is no `init`.
+    """
 
     def __init__(
         self, config: TokenizerConfig, device: torch.device, cache: Path, *, init: Tokenizer | None = None
     ):
+        if config.decoder_only and init is None:
+            raise SettingsError("A decoder alone is trained for an encoder: --init names its tokenizer.")
         torch.manual_seed(config.seed)
         self.config, self.device = config, device
         autoencoder = build_autoencoder(
@@ -55,10 +68,12 @@ class TokenizerTask:
         )
         if init is not None:
             start_from(autoencoder, init.autoencoder)
+        autoencoder.encoder.requires_grad_(not config.decoder_only)
+        self.scale = init.scale if config.decoder_only else None  # else measured in the end
         self.tokenizer = Tokenizer(autoencoder.to(device), patch=config.patch, fills=config.fill_share > 0)
         self.ema = MovingAverage(self.tokenizer, config.optimizer.ema)
         self.optimizer = MuonAdamW(
-            self.tokenizer.autoencoder.named_parameters(),
+            [item for item in self.tokenizer.autoencoder.named_parameters() if item[1].requires_grad],
             config.optimizer,
             exclude=("encoder.conv_in", "encoder.conv_out", "decoder.conv_in", "decoder.conv_out"),
         )
@@ -90,7 +105,7 @@ class TokenizerTask:
         on_cpu = self.device.type == "cpu"
         generator = host if on_cpu else step_generator(self.config.seed, step, self.device)
         images = self._images(step, generator)
-        with torch.autocast(self.device.type, torch.bfloat16):
+        with autocast(self.device):
             mean, logvar = self.tokenizer.moments(images)
             mean, logvar = mean.float(), logvar.float()
             noise = torch.randn(mean.shape, generator=generator, device=self.device)
@@ -137,7 +152,7 @@ class TokenizerTask:
         errors: dict[str, list[Tensor]] = {}
         nesting = self.fills[0]
         for images in self.held_out.split(64):
-            with torch.autocast(self.device.type, torch.bfloat16):
+            with autocast(self.device):
                 latents = self.ema.module.encode(images.to(self.device))
                 tokens = latents.flatten(2).transpose(1, 2)[:, list(nesting.flat)]
                 for scale in nesting.scales:
@@ -151,7 +166,7 @@ class TokenizerTask:
         """Columns: picture, previews at each module's end, whole reconstruction; lattice, then raster."""
         images = self.held_out[:: max(1, len(self.held_out) // 12)][:12].to(self.device)
         columns = [images]
-        with torch.autocast(self.device.type, torch.bfloat16):
+        with autocast(self.device):
             latents = self.ema.module.encode(images)
             for nesting in self.fills:
                 tokens = latents.flatten(2).transpose(1, 2)[:, list(nesting.flat)]
@@ -173,13 +188,15 @@ class TokenizerTask:
     @torch.inference_mode()
     def export(self, folder: Path, record: dict[str, Any]) -> None:
         """Write the averaged network, with the scale that brings its latents to unit variance."""
-        tokenizer = self.ema.module
-        with torch.autocast(self.device.type, torch.bfloat16):
-            latents = torch.cat([tokenizer.encode(x.to(self.device)) for x in self.held_out.split(64)])
+        tokenizer, scale = self.ema.module, self.scale
+        if scale is None:
+            with autocast(self.device):
+                latents = torch.cat([tokenizer.encode(x.to(self.device)) for x in self.held_out.split(64)])
+            scale = round(1 / latents.std().item(), 6)
         tokenizer.save_pretrained(folder / "tokenizer")
         described = {
             "patch": self.config.patch,
-            "scale": round(1 / latents.std().item(), 6),
+            "scale": scale,
             "fills": self.config.fill_share > 0,
             "training": {**record, "config": asdict(self.config)},
         }

@@ -106,7 +106,7 @@ def _folder(study: Study, arm: Arm) -> Path:
 
 def _asked(study: Study, arm: Arm) -> dict[str, Any]:
     """What `run.json` holds: all that decides the arm's weights."""
-    images, made_by = study.options.images_per_arm, study.pipeline.tokenizer.fingerprint
+    images, made_by = study.options.images_per_arm, study.pipeline.tokenizer.latents_fingerprint
     return asked_for(arm.config, study.pipeline.device, images=images, tokenizer=made_by)
 
 
