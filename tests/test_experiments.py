@@ -586,6 +586,26 @@ def test_settings_that_sample_alike_are_asked_once() -> None:
     assert search.effective(guided, 10) == guided
 
 
+def test_a_members_own_best_settings_do_not_pay_for_fid_with_precision_or_recall(
+    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Least FID alone would end without guidance, hot, at half the precision."""
+    study = study_of("order", world, tmp_path)
+    figures = {1.0: (10.0, 0.5, 0.7), 1.5: (11.0, 0.9, 0.5), 2.0: (12.0, 0.885, 0.59)}  # by cfg
+
+    def probe(part: str, member: str, model: Any, settings: SolverSettings) -> dict[str, Any]:
+        fid, precision, recall = figures.get(settings.cfg, (20.0, 0.9, 0.6))
+        made = row(part, member, fid, precision=precision, recall=recall, settings=asdict(settings))
+        study.rows.append(made)
+        return made
+
+    monkeypatch.setattr(study, "probe", probe)
+    study.rows.append(row("final", "another", 1.0, precision=0.0, recall=0.0))
+    start = study.options.settings
+    assert start.cfg not in figures
+    assert study.best_settings("k4", small_model(K4)) == replace(start, cfg=2.0)
+
+
 # ------------------------------------------------------------------------------------------------- findings
 
 

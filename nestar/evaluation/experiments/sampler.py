@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 from nestar import plots
 from nestar.evaluation.experiments.findings import falls, known, lowest, minus, pick
 from nestar.evaluation.experiments.rows import Row
+from nestar.evaluation.experiments.search import SLACK, as_good
 from nestar.evaluation.experiments.study import Experiment, Study
 from nestar.sampler import SolverSettings
 from nestar.settings import SCHEDULES, SOLVER_CALLS
@@ -26,10 +27,6 @@ CFGS = (1.0, 1.5, 2.0, 3.0, 4.0)
 TEMPERATURES = (0.8, 1.0, 1.1, 1.2, 1.3, 1.4)
 TOLERANCE = 0.02
 """FIDs closer than this share count as equal, and the cheaper settings are preferred."""
-
-SLACK = 0.02
-"""How much lower precision and recall may be than the defaults' in settings that are recommended: FID alone
-also rewards a solver that leaves noise."""
 
 COSTS = ("precision", "recall", "class_accuracy", "inception_score", "seams", "function_evaluations")
 
@@ -128,11 +125,7 @@ def find(rows: list[Row], arms: list[Row]) -> dict[str, Any]:
     }
     default, winner = lowest(pick(finals, which="defaults")), lowest(finals)
     if default and winner and len(finals) > 1:
-        level = [
-            row
-            for row in finals
-            if all(row[name] >= default[name] - SLACK for name in ("precision", "recall"))
-        ]
+        level = [row for row in finals if as_good(row, default)]
         bound = lowest(level)["fid"] * (1 + TOLERANCE)
         taken = lowest([row for row in level if row["fid"] <= bound], "function_evaluations")
         found |= {

@@ -17,6 +17,19 @@ AXES: Mapping[str, Sequence[Any]] = {
 """What the search tries, in this order."""
 
 
+SLACK = 0.02
+"""How much lower precision and recall may be than where a search began, in what it finds: FID alone also
+rewards a solver that leaves noise, and hot noise without guidance."""
+
+KEPT = ("precision", "recall")
+"""Figures that settings of less FID may not pay with, see `as_good`."""
+
+
+def as_good(row: Mapping[str, Any], start: Mapping[str, Any]) -> bool:
+    """Whether a row's precision and recall are no lower than the start's, within SLACK."""
+    return all(row[name] >= start[name] - SLACK for name in KEPT)
+
+
 def search_rows(axes: Mapping[str, Sequence[Any]] = AXES) -> int:
     """Settings that a search scores at most: the best of an axis is one of the next."""
     return 1 + sum(len(values) - 1 for values in axes.values())

@@ -7,6 +7,7 @@ finalists on more samples (`final_samples`, seed). References are drawn and desc
 from __future__ import annotations
 
 import json
+import math
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -23,7 +24,14 @@ from nestar import plots
 from nestar.checkpoints import alike
 from nestar.evaluation.experiments.latency import latencies
 from nestar.evaluation.experiments.rows import Row, Rows, rounded
-from nestar.evaluation.experiments.search import AXES, coordinate_search, effective, search_rows
+from nestar.evaluation.experiments.search import (
+    AXES,
+    SLACK,
+    as_good,
+    coordinate_search,
+    effective,
+    search_rows,
+)
 from nestar.evaluation.report import Evaluator, PictureFeatures, check_classes, picture_size, shares_of
 from nestar.files import write_json
 from nestar.model import NestAR, fingerprint_of
@@ -160,12 +168,14 @@ class Study:
         return self._measure("final", member, model, settings, options.final_samples, options.seed, labels)
 
     def best_settings(self, member: str, model: NestAR) -> SolverSettings:
-        """A member's own best settings by FID, found on another seed than the finalists'."""
+        """A member's own best settings, found on another seed than the finalists': of least FID among those
+        that are `as_good` as the start."""
         evaluations = model.config.nesting.evaluations
         before = len(self.rows)
 
         def score(settings: SolverSettings) -> float:
-            return self.probe("search", member, model, settings)["fid"]
+            row = self.probe("search", member, model, settings)
+            return row["fid"] if as_good(row, self.rows[before]) else math.inf
 
         best = coordinate_search(score, self.options.settings, same=lambda s: effective(s, evaluations))
         self.bar.update(search_rows() - (len(self.rows) - before))  # settings that are the same to it
@@ -177,6 +187,7 @@ class Study:
             "tried_one_axis_after_another": {name: list(values) for name, values in AXES.items()},
             "start": asdict(self.options.settings),
             "by": "fid",
+            "with_precision_and_recall_within": SLACK,
             "samples": self.options.samples,
             "seed": self.options.search_seed,
         }
