@@ -275,6 +275,8 @@ def training_rows() -> Iterator[tuple[str, str, str, str]]:
             total = {key: summed_over_runs(record, key) for key in ("train_seconds", "steps", "images_seen")}
             minutes = f"{total['train_seconds'] / 60:.0f} min, {record.get('device', 'cpu')}"
             seen = f", {total['images_seen']:,} images seen" if total["images_seen"] else ""
+            more = summed_over_runs(record, "images_seen_by_modules")
+            seen += f", {more:,} more by some of its modules" if more else ""
             yield part, minutes, f"{total['steps']:,} steps{seen}", f"`assets/{file}`"
 
 

@@ -118,6 +118,16 @@ def _add_settings(parser: argparse.ArgumentParser) -> None:
         parser.add_argument(f"--{name}", type=kind, default=default, help=text + span + note)
 
 
+def _numbers(text: str) -> tuple[int, ...]:
+    """Whole numbers, parted by commas."""
+    try:
+        return tuple(sorted({int(part) for part in text.split(",")}))
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"whole numbers parted by commas are wanted, such as 2,3, not {text!r}"
+        ) from None
+
+
 def _number(text: str) -> int | float | str:
     """An int or float where the text is one; anything else is left for the one check to refuse."""
     for kind in (int, float):
@@ -291,6 +301,12 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
         "multiplies it itself)",
     )
     parser.add_argument("--coordination", type=float, help="lambda, in place of the preset's")
+    parser.add_argument(
+        "--modules",
+        type=_numbers,
+        help="for nestings, with --init: numbers of the scaled modules to train, parted by commas; the "
+        "others stay as they are (default: all)",
+    )
     parser.add_argument("--seed", type=int, help="in place of the preset's")
     parser.add_argument(
         "--compile",
@@ -343,7 +359,9 @@ def _recipe(arguments: argparse.Namespace) -> tuple[str, Any]:
     name = arguments.preset or next(iter(registry))
     if name not in registry:
         raise SettingsError(f"Unknown preset {name!r}: allowed are {', '.join(registry)}.")
-    given = {key: getattr(arguments, key) for key in ("batch", "coordination", "seed", "precision")}
+    given = {
+        key: getattr(arguments, key) for key in ("batch", "coordination", "seed", "precision", "modules")
+    }
     given = {key: value for key, value in given.items() if value is not None}
     _check_batch(arguments)
     if arguments.accumulate is not None and arguments.accumulate < 1:
@@ -408,7 +426,9 @@ def _train_part(
 def _train_family(arguments: argparse.Namespace) -> int:
     """Train the family's members in turn; prints a list of one JSON object a member."""
     began = time.monotonic()
-    _refuse_flags(arguments, "preset", "steps", "init", "coordination", "seed", "data", *MANY_FLAGS)
+    _refuse_flags(
+        arguments, "preset", "steps", "init", "coordination", "seed", "data", "modules", *MANY_FLAGS
+    )
     _check_batch(arguments)
     from nestar.checkpoints import EMBEDDED, load_tokenizer, resolve_device
     from nestar.training import presets
@@ -470,7 +490,7 @@ def _training_of(folder: Path) -> dict[str, object]:
     described = folder / "tokenizer.json"
     stored = read_json(described) if described.exists() else read_config(folder / "config.json")
     training = stored.get("training", {})
-    kept = ("steps", "images_seen", "train_seconds", "init")
+    kept = ("steps", "images_seen", "modules", "images_seen_by_modules", "train_seconds", "init")
     return {key: training[key] for key in kept if key in training}
 
 

@@ -74,8 +74,9 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("cache")
 
 
-def nesting_task(cache: Path, **changes: Any) -> NestingTask:
-    return NestingTask(replace(presets.NESTINGS["smoke"], **changes), small_tokenizer(), CPU, cache)
+def nesting_task(cache: Path, init: NestAR | None = None, **changes: Any) -> NestingTask:
+    config = replace(presets.NESTINGS["smoke"], **changes)
+    return NestingTask(config, small_tokenizer(), CPU, cache, init=init)
 
 
 def tokenizer_task(cache: Path, init: Tokenizer | None = None, **changes: Any) -> TokenizerTask:
@@ -178,6 +179,43 @@ def test_a_decoder_is_trained_on_for_the_same_latents(cache: Path, tmp_path: Pat
     assert second.scale == first.scale
     assert second.latents_fingerprint == first.latents_fingerprint
     assert second.fingerprint != first.fingerprint
+
+
+@pytest.mark.parametrize(("modules", "coordination"), [((2,), 0.1), ((1,), 0.1), ((2,), 0.0), ((1,), 0.0)])
+def test_some_modules_are_trained_and_the_others_stay(
+    modules: tuple[int, ...], coordination: float, cache: Path, tmp_path: Path
+) -> None:
+    first = nesting_task(cache).model
+    fill(first, 3)
+    task = nesting_task(cache, init=first, modules=modules, coordination=coordination)
+    record = train(task, Budget(steps=2, warmup_steps=1), tmp_path, cadence=QUIET)
+    assert {name for name in record if name.startswith("m")} == {f"m{number}" for number in modules}
+    exported = NestAR.from_pretrained(tmp_path / task.config.weights_name)
+    for number, (before, after) in enumerate(
+        zip(first.scaled_modules, exported.scaled_modules, strict=True), 1
+    ):
+        same = [
+            torch.equal(one.bfloat16(), other.bfloat16())
+            for one, other in zip(before.parameters(), after.parameters(), strict=True)
+        ]
+        assert all(same) if number not in modules else not any(same)
+    seen = 2 * task.config.batch
+    assert exported.record["modules"] == list(modules) and "images_seen" not in exported.record
+    assert exported.record["images_seen_by_modules"] == seen
+
+
+def test_some_modules_alone_need_the_others(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], cache: Path
+) -> None:
+    train = ["train", "nesting", "--preset", "smoke", "--steps", "1", "--device", "cpu"]
+    train += ["--cache", str(cache), "--folder", str(tmp_path)]
+    said = {
+        "1": "Some modules are trained beside others that stay: --init names their weights.",
+        "1,3": "k4-lattice has modules 1 to 2, no module 3.",
+    }
+    for modules, sentence in said.items():
+        assert main([*train, "--modules", modules]) == 2
+        assert sentence in capsys.readouterr().err
 
 
 def test_a_decoder_alone_needs_a_tokenizer(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -59,6 +59,7 @@ class NestingTrainConfig:
     """How a nesting is trained.
 
     Attributes:
+        modules: numbers of the scaled modules to train; the others stay as `init` has them. Empty: all.
         coordination: weight lambda of the coordination loss.
         coordination_tokens: which shared tokens it compares, see `flow.shared_patch_losses`.
         coordination_from: optimiser step from which it acts; modules train separately until then.
@@ -86,6 +87,7 @@ class NestingTrainConfig:
     label_drop: float = 0.1
     clean_share: float = CLEAN_SHARE
     draw_power: float = 0.5
+    modules: tuple[int, ...] = ()
     coordination: float = 0.1
     coordination_tokens: str = "last"
     coordination_from: int = 0
@@ -99,6 +101,15 @@ class NestingTrainConfig:
         check_coordination_tokens(self.coordination_tokens)
         if self.precision not in PRECISIONS:
             raise ValueError(f"Unknown precision {self.precision!r}: allowed are {', '.join(PRECISIONS)}.")
+        strangers = [number for number in self.modules if not 1 <= number <= self.nesting.modules]
+        if strangers:
+            raise ValueError(
+                f"{self.nesting.name} has modules 1 to {self.nesting.modules}, no module {strangers[0]}."
+            )
+
+    def trains(self, number: int) -> bool:
+        """Whether the scaled module of this number is trained."""
+        return not self.modules or number in self.modules
 
     def draws(self, scale: Scale) -> int:
         """Noise draws of each image in a step of this module. The first modules decide what is in the
@@ -227,7 +238,8 @@ class NestingTask:
             again: far less memory, a third more work.
 
     Raises:
-        SettingsError: the batch has no parts of equal size for so many processes and accumulated parts.
+        SettingsError: the batch has no parts of equal size for so many processes and accumulated parts, or
+            only some modules are to be trained, and there is no `init`.
     """
 
     def __init__(
@@ -244,6 +256,10 @@ class NestingTask:
         accumulate: int = 1,
         checkpoint_activations: bool = False,
     ):
+        if config.modules and init is None:
+            raise SettingsError(
+                "Some modules are trained beside others that stay: --init names their weights."
+            )
         self.config, self.device, self.tokenizer, self.group = config, device, tokenizer, group
         self.parts = parts_of(config.batch, group.worker, accumulate)
         pools = pools or LatentPools.load(config, tokenizer, cache, group.worker)
@@ -264,8 +280,11 @@ class NestingTask:
         self.ema = MovingAverage(self.model, config.optimizer.ema)
         self.optimizers = [
             MuonAdamW(module.named_parameters(), config.optimizer, exclude=NOT_MUON)
-            for module in self.model.scaled_modules
+            for number, module in enumerate(self.model.scaled_modules, 1)
+            if config.trains(number)
         ]
+        for number, module in enumerate(self.model.scaled_modules, 1):
+            module.requires_grad_(config.trains(number))
         for module in self.model.scaled_modules:
             module.checkpoints = checkpoint_activations
         if compile_modules:
@@ -325,6 +344,8 @@ class NestingTask:
         share = len(part) / part.batch
         modules, scales = self.model.scaled_modules, self.config.nesting.scales
         for module, scale in zip(modules, scales, strict=True):
+            if not self.config.trains(scale.number):
+                continue
             draws = self.config.draws(scale)
             loss = share * flow_matching_loss(
                 module,
@@ -351,6 +372,8 @@ class NestingTask:
         part = part.of_first(rows)
         modules, scales = self.model.scaled_modules, self.config.nesting.scales
         coordinated = self.config.coordination and step >= self.config.coordination_from
+        if not (self.config.trains(m + 1) or (coordinated and self.config.trains(m))):
+            return {}
         if not len(part):  # more parts than such rows: this one has none of them
             return {f"c{m}": x_BNC.new_zeros(())} if coordinated else {}
         first, coordination = shared_patch_losses(
@@ -423,9 +446,12 @@ class NestingTask:
 
     def export(self, folder: Path, record: dict[str, Any]) -> None:
         """Write the averaged model as a nesting's folder."""
+        images, modules = record["steps"] * self.config.batch, list(self.config.modules)
         described = {
-            **record,
-            "images_seen": record["steps"] * self.config.batch,
+            **record,  # what every module has seen is one thing, what these saw beside it another
+            **(
+                {"modules": modules, "images_seen_by_modules": images} if modules else {"images_seen": images}
+            ),
             "latents": self.tokenizer.latents_fingerprint,
             "classes": list(self.class_names),
             "config": {**asdict(self.config), "nesting": self.config.nesting.name},
