@@ -206,7 +206,7 @@ def test_a_full_disk_is_one_sentence_and_leaves_no_half_file(
     [
         (
             ["tokenizer", "--preset", "imagenet", "--steps", "1"],
-            "Unknown preset 'imagenet': allowed are tiny-worlds, smoke.",
+            "Unknown preset 'imagenet': allowed are tiny-worlds, tiny-worlds-decoder, smoke.",
         ),
         (["nesting"], "Give exactly one budget: minutes or steps."),
         (["nesting", "--steps", "1", "--minutes", "1"], "Give exactly one budget: minutes or steps."),
