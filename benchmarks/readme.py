@@ -546,6 +546,9 @@ def conditions(report: dict[str, Any]) -> Iterator[str]:
     counts = {row["samples"] for row in report["rows"] if "samples" in row}
     if counts:
         yield f"Samples per row: {', '.join(map(str, sorted(counts)))}; device {report['device']}."
+    timed = {(row["threads"], row["bf16"]) for row in report["rows"] if "threads" in row}
+    for threads, bf16 in sorted(timed):
+        yield f"Times on {threads} threads, {'with' if bf16 else 'without'} products in bf16."
     if report["images_per_arm"]:
         yield f"Arms saw {report['images_per_arm']:,} images each and are compared with each other only."
     for name, weights in report.get("settings", {}).get("weights_that_stand_for", {}).items():

@@ -40,9 +40,16 @@ def has_bf16(device: torch.device) -> bool:
     return any(there for name, there in torch.cpu.get_capabilities().items() if str(name).endswith("bf16"))
 
 
+def products_in(device: torch.device, precision: str = "auto") -> str:
+    """What one of PRECISIONS comes to on a device: bf16 or float32."""
+    if precision != "auto":
+        return precision
+    return "bf16" if has_bf16(device) else "float32"
+
+
 def autocast(device: torch.device, precision: str = "auto") -> torch.autocast:
     """Matrix products of a training or of an encoding, by one of PRECISIONS."""
-    in_bf16 = has_bf16(device) if precision == "auto" else precision == "bf16"
+    in_bf16 = products_in(device, precision) == "bf16"
     return torch.autocast(device.type, torch.bfloat16, enabled=in_bf16)
 
 

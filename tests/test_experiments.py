@@ -823,6 +823,7 @@ def test_latencies_of_members(world: Path) -> None:
         nesting = pipeline.nestings[name]
         assert figures["function_evaluations"] == nesting.function_evaluations(2, 2)
         assert figures["seconds_per_picture"] > 0 and figures["pictures_per_second"] > 0
+        assert (figures["device"], figures["threads"]) == ("cpu", torch.get_num_threads())
     assert found["one-shot"]["seconds_per_picture"] < found["ar-raster"]["seconds_per_picture"]
 
 

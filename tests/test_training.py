@@ -152,6 +152,7 @@ def test_both_recipes_from_the_command_line_to_a_picture(
     assert NestAR.from_pretrained(exported).config.channels == tokenizer.channels == 16
     training = json.loads((exported / "config.json").read_text())["training"]
     assert (training["steps"], training["images_seen"]) == (3, 3 * 8)
+    assert training["products"] == engine.products_in(CPU)
     weights = tmp_path / "weights"
     weights.mkdir()
     (tmp_path / "tokenizer/tokenizer").rename(weights / "tokenizer")

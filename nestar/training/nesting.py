@@ -24,7 +24,7 @@ from nestar.data.pools import (
     latent_pool,
     latents_file,
 )
-from nestar.engine import PRECISIONS, autocast
+from nestar.engine import PRECISIONS, autocast, products_in
 from nestar.flow import (
     CLEAN_SHARE,
     Part,
@@ -278,15 +278,13 @@ class NestingTask:
         if init is not None:
             start_from(self.model, init)
         self.ema = MovingAverage(self.model, config.optimizer.ema)
-        self.optimizers = [
-            MuonAdamW(module.named_parameters(), config.optimizer, exclude=NOT_MUON)
-            for number, module in enumerate(self.model.scaled_modules, 1)
-            if config.trains(number)
-        ]
+        self.optimizers: list[MuonAdamW] = []
         for number, module in enumerate(self.model.scaled_modules, 1):
-            module.requires_grad_(config.trains(number))
-        for module in self.model.scaled_modules:
             module.checkpoints = checkpoint_activations
+            module.requires_grad_(config.trains(number))
+            if config.trains(number):
+                named = module.named_parameters()
+                self.optimizers.append(MuonAdamW(named, config.optimizer, exclude=NOT_MUON))
         if compile_modules:
             torch._dynamo.config.recompile_limit = 64  # one graph a shape: patches, rows, coordination
             for module in self.model.scaled_modules:
@@ -452,6 +450,7 @@ class NestingTask:
             **(
                 {"modules": modules, "images_seen_by_modules": images} if modules else {"images_seen": images}
             ),
+            "products": products_in(self.device, self.config.precision),
             "latents": self.tokenizer.latents_fingerprint,
             "classes": list(self.class_names),
             "config": {**asdict(self.config), "nesting": self.config.nesting.name},

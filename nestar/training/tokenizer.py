@@ -11,7 +11,7 @@ from torch import Tensor
 
 from nestar.data import tiny_worlds
 from nestar.data.pools import CPU, HELD_OUT_SEED, TRAIN_SEED, ImagePool
-from nestar.engine import autocast
+from nestar.engine import autocast, products_in
 from nestar.files import write_json
 from nestar.images import to_bytes
 from nestar.nesting import Nesting
@@ -198,7 +198,7 @@ class TokenizerTask:
             "patch": self.config.patch,
             "scale": scale,
             "fills": self.config.fill_share > 0,
-            "training": {**record, "config": asdict(self.config)},
+            "training": {**record, "products": products_in(self.device), "config": asdict(self.config)},
         }
         write_json(folder / "tokenizer" / "tokenizer.json", described)
 

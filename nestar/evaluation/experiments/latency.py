@@ -5,10 +5,12 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 
 from nestar.data import tiny_worlds
+from nestar.engine import has_bf16
 from nestar.model import NestAR
 from nestar.sampler import SolverSettings
 from nestar.tokenizer import Tokenizer
@@ -24,12 +26,13 @@ def latencies(
     *,
     runs: int = RUNS,
     batch: int = BATCH,
-) -> dict[str, dict[str, float | int]]:
+) -> dict[str, dict[str, Any]]:
     """Seconds and pictures per second of every member, decoding included; medians after one warm-up.
 
     Returns:
         By member: `seconds_per_picture` (one at a time), `pictures_per_second` (`batch` at a time), `batch`,
-        `evaluations` (patches one after another) and `function_evaluations` (network passes).
+        `evaluations` (patches one after another) and `function_evaluations` (network passes); and of the
+        machine `device`, `threads` and whether it multiplies in `bf16`.
     """
     seconds: dict[str, dict[int, list[float]]] = {name: {1: [], batch: []} for name in members}
     for rows in (1, batch):
@@ -47,6 +50,9 @@ def latencies(
             "batch": batch,
             "evaluations": nesting.evaluations,
             "function_evaluations": nesting.function_evaluations(settings.steps, settings.calls_per_step),
+            "device": str(model.device),
+            "threads": torch.get_num_threads(),
+            "bf16": has_bf16(model.device),
         }
     return result
 

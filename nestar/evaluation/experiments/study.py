@@ -204,10 +204,7 @@ class Study:
         self.bar.set_postfix_str("timing")
         for name, figures in latencies(members, self.pipeline.tokenizer).items():
             settings = asdict(members[name][1])
-            device = str(self.pipeline.device)
-            self.rows.append(
-                {"part": "latency", "member": name, "settings": settings, "device": device, **figures}
-            )
+            self.rows.append({"part": "latency", "member": name, "settings": settings, **figures})
 
     def finals(self, member: str, model: NestAR, finalists: Mapping[str, SolverSettings]) -> None:
         """A final row (labelled `which`) of each of these settings, one where two sample alike."""
