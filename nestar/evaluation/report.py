@@ -66,6 +66,13 @@ class Description:
     inside_N: Tensor  # gradient elsewhere
 
 
+def check_samples(samples: int) -> None:
+    """Raises ValueError where there are too few for an evaluation."""
+    least = 2 * len(tiny_worlds.CLASSES)
+    if samples < least:
+        raise ValueError(f"An evaluation takes at least {least} samples (two a class), not {samples}.")
+
+
 class Evaluator:
     """Compares sets of samples with reference pictures that are drawn and described once.
 
@@ -89,9 +96,7 @@ class Evaluator:
         size: int,
         bar: tqdm | None = None,
     ):
-        least = 2 * len(tiny_worlds.CLASSES)
-        if samples < least:
-            raise ValueError(f"An evaluation takes at least {least} samples (two a class), not {samples}.")
+        check_samples(samples)
         self.tokenizer, self.features, self.samples, self.size = tokenizer, features, samples, size
         self.bar = tqdm(disable=True) if bar is None else bar
         self.device = next(tokenizer.parameters()).device

@@ -82,24 +82,28 @@ def align(
 
     Returns:
         `difference`: mean squared difference of both velocities. `cosine`: of both as one vector a row, mean
-        over rows. `error_former`, `error_latter`: mean squared difference of each from the true velocity.
+        over rows. `error_former`, `error_latter`: mean squared difference of each from the true velocity;
+        `error_former_before`, `error_latter_before`: the same on the tokens before that patch.
     """
     tokens, last = former_scale.tokens, former_scale.patches[-1]
     sizes = [patch.size for patch in former_scale.patches]
-    sums: dict[str, float] = dict.fromkeys(("difference", "cosine", "error_former", "error_latter"), 0.0)
+    sums: dict[str, float] = {}
     for rows in torch.arange(len(x_NnC), device=x_NnC.device).split(CHUNK):
         x_BNC, noise_BNC, ids_B = x_NnC[rows, :tokens], noise_NnC[rows, :tokens], class_ids_N[rows]
         t_B1 = torch.full((len(rows), 1), t, device=x_BNC.device)
         y_BNC = interpolate(x_BNC, noise_BNC, t_B1[..., None])
-        one = former(y_BNC, t_B1.expand(-1, len(sizes)), ids_B, sizes)[:, last.start :]
-        other = latter(y_BNC, t_B1, ids_B, [tokens])[:, last.start :]
-        true = (x_BNC - noise_BNC)[:, last.start :]
+        one_BNC = former(y_BNC, t_B1.expand(-1, len(sizes)), ids_B, sizes)
+        other_BNC = latter(y_BNC, t_B1, ids_B, [tokens])
+        one, other = one_BNC[:, last.start :], other_BNC[:, last.start :]
         means_B = {
             "difference": (one - other).square().mean((1, 2)),
             "cosine": F.cosine_similarity(one.flatten(1), other.flatten(1)),
-            "error_former": (one - true).square().mean((1, 2)),
-            "error_latter": (other - true).square().mean((1, 2)),
         }
+        for name, velocity_BNC in (("error_former", one_BNC), ("error_latter", other_BNC)):
+            error_BN = (velocity_BNC - (x_BNC - noise_BNC)).square().mean(2)
+            means_B[name] = error_BN[:, last.start :].mean(1)
+            if last.start:
+                means_B[f"{name}_before"] = error_BN[:, : last.start].mean(1)
         for name, mean_B in means_B.items():
-            sums[name] += mean_B.sum().item()
+            sums[name] = sums.get(name, 0.0) + mean_B.sum().item()
     return {name: total / len(x_NnC) for name, total in sums.items()}

@@ -76,6 +76,7 @@ def run(arguments: argparse.Namespace) -> int:
     from nestar.checkpoints import default_source
     from nestar.evaluation.experiments.study import Options, Study, conduct, tell
     from nestar.evaluation.inception import features_named
+    from nestar.evaluation.report import check_samples
     from nestar.pipeline import NestARPipeline
 
     experiment = load(arguments.name)
@@ -100,6 +101,8 @@ def run(arguments: argparse.Namespace) -> int:
         deadline=None if arguments.minutes is None else began + 60 * arguments.minutes,
     )
     try:
+        for samples in (options.samples, options.final_samples):  # before arms are trained for nothing
+            check_samples(samples)
         report = conduct(experiment, Study(experiment.name, pipeline, features, options))
     except SettingsError:
         raise

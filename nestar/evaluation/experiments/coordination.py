@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from nestar import plots
 from nestar.evaluation.experiments.alignment import TIMES, held_out_tokens, velocity_alignment
 from nestar.evaluation.experiments.arms import Arm, Trained, trained
-from nestar.evaluation.experiments.findings import falls, known, lowest, pick
+from nestar.evaluation.experiments.findings import clearly_less, falls, known, lowest, pick
 from nestar.evaluation.experiments.rows import Row
 from nestar.evaluation.experiments.study import Experiment, Study, arms_note
 from nestar.settings import SettingsError
@@ -37,7 +37,8 @@ def measure(study: Study) -> None:
         "last patch, same held-out latents and noise for all",
         "held_out": HELD_OUT,
         "times": list(TIMES),
-        "biased": "all: modules that saw different tokens are pulled together, off their true velocities",
+        "biased": "all: modules that saw different tokens are pulled together, off their true velocities; "
+        "measured on the tokens before the former's last patch, where they saw different ones",
     }
     study.expect(len(arms))
     align(study, arms)
@@ -88,7 +89,9 @@ def find(rows: list[Row], arms: list[Row]) -> dict[str, Any]:
     finals, aligned = pick(rows, part="final"), pick(rows, part="alignment")
     ours = [f"lambda-{weight:g}" for weight in LAMBDAS]
     fid = {row["member"]: row["fid"] for row in finals}
-    best = lowest(row for row in finals if row["member"] in ours)
+    whole = set(ours) <= fid.keys()
+    best = lowest(row for row in finals if row["member"] in ours) if whole else None
+    coordinated = min((fid[name] for name in ours[1:]), default=None) if whole else None
     pairs = sorted({row["pair"] for row in aligned})
     apart = {
         arm["arm"]: {
@@ -100,10 +103,9 @@ def find(rows: list[Row], arms: list[Row]) -> dict[str, Any]:
     found = {
         "fid": fid,
         "best_lambda": LAMBDAS[ours.index(best["member"])] if best else None,
-        "coordination_lowers_fid": (
-            best["member"] != ours[0] if best and all(name in fid for name in ours) else None
-        ),
-        "fid_falls_with_lambda": falls([fid[name] for name in ours]) if set(ours) <= fid.keys() else None,
+        "coordination_lowers_fid": clearly_less(coordinated, fid[ours[0]]) if whole else None,
+        "fid_of_best_coordinated_minus_without": coordinated - fid[ours[0]] if whole else None,
+        "fid_falls_with_lambda": falls([fid[name] for name in ours]) if whole else None,
         "mean_difference_of_pair": apart,
         "difference_falls_with_lambda": {
             str(pair): falls([apart[name][str(pair)] for name in ours])
@@ -120,7 +122,7 @@ def find(rows: list[Row], arms: list[Row]) -> dict[str, Any]:
         if {name, last} <= apart.keys():
             found[f"error_of_{name}_minus_{last}"] = {
                 module: _mean(pick(aligned, member=name), module) - _mean(pick(aligned, member=last), module)
-                for module in ("error_former", "error_latter")
+                for module in ("error_former_before", "error_latter_before")
             }
     return known(found)
 

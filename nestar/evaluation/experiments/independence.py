@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from nestar import plots
 from nestar.evaluation.experiments.arms import Arm, steps_of, trained
 from nestar.evaluation.experiments.coordination import align, check_neighbours
-from nestar.evaluation.experiments.findings import known, lowest, minus, pick
+from nestar.evaluation.experiments.findings import clearly_less, known, lowest, minus, pick
 from nestar.evaluation.experiments.rows import Row
 from nestar.evaluation.experiments.study import Experiment, Study, arms_note
 from nestar.settings import SettingsError
@@ -27,7 +27,8 @@ def measure(study: Study) -> None:
     arms = trained(study, independence_arms(study))
     study.design |= {
         "alone": "lambda = 0, at which every module trains exactly as if the others were not there",
-        "alone-then-together": f"lambda = 0 for {steps_of(study) // 2} of {steps_of(study)} steps",
+        "alone-then-together": f"lambda = 0 for {steps_of(study) // 2} of {steps_of(study)} steps: it then "
+        "acts while the learning rate falls",
         "lambda": study.options.base.coordination,
     }
     study.expect(len(arms))
@@ -60,7 +61,7 @@ def find(rows: list[Row], arms: list[Row]) -> dict[str, Any]:
     for name in (TOGETHER, LATER):
         if {name, ALONE} <= finals.keys():
             words = name.replace("-", "_")
-            found[f"{words}_better_than_alone"] = finals[name]["fid"] < finals[ALONE]["fid"]
+            found[f"{words}_better_than_alone"] = clearly_less(finals[name]["fid"], finals[ALONE]["fid"])
             found[f"{words}_minus_alone"] = minus(finals[name], finals[ALONE], COMPARED)
     return known(found)
 

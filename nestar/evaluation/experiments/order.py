@@ -8,7 +8,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from nestar import plots
-from nestar.evaluation.experiments.findings import known, lowest, minus, pick
+from nestar.evaluation.experiments.findings import clearly_less, known, lowest, minus, pick
 from nestar.evaluation.experiments.rows import Row
 from nestar.evaluation.experiments.study import Experiment, Study
 
@@ -29,6 +29,7 @@ def find(rows: list[Row], arms: list[Row]) -> dict[str, Any]:
     return known(
         {
             "better_by_fid": lowest(finals)["member"],
+            "lattice_has_less_fid": clearly_less(lattice["fid"], raster["fid"]),
             "lattice_minus_raster": minus(lattice, raster, COMPARED),
             "best_settings": {row["member"]: row["settings"] for row in finals},
         }

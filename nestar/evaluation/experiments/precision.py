@@ -46,17 +46,15 @@ def measure(study: Study) -> None:
         "gap_closed_from_share_of_reference": REACHED,
     }
     check(study, noise_arms(options.base))
-    models = study.members(dict.fromkeys([options.nesting, *FAMILY]))
-    family = [name for name in FAMILY if name in models]
-    points = sampling_points(centre) if options.nesting in models else []
-    study.expect(len(points) + len(family) + (3 if points else 0))
+    model = study.members([options.nesting])[options.nesting]
+    family = study.members(FAMILY)
+    points = sampling_points(centre)
+    study.expect(len(points) + len(family) + 3)
     for axis, value, settings in points:
-        study.probe("grid", options.nesting, models[options.nesting], settings, axis=axis, value=value)
-    for name in family:
-        value = label_of(name, models[name].config.nesting)
-        study.probe("grid", name, models[name], centre, axis="k", value=value)
-    if points:
-        study.finals(options.nesting, models[options.nesting], finalists(study))
+        study.probe("grid", options.nesting, model, settings, axis=axis, value=value)
+    for name, other in family.items():
+        study.probe("grid", name, other, centre, axis="k", value=label_of(name, other.config.nesting))
+    study.finals(options.nesting, model, finalists(study))
     arms = trained(study, noise_arms(options.base))
     study.expect(len(arms))
     for (name, done), noised in zip(arms.items(), NOISED_SHARES, strict=True):

@@ -1,7 +1,7 @@
 """How pictures are best sampled: steps and solver, guidance and its schedule, temperature.
 
 A star: one axis at a time around the defaults, on few samples; then, on many, the best of each axis alone and
-together, and what reached the most recall.
+together, and what reached the most recall. The best is of least FID among what keeps precision and recall.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ def measure(study: Study) -> None:
         "equal_fid_within": TOLERANCE,
         "recommended_with_precision_and_recall_within": SLACK,
     }
-    study.expect(sum(map(len, axes.values())) + len(AXES) + 4)
+    study.expect(sum(map(len, axes.values())) + len(AXES) + 5)
     for axis, points in axes.items():
         for settings in points:
             study.probe("star", member, model, settings, axis=axis, calls=_calls(settings))
@@ -83,41 +83,43 @@ def measure(study: Study) -> None:
 
 
 def finalists(rows: list[Row], centre: SolverSettings) -> dict[str, SolverSettings]:
-    """The defaults; by FID the best of each axis, all of them together, and the same with few calls; and
-    what has the most recall."""
+    """The defaults; the best of each axis, all of them together, and the same with few calls; what has the
+    least FID of all, whatever that costs; and what has the most recall."""
     star = pick(rows, part="star")
-    alone = {f"best {axis}": lowest(pick(star, axis=axis)) for axis in AXES}
+    best = {axis: lowest(kept(rows, axis, centre)) for axis in AXES}
     varied = max(star, key=lambda row: row["recall"])
     return {
         "defaults": centre,
-        **{which: SolverSettings(**row["settings"]) for which, row in alone.items() if row},
+        **{f"best {axis}": SolverSettings(**row["settings"]) for axis, row in best.items() if row},
+        "least FID": SolverSettings(**lowest(star)["settings"]),
         "most recall": SolverSettings(**varied["settings"]),
-        "best": combined(rows, centre),
-        "quick": quick(rows, centre),
+        "best of all axes": _take(centre, best),
+        "the same, quick": _take(centre, best | {"solver": quick(rows, centre)}),
     }
 
 
-def combined(rows: list[Row], centre: SolverSettings) -> SolverSettings:
-    """The best of each axis together."""
-    return _take(centre, {axis: lowest(pick(rows, part="star", axis=axis)) for axis in AXES})
+def kept(rows: list[Row], axis: str, centre: SolverSettings) -> list[Row]:
+    """Rows of an axis that are `as_good` as the centre, which is one of them."""
+    own = pick(rows, part="star", axis=axis)
+    start = next(row for row in own if row["settings"] == asdict(centre))
+    return [row for row in own if as_good(row, start)]
 
 
-def quick(rows: list[Row], centre: SolverSettings) -> SolverSettings:
-    """The same with the fewest calls whose FID is as good as the best within TOLERANCE."""
-    best = {axis: lowest(pick(rows, part="star", axis=axis)) for axis in AXES}
-    bound = best["solver"]["fid"] * (1 + TOLERANCE)
-    near = [row for row in pick(rows, part="star", axis="solver") if row["fid"] <= bound]
-    return _take(centre, best | {"solver": lowest(near, "calls")})
+def quick(rows: list[Row], centre: SolverSettings) -> Row | None:
+    """The fewest calls whose FID is that of the best solver within TOLERANCE."""
+    solver = kept(rows, "solver", centre)
+    bound = lowest(solver)["fid"] * (1 + TOLERANCE)
+    return lowest([row for row in solver if row["fid"] <= bound], "calls")
 
 
 def find(rows: list[Row], arms: list[Row]) -> dict[str, Any]:
     star, finals = pick(rows, part="star"), pick(rows, part="final")
-    best = {axis: lowest(pick(star, axis=axis)) for axis in AXES}
+    least = {axis: lowest(pick(star, axis=axis)) for axis in AXES}
     solver = pick(star, axis="solver")
     euler = sorted((row for row in solver if _is(row, solver="euler")), key=lambda row: row["calls"])
     found = {
-        "best_of_axis": {
-            axis: {name: row["settings"][name] for name in FIELDS[axis]} for axis, row in best.items() if row
+        "least_fid_of_axis": {
+            axis: {name: row["settings"][name] for name in FIELDS[axis]} for axis, row in least.items() if row
         },
         "fid_falls_with_euler_steps": falls([row["fid"] for row in euler]),
         "second_order_better_than_euler_at_equal_calls": _second_order(solver),
@@ -129,10 +131,10 @@ def find(rows: list[Row], arms: list[Row]) -> dict[str, Any]:
         bound = lowest(level)["fid"] * (1 + TOLERANCE)
         taken = lowest([row for row in level if row["fid"] <= bound], "function_evaluations")
         found |= {
-            "best_by_fid": winner["settings"],
+            "least_fid_at": winner["settings"],
             "fid_of_defaults": default["fid"],
-            "fid_of_best": winner["fid"],
-            "best_minus_defaults": minus(winner, default, COSTS),
+            "least_fid": winner["fid"],
+            "least_fid_minus_defaults": minus(winner, default, COSTS),
             "recommended_defaults": taken["settings"],
             "defaults_are_recommended": taken["settings"] == default["settings"],
         }

@@ -9,12 +9,11 @@ from typing import Any
 from nestar.sampler import SolverSettings
 from nestar.settings import SCHEDULES
 
-AXES: Mapping[str, Sequence[Any]] = {
-    "cfg": (1.0, 1.5, 2.0, 3.0),
-    "temperature": (1.0, 1.15, 1.3),
-    "schedule": SCHEDULES,
-}
-"""What the search tries, in this order."""
+CFGS = (1.0, 1.5, 2.0, 3.0)
+TEMPERATURES = (1.0, 1.15, 1.3)
+
+Axes = Mapping[str, Sequence[Mapping[str, Any]]]
+"""By name what an axis tries: the fields that each of its points sets."""
 
 
 SLACK = 0.02
@@ -30,7 +29,23 @@ def as_good(row: Mapping[str, Any], start: Mapping[str, Any]) -> bool:
     return all(row[name] >= start[name] - SLACK for name in KEPT)
 
 
-def search_rows(axes: Mapping[str, Sequence[Any]] = AXES) -> int:
+def search_axes(start: SolverSettings) -> Axes:
+    """What the search tries, in this order. The solver last: Euler's method with as many network passes as
+    the start, and with twice as many."""
+    calls = start.steps * start.calls_per_step
+    return {
+        "cfg": [{"cfg": cfg} for cfg in CFGS],
+        "temperature": [{"temperature": temperature} for temperature in TEMPERATURES],
+        "schedule": [{"schedule": schedule} for schedule in SCHEDULES],
+        "solver": [
+            {"solver": start.solver, "steps": start.steps},
+            {"solver": "euler", "steps": calls},
+            {"solver": "euler", "steps": 2 * calls},
+        ],
+    }
+
+
+def search_rows(axes: Axes) -> int:
     """Settings that a search scores at most: the best of an axis is one of the next."""
     return 1 + sum(len(values) - 1 for values in axes.values())
 
@@ -38,7 +53,7 @@ def search_rows(axes: Mapping[str, Sequence[Any]] = AXES) -> int:
 def coordinate_search(
     score: Callable[[SolverSettings], float],
     start: SolverSettings,
-    axes: Mapping[str, Sequence[Any]] = AXES,
+    axes: Axes,
     same: Callable[[SolverSettings], SolverSettings] = lambda settings: settings,
 ) -> SolverSettings:
     """The settings of least score found when each axis in turn is tried with the others at their best so far.
@@ -50,8 +65,8 @@ def coordinate_search(
     """
     scores: dict[SolverSettings, float] = {}
     best = same(start)
-    for name, values in axes.items():
-        tried = dict.fromkeys([best, *(same(replace(best, **{name: value})) for value in values)])
+    for points in axes.values():
+        tried = dict.fromkeys([best, *(same(replace(best, **point)) for point in points)])
         for settings in tried:
             if settings not in scores:
                 scores[settings] = score(settings)
