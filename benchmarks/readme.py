@@ -53,14 +53,14 @@ AT_MOST = (
 
 FINAL_FIGURES = ("fid", "inception_score", "precision", "recall", "class_accuracy", "seams", "diversity")
 """What the README shows of an experiment's finalists."""
-NO_FINDINGS = "None has been run at full size yet.\n"
-
 NO_SPEED = "Not measured yet.\n"
 NO_STEPS = (
     "`python -m benchmarks.imagenet_step` takes optimiser steps of the ImageNet sizes at their whole batch, "
     "and projects the hours of a run from them; it has not been run, as there was no GPU."
 )
 NO_FAMILY = "Only one nesting has been measured so far.\n"
+FAIR_K4 = "k4-lattice.together"
+"""The weights of k = 4 that saw as many images as the family's other members."""
 FAMILY_COLUMNS = {
     "class_accuracy": ("asked class recognised", ".1%"),
     "precision": ("precision", ".3f"),
@@ -69,6 +69,7 @@ FAMILY_COLUMNS = {
     "seams": ("seams", ".2f"),
 }
 """What the README shows of every embedded nesting, and how."""
+LEAVING = {"cut": "connection cut", "leave": "tab closed"}
 CEILINGS = {"reference": "real pictures", "reconstruction": "real ones through the tokenizer"}
 """What the family is held against, by its key in a report."""
 
@@ -131,21 +132,49 @@ def quality_rows() -> Iterator[Row]:
     )
     psnr = report["tokenizer_psnr"]
     yield "tokenizer PSNR, held out", f"{psnr:.1f} dB", "", goal("tokenizer_psnr", psnr, unit=" dB"), command
+    for k in (4, 2):
+        yield from preview_rows(k)
+
+
+def fid_rows() -> Iterator[Row]:
+    """Whether nesting costs FID: k = 4 beside both baselines, all at equal images."""
+    names = {FAIR_K4: "k = 4", "one-shot": "one-shot", "ar-raster": "plain autoregression"}
+    reports = {name: read(RESULTS / f"evaluate_{name}.json") for name in names}
+    if not all(reports.values()):
+        return
+    fid = {name: report["fid"] for name, report in reports.items()}
+    images = {summed_over_runs(training_of(f"{name}/config.json"), "images_seen") for name in names}
+    if len(images) > 1:
+        raise ValueError("The members whose FIDs stand beside each other did not see equal images.")
+    others = [name for name in names if name != FAIR_K4]
+    reached = all(fid[FAIR_K4] <= fid[name] for name in others)
+    yield (
+        f"FID of `{FAIR_K4}`, {images.pop():,} images",
+        f"{fid[FAIR_K4]:.2f}",
+        ", ".join(f"`{name}` {fid[name]:.2f}" for name in others),
+        f"≤ each of these: {'reached' if reached else '**not reached**'}",
+        f"`python -m nestar evaluate --nesting NAME --samples {reports[FAIR_K4]['samples']}`",
+    )
+
+
+def preview_rows(k: int) -> Iterator[Row]:
+    """Whether what stands after each module comes nearer to the picture."""
+    report = read(RESULTS / f"evaluate_k{k}-lattice.json")
     growth = report.get("coarse_to_fine")
     if growth:
         values = ", ".join(f"{value:.1f}" for value in growth["psnr"])
         yield (
-            "previews nearer the picture with every module",
+            f"k = {k}: previews nearer the picture with every module",
             f"{growth['rising']:.1%} of {growth['samples']}",
-            f"mean PSNR {values} dB",
+            f"mean PSNR after each module but the last: {values} dB",
             goal("rising", growth["rising"], ".0%"),
-            command,
+            f"`python -m nestar evaluate --k {k} --samples {report['samples']}`",
         )
 
 
 def factor_rows() -> Iterator[Row]:
     """Whether every factor of Tiny Worlds can be read from the picture."""
-    record = read(ROOT / "assets" / "features" / "config.json").get("training", {})
+    record = training_of("features/config.json")
     if not record:
         return
     command = "`python -m nestar train features`"
@@ -206,7 +235,7 @@ def crowd_rows() -> Iterator[Row]:
         failed = f"{len(load['errors'])} of {load['pictures']}"
         yield "pictures that failed", failed, who, goal("errors", len(load["errors"])), command
         said = f"{wait['median']:.0f} s, {wait['p95']:.0f} s"
-        yield "wait in the queue, median and 95 %", said, who, "", command
+        yield "wait in the queue, median and 95th percentile", said, who, "", command
         alone = load.get("one_at_a_time")
         if alone:
             rates = [f"{each['pictures_per_second']:.2g}" for each in (load, alone)]
@@ -217,9 +246,9 @@ def crowd_rows() -> Iterator[Row]:
                 "",
                 command,
             )
-        yield "turns that another visitor took before", f"{load['most_overtaken']}", who, "", command
+        yield "runs that overtook an earlier visitor's", f"{load['most_overtaken']}", who, "", command
         yield (
-            "the page itself meanwhile, 95 %",
+            "the page itself meanwhile, 95th percentile",
             f"{light:.2f} s",
             who,
             goal("light", light, unit=" s"),
@@ -229,9 +258,9 @@ def crowd_rows() -> Iterator[Row]:
         command, growth = "`python -m benchmarks.crowd cancel`", cancel["memory_growth"]
         what = f"{cancel['runs']} runs, {cancel['stuck']} stuck"
         ends = cancel["seconds_until_free"].items()
-        freed = ", ".join(f"{name} {each['p95'] * 1000:.0f} ms" for name, each in ends)
-        yield "sampler free again, 95 %", freed, what, "", command
-        yield "memory grown by it", f"{growth:.1%}", what, goal("growth", growth, ".0%"), command
+        freed = ", ".join(f"{LEAVING.get(name, name)} {each['p95'] * 1000:.0f} ms" for name, each in ends)
+        yield "sampler free again after each way to leave, 95th percentile", freed, what, "", command
+        yield "memory grown by these runs", f"{growth:.1%}", what, goal("growth", growth, ".0%"), command
     if soak:
         command, growth = "`python -m benchmarks.crowd soak`", soak["memory_growth"]
         what = f"{soak['calls']} calls through all tabs, {len(soak['errors'])} failed"
@@ -270,14 +299,22 @@ def training_rows() -> Iterator[tuple[str, str, str, str]]:
         "feature network": "features/config.json",
     }
     for part, file in parts.items():
-        record = read(ROOT / "assets" / file).get("training", {})
+        record = training_of(file)
         if record:
             total = {key: summed_over_runs(record, key) for key in ("train_seconds", "steps", "images_seen")}
             minutes = f"{total['train_seconds'] / 60:.0f} min, {record.get('device', 'cpu')}"
             seen = f", {total['images_seen']:,} images seen" if total["images_seen"] else ""
             more = summed_over_runs(record, "images_seen_by_modules")
             seen += f", {more:,} more by some of its modules" if more else ""
+            for moved in record.get("extrapolated", []):
+                modules = " and ".join(map(str, moved["modules"]))
+                seen += f"; module {modules} moved on by {moved['by']:g}"
             yield part, minutes, f"{total['steps']:,} steps{seen}", f"`assets/{file}`"
+
+
+def training_of(file: str) -> dict[str, Any]:
+    """How an embedded part was trained, by its file in assets/."""
+    return read(ROOT / "assets" / file).get("training", {})
 
 
 def family_parts() -> Iterator[str]:
@@ -291,16 +328,20 @@ def family_parts() -> Iterator[str]:
         return
     heads = ("nesting", "images seen", "turns", *(words for words, _ in FAMILY_COLUMNS.values()))
     yield from table(heads, [*family_rows(reports), *ceiling_rows(next(iter(reports.values())))])
-    (samples, seed), *others = {(report["samples"], report["seed"]) for report in reports.values()}
-    if others:
-        raise ValueError("The family's reports are not of equal samples and seeds: measure them alike.")
+    measured = [(report["samples"], report["seed"], report.get("settings")) for report in reports.values()]
+    if any(each != measured[0] for each in measured):
+        raise ValueError(
+            "The family's reports are not of equal samples, seeds and settings: measure them alike."
+        )
+    samples, seed, _ = measured[0]
     yield ""
     yield (
         "*Precision*: the share of samples that look like real pictures; *recall*: the share of real "
         "pictures that look like samples, hence variety; *FID*: distance from real pictures, less is better; "
         "*seams*: how much sharper edges are between tokens than inside them, 1 = no more. "
         f"Each by `python -m nestar evaluate --nesting NAME --samples {samples}` (seed {seed}, the "
-        "default settings, chosen for k = 4). Weights that have seen fewer images draw worse for that alone."
+        "default settings, chosen for k = 4). *Images seen* counts repeats. Weights that have seen fewer "
+        "images draw worse for that alone."
     )
 
 
@@ -420,9 +461,9 @@ def peer_lines(report: dict[str, Any]) -> Iterator[str]:
     yield (
         "`python -m benchmarks.peers`: arithmetic at ImageNet's shape (256 x 256, guided, decoder left out); "
         f"peers as timing models written from their papers.{timed} Nobody has trained NestAR-B or -L, so "
-        "nothing here says which quality they reach, and 50 steps per patch is our choice. Beside each peer, "
-        "how many times the operations of a NestAR no larger than the MAR of its letter it takes "
-        f"({' or '.join(OURS.values())}; DiT-XL/2: of the latter):"
+        "nothing here says which quality they reach, and 50 steps per patch is our choice. The last columns "
+        f"divide a peer's operations by those of {OURS['B']} (for B) or of {OURS['L']} (for L and DiT-XL/2), "
+        "which is no larger than the MAR of its letter:"
     )
     yield ""
     heads = ("", "shape", "parameters, 10⁶", "operations, 10¹²", "times NestAR, k = 4", "times NestAR, k = 2")
@@ -477,10 +518,13 @@ def table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterator[str]:
 
 def result_parts() -> Iterator[str]:
     """All that was measured of pictures, of the page and of training, a table each."""
-    yield "Of the embedded *k* = 4; FID is on our own features, so only figures of these tables compare."
+    yield (
+        "Of the embedded *k* = 4; targets are our own. FID is on our own features and falls with the number "
+        "of samples, so only figures of these tables with as many samples compare."
+    )
     yield ""
-    heads = ("pictures", "measured", "real pictures / through the tokenizer", "target", "from")
-    yield from table(heads, [*quality_rows(), *factor_rows()])
+    heads = ("pictures", "measured", "real pictures / through the tokenizer, or other", "target", "from")
+    yield from table(heads, [*quality_rows(), *fid_rows(), *factor_rows()])
     yield ""
     heads = ("the page", "measured", "how", "target", "from")
     yield from table(heads, [*speed_rows(), *crowd_rows(), *same_picture_rows()])
@@ -504,7 +548,7 @@ def size_parts() -> Iterator[str]:
     ]
     yield from table(heads, rows)
     yield ""
-    yield "Parameters in millions, of all modules together."
+    yield "Parameters in millions, of all modules together; *xAR*: those of the xAR of the same letter."
 
 
 def finding_parts() -> Iterator[str]:
@@ -513,6 +557,9 @@ def finding_parts() -> Iterator[str]:
         report = read(RESULTS / "experiments" / f"{name}.json")
         if report:
             yield "\n".join(finding_lines(name, report)) + "\n"
+    missing = [name for name in NAMES if not (RESULTS / "experiments" / f"{name}.json").exists()]
+    if missing:
+        yield f"Not run yet: {', '.join(f'`{name}`' for name in missing)}.\n"
 
 
 def finding_lines(name: str, report: dict[str, Any]) -> Iterator[str]:
@@ -566,7 +613,11 @@ def said(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.3g}"
     if isinstance(value, dict):
-        return ", ".join(f"{key.replace('_', ' ')} {said(each)}" for key, each in value.items())
+        said_each = {key.replace("_", " "): said(each) for key, each in value.items()}
+        return ", ".join(
+            f"{key} ({words})" if isinstance(each, dict) else f"{key} {words}"
+            for (key, words), each in zip(said_each.items(), value.values(), strict=True)
+        )
     if isinstance(value, list):
         return ", ".join(said(each) for each in value)
     return str(value)
@@ -585,7 +636,7 @@ def written(text: str) -> str:
     text = rewritten(text, "family", "".join(f"{line}\n" for line in family_parts()) or NO_FAMILY)
     text = rewritten(text, "sizes", "".join(f"{line}\n" for line in size_parts()))
     text = rewritten(text, "speed", "".join(f"{line}\n" for line in speed_parts()) or NO_SPEED)
-    return rewritten(text, "findings", "\n".join(finding_parts()) or NO_FINDINGS)
+    return rewritten(text, "findings", "\n".join(finding_parts()))
 
 
 def main() -> None:
