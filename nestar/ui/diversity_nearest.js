@@ -35,7 +35,7 @@ function ruler(found) {
 
 function verdict(found) {
   const [low, , high] = found.unseen;
-  const range = `real pictures that training never saw stand ${low.toFixed(1)} to ${high.toFixed(1)} from theirs`;
+  const range = `real pictures that training never saw stand ${low.toFixed(1)} to ${high.toFixed(1)} from their nearest`;
   const own = `${found.distance.toFixed(1)} away; ${range}`;
   const far = found.distance >= low;
   if (!found.copied) return `${own}. ${far ? "It is no nearer." : "Nearer than nearly all of them."}`;

@@ -114,7 +114,7 @@ function drawLane(lane) {
 function sayTokens() {
   const counts = calls.value.lanes.map((lane) => lane.of.tokens_processed);
   const alike = Math.max(...counts) < ALIKE * Math.min(...counts);
-  return alike ? "Alike: fewer turns are not fewer tokens." : "How often a token entered a network.";
+  return alike ? "Alike: fewer turns do not mean fewer tokens." : "How often a token entered a network.";
 }
 
 function bars({ name, title, hint, digits = 0 }) {

@@ -72,7 +72,7 @@ function caption(frame) {
   find(".note").textContent = frame.final
     ? `k = ${k}, ${plural(run.settings.steps, "step")}, temperature ${run.settings.temperature}, ` +
       (run.settings.cfg === 1 ? "guidance off" : `guidance ${run.settings.cfg}`)
-    : `${frame.known} of ${run.nesting.n} tokens stand; the rest is a conditional guess.`;
+    : `${frame.known} of ${run.nesting.n} tokens stand; the rest is guessed from them.`;
 }
 
 function numbers(frame) {
