@@ -1,4 +1,4 @@
-"""The command line: `python -m nestar sample | samples | train | assemble | push | evaluate | …`."""
+"""The command line: `python -m nestar sample | samples | train | extrapolate | assemble | push | …`."""
 
 from __future__ import annotations
 
@@ -79,6 +79,9 @@ def _parser() -> argparse.ArgumentParser:
     _add_sample(commands.add_parser("sample", help="make one picture"))
     _add_samples(commands.add_parser("samples", help="many pictures as an npz, for outside evaluators"))
     _add_train(commands.add_parser("train", help="train a part, or the family of nestings"))
+    _add_extrapolate(
+        commands.add_parser("extrapolate", help="move a nesting's weights on beyond their training")
+    )
     _add_assemble(commands.add_parser("assemble", help="put trained parts together into a checkpoint folder"))
     _add_push(commands.add_parser("push", help="publish a checkpoint folder on the Hugging Face Hub"))
     _add_evaluate(commands.add_parser("evaluate", help="measure a nesting's samples against Tiny Worlds"))
@@ -490,7 +493,15 @@ def _training_of(folder: Path) -> dict[str, object]:
     described = folder / "tokenizer.json"
     stored = read_json(described) if described.exists() else read_config(folder / "config.json")
     training = stored.get("training", {})
-    kept = ("steps", "images_seen", "modules", "images_seen_by_modules", "train_seconds", "init")
+    kept = (
+        "steps",
+        "images_seen",
+        "modules",
+        "images_seen_by_modules",
+        "train_seconds",
+        "extrapolated",
+        "init",
+    )
     return {key: training[key] for key in kept if key in training}
 
 
@@ -588,6 +599,34 @@ def _folder_pools(
     return pools, replace(config, size=size, **counts)
 
 
+def _add_extrapolate(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "Weights beyond where training ended, away from where it stood earlier. Works like guidance by the "
+        "earlier weights (autoguidance), at no cost in sampling."
+    )
+    parser.add_argument("folder", type=Path, help="a nesting's folder, as `train nesting` exports it")
+    parser.add_argument(
+        "--away-from", type=Path, required=True, help="the folder of weights that this training began from"
+    )
+    parser.add_argument("--by", type=float, required=True, help="share of the way between them to go on by")
+    parser.add_argument(
+        "--modules", type=_numbers, default=(), help="numbers of scaled modules, parted by commas (all)"
+    )
+    parser.add_argument("--out", type=Path, required=True, help="folder of the nesting that is written")
+    parser.set_defaults(run=_extrapolate)
+
+
+def _extrapolate(arguments: argparse.Namespace) -> int:
+    from nestar.model import NestAR
+    from nestar.training.extrapolate import extrapolate
+
+    model, earlier = (NestAR.from_pretrained(each) for each in (arguments.folder, arguments.away_from))
+    note = _training_of(arguments.away_from)
+    extrapolate(model, earlier, arguments.by, arguments.modules, note).save_pretrained(arguments.out)
+    print(arguments.out)
+    return 0
+
+
 def _add_assemble(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "folder", type=Path, help="the checkpoint's folder; parts that it has and are not named stay"
@@ -682,7 +721,7 @@ def _add_evaluate(parser: argparse.ArgumentParser) -> None:
 
 def _evaluate(arguments: argparse.Namespace) -> int:
     from nestar.evaluation.inception import features_named
-    from nestar.evaluation.report import check_classes, evaluate
+    from nestar.evaluation.report import check_classes, evaluate, instruments
     from nestar.model import fingerprint_of
     from nestar.pipeline import NestARPipeline
 
@@ -705,6 +744,7 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     except ValueError as error:
         raise SettingsError(str(error)) from None
     report |= {"weights": pipeline.origin, "fingerprint": fingerprint_of(model)}
+    report["instruments"] = instruments(pipeline.tokenizer, features)
     report["images_seen"] = pipeline.models.outline(name).images_seen
     if arguments.out:
         write_json(arguments.out, report)

@@ -68,7 +68,7 @@ def prepare(
         WeightsError: a file is missing or damaged; it is named.
     """
     checkpoint = open_checkpoint(folder)
-    checkpoint.tokenizer()
+    tokenizer = checkpoint.tokenizer().fingerprint
     models = {name: checkpoint.nesting(name) for name in checkpoint.nestings}
     if not models:
         raise WeightsError(f"{folder} has no nesting yet: there is nothing to publish.")
@@ -78,7 +78,7 @@ def prepare(
     for name, model in models.items():
         modules = range(1, len(model.scaled_modules) + 1)
         names += [f"{name}/config.json", *(f"{name}/{module_file(number)}" for number in modules)]
-    reports = _reports(models, results) if results else {}
+    reports = _reports(models, tokenizer, results) if results else {}
     if data is None:
         known = checkpoint.classes == tiny_worlds.CLASSES
         data = TINY_WORLDS.format(classes=len(checkpoint.classes)) if known else UNKNOWN_DATA
@@ -124,13 +124,14 @@ def push(publication: Publication, repository: str, *, private: bool = False) ->
     return str(commit.commit_url)
 
 
-def _reports(models: Mapping[str, NestAR], results: Path) -> dict[str, dict[str, Any]]:
-    """Reports on these very weights, by nesting."""
+def _reports(models: Mapping[str, NestAR], tokenizer: str, results: Path) -> dict[str, dict[str, Any]]:
+    """Reports on these very weights and this tokenizer, which goes by its fingerprint, by nesting."""
     found = {}
     for name, model in models.items():
         file = results / f"evaluate_{name}.json"
         report = read_json(file) if file.exists() else {}
-        if report.get("fingerprint") == fingerprint_of(model):
+        decoded_by = report.get("instruments", {}).get("tokenizer", tokenizer)
+        if (report.get("fingerprint"), decoded_by) == (fingerprint_of(model), tokenizer):
             found[name] = report
     return found
 

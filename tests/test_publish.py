@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from nestar import cli
+from nestar.checkpoints import load_tokenizer
 from nestar.data import tiny_worlds
 from nestar.model import NestAR, WeightsError, fingerprint_of
 from nestar.publish import CARD, prepare
@@ -94,6 +95,14 @@ def test_the_card_says_how_to_load_what_is_here_and_what_was_measured(folder):
     assert measured.startswith(f"| `{K4.name}` | 500 | steps 25 |"), "and none of other weights"
     assert "recall 0.94" in card and '"images_seen": 900' in card
     assert "do not say what" in card and "Classes: flower, fish, hot-air balloon." in card
+
+
+@pytest.mark.parametrize("own", [True, False])
+def test_the_card_leaves_out_what_another_decoder_made(folder, own):
+    file = folder / f"results/evaluate_{K4.name}.json"
+    tokenizer = load_tokenizer(folder / "tokenizer").fingerprint if own else "of another"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"instruments": {"tokenizer": tokenizer}}))
+    assert ("recall 0.94" in prepare(folder, REPOSITORY, results=folder / "results").card) == own
 
 
 def test_the_data_is_named_where_it_is_known_or_given(folder):

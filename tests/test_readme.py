@@ -4,9 +4,13 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
 from benchmarks import readme
+from nestar.checkpoints import EMBEDDED, load_tokenizer
 from nestar.evaluation.experiments import NAMES
+from nestar.evaluation.inception import features_named
+from nestar.evaluation.report import instruments
 from nestar.model import NestAR, fingerprint_of
 from tests.small import K2, K4
 
@@ -115,6 +119,8 @@ def test_the_figures_are_those_of_the_embedded_weights(file):
     weights = readme.ROOT / "assets" / file.stem.removeprefix("evaluate_")
     assert report["weights"] == "embedded"
     assert report["fingerprint"] == fingerprint_of(NestAR.from_pretrained(weights))
+    own = instruments(load_tokenizer(EMBEDDED / "tokenizer"), features_named(None, torch.device("cpu")))
+    assert report.get("instruments", own) == own, "reports of before it was noted have none"
 
 
 def test_the_readme_stands_as_its_command_writes_it():

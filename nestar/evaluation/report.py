@@ -22,7 +22,7 @@ from nestar.data import tiny_worlds
 from nestar.data.pools import HELD_OUT_SEED
 from nestar.evaluation import metrics
 from nestar.evaluation.previews import coarse_to_fine, preview_psnr
-from nestar.model import NestAR
+from nestar.model import NestAR, fingerprint_of
 from nestar.sampler import SolverSettings
 from nestar.tokenizer import Tokenizer
 from nestar.training.nesting import sample_images
@@ -64,6 +64,14 @@ class Description:
     factors_NF: Tensor | None
     across_N: Tensor  # gradient across token borders
     inside_N: Tensor  # gradient elsewhere
+
+
+def instruments(tokenizer: Tokenizer, features: PictureFeatures) -> dict[str, str]:
+    """Fingerprints of what pictures are made and measured with, beside the nesting's weights."""
+    return {
+        "tokenizer": tokenizer.fingerprint,
+        "features": fingerprint_of(features, type(features).__name__),
+    }
 
 
 def check_samples(samples: int) -> None:

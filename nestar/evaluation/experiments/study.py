@@ -32,7 +32,14 @@ from nestar.evaluation.experiments.search import (
     search_axes,
     search_rows,
 )
-from nestar.evaluation.report import Evaluator, PictureFeatures, check_classes, picture_size, shares_of
+from nestar.evaluation.report import (
+    Evaluator,
+    PictureFeatures,
+    check_classes,
+    instruments,
+    picture_size,
+    shares_of,
+)
 from nestar.files import write_json
 from nestar.model import NestAR, fingerprint_of
 from nestar.nesting import Nesting
@@ -322,10 +329,7 @@ class Study:
     @cached_property
     def _instruments(self) -> dict[str, str]:
         """What all pictures are made and measured with, as a part of keys."""
-        return {
-            "tokenizer": self.pipeline.tokenizer.fingerprint,
-            "features": fingerprint_of(self.features, type(self.features).__name__),
-        }
+        return instruments(self.pipeline.tokenizer, self.features)
 
     def _key(self, key: Mapping[str, Any]) -> dict[str, Any]:
         return {"measure": MEASURE, **self._instruments, **key}
