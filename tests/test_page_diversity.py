@@ -6,6 +6,7 @@ import re
 import threading
 import time
 from collections.abc import Callable, Iterator
+from types import SimpleNamespace
 
 import pytest
 from gradio_client import Client
@@ -537,14 +538,15 @@ def test_calls_refuse_with_a_sentence(client, call, values, sentence):
 
 def test_frames_of_the_page_keep_their_distance(monkeypatch):
     slept = []
-    monkeypatch.setattr("nestar.ui.frames.time.sleep", slept.append)
+    clock = SimpleNamespace(sleep=slept.append, monotonic=time.monotonic)
+    monkeypatch.setattr(frames, "time", clock)  # its name alone: other threads go on reading the real clock
     assert list(frames.paced(iter("abc"))) == ["a", "b", "c"]
     assert slept[0] == 0 and all(0 < pause <= 0.05 for pause in slept[1:])
 
 
 def test_frames_that_come_too_fast_are_left_out(monkeypatch):
     now = iter([1.0, 1.0, 1.04, 1.06, 1.06, 1.1])  # who is let through reads the clock twice
-    monkeypatch.setattr("nestar.ui.frames.time.monotonic", lambda: next(now))
+    monkeypatch.setattr(frames, "time", SimpleNamespace(monotonic=lambda: next(now)))
     assert list(frames.spaced(iter("abcd"))) == ["a", "c"]
 
 
