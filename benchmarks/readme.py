@@ -138,15 +138,14 @@ def quality_rows() -> Iterator[Row]:
 
 def fid_rows() -> Iterator[Row]:
     """Whether nesting costs FID: k = 4 beside both baselines, all at equal images."""
-    names = {FAIR_K4: "k = 4", "one-shot": "one-shot", "ar-raster": "plain autoregression"}
-    reports = {name: read(RESULTS / f"evaluate_{name}.json") for name in names}
+    others = ("one-shot", "ar-raster")
+    reports = {name: read(RESULTS / f"evaluate_{name}.json") for name in (FAIR_K4, *others)}
     if not all(reports.values()):
         return
     fid = {name: report["fid"] for name, report in reports.items()}
-    images = {summed_over_runs(training_of(f"{name}/config.json"), "images_seen") for name in names}
+    images = {summed_over_runs(training_of(f"{name}/config.json"), "images_seen") for name in reports}
     if len(images) > 1:
         raise ValueError("The members whose FIDs stand beside each other did not see equal images.")
-    others = [name for name in names if name != FAIR_K4]
     reached = all(fid[FAIR_K4] <= fid[name] for name in others)
     yield (
         f"FID of `{FAIR_K4}`, {images.pop():,} images",

@@ -99,3 +99,11 @@ def test_refuses_what_does_not_fit() -> None:
     model.record, other.record = {"latents": "1234abcd"}, {"latents": "5678abcd"}
     with pytest.raises(WeightsError, match="another tokenizer"):
         extrapolate(model, other, 0.5)
+
+
+def test_refuses_to_go_on_from_weights_that_were_moved_on() -> None:
+    """Training from there leads back: the way goes against what training mends."""
+    earlier = extrapolate(small_model(K4), apart(small_model(K4), 0.1), 0.5, [2])
+    with pytest.raises(WeightsError, match="Module 2 of the earlier weights was moved on"):
+        extrapolate(small_model(K4), earlier, 0.5)
+    extrapolate(small_model(K4), earlier, 0.5, [1])

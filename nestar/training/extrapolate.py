@@ -18,7 +18,7 @@ from nestar.model import NestAR, WeightsError
 from nestar.settings import SettingsError
 
 MOST = 2.0
-"""Largest share of the way that weights are moved on by; pictures fall apart before."""
+"""Largest share of the way that weights are moved on by: what is above is a slip of the hand."""
 
 
 @torch.no_grad()
@@ -32,13 +32,14 @@ def extrapolate(
     """Move scaled modules on, in place, to w + by (w - w'), and say so in the model's record.
 
     Args:
-        earlier: the same nesting, less trained, at best on the way that `model` came: w'.
+        earlier: the same nesting, less trained, at best on the way that `model` came: w'. Not moved on
+            itself: training leads back from there, and going on along that way undoes what it mended.
         modules: their numbers; all of them if empty.
         note: what the record shall say of `earlier`.
 
     Raises:
         SettingsError: `by` is out of range, or a module is not there.
-        WeightsError: the two have other shapes or other latents.
+        WeightsError: the two have other shapes or other latents, or the earlier ones were moved on.
     """
     if not (math.isfinite(by) and 0 <= by <= MOST):
         raise SettingsError(f"Weights are moved on by 0 to {MOST:g} of their way, not by {by:g}.")
@@ -51,6 +52,12 @@ def extrapolate(
     if len({own.record["latents"] for own in (model, earlier) if "latents" in own.record}) > 1:
         raise WeightsError("The earlier weights were trained behind another tokenizer.")
     numbers = sorted(modules) or [scale.number for scale in nesting.scales]
+    moved = {number for step in earlier.record.get("extrapolated", []) for number in step["modules"]}
+    if moved & set(numbers):
+        raise WeightsError(
+            f"Module {min(moved & set(numbers))} of the earlier weights was moved on itself: training leads "
+            "back from there, not on."
+        )
     for number in numbers:
         mine, theirs = (each.scaled_modules[number - 1].parameters() for each in (model, earlier))
         for own, before in zip(mine, theirs, strict=True):
