@@ -113,6 +113,7 @@ def sample(
     settings: SolverSettings,
     *,
     keep: Sequence[Prefix] | None = None,
+    given_BKC: Tensor | None = None,
     temperatures: Sequence[float] | None = None,
     cfgs: Sequence[float] | None = None,
     cancel: threading.Event | None = None,
@@ -124,16 +125,23 @@ def sample(
         class_ids_B: class of each row; seeds: seed of each row. A row's noise depends on its own seed and
             the grid place alone.
         keep: what each row shares with another sample of its class; its own seed is that of the rest.
+        given_BKC: clean tokens that stand already, such as a drawn picture's: the first K of the sequence,
+            all that modules 1 ... m know. These modules are not run and yield no events; the later ones are
+            guided as in a whole sample.
         temperatures, cfgs: of each row, in place of that of the settings.
         cancel: read before every solver step; once set, the generator ends without another event. On a
             GPU steps are queued without waiting, so that the last of them may still be running.
         solver_events: also yield a `SolverStep` per step (waits for the device at each).
 
     Raises:
-        ValueError: a sequence has not one entry a row, or a prefix keeps more modules than there are.
+        ValueError: a sequence has not one entry a row, a prefix keeps more modules than there are, or the
+            given tokens are not what some of the modules know.
     """
     run = _Run(model, class_ids_B, seeds, settings, keep, temperatures, cfgs, cancel, solver_events)
-    for scale in model.config.nesting.scales:
+    left = model.config.nesting.scales
+    if given_BKC is not None:
+        left = left[run.take(given_BKC) :]
+    for scale in left:
         run.enter(scale.number)
         for patch in scale.generated:
             yield from run.solve(patch)
@@ -215,6 +223,21 @@ class _Run:
         self.evaluations = self.function_evaluations = 0
         self.elapsed = time.perf_counter() - self.began
 
+    @torch.inference_mode()
+    def take(self, given_BKC: Tensor) -> int:
+        """Let tokens stand that are given; returns how many modules they are all of."""
+        rows, tokens, channels = given_BKC.shape
+        known = {scale.tokens: scale.number for scale in self.nesting.scales[:-1]}
+        expected = len(self.sequence_BNC), self.sequence_BNC.shape[-1]
+        if tokens not in known or (rows, channels) != expected:
+            raise ValueError(
+                f"Given tokens are of shape {tuple(given_BKC.shape)}; {self.nesting.name} takes "
+                f"{expected[0]} rows of {expected[1]} channels and of "
+                f"{' or '.join(map(str, known)) or 'no'} tokens."
+            )
+        self.sequence_BNC[:, :tokens] = given_BKC
+        return known[tokens]
+
     @property
     def cancelled(self) -> bool:
         return self.cancel is not None and self.cancel.is_set()
@@ -245,7 +268,7 @@ class _Run:
 
     def solve(self, patch: Patch) -> Iterator[SolverStep]:
         """Solve dy/dt = v from noise to data for one patch, in place; the state stays in float32."""
-        cfg = self._guidance()
+        cfg = self._guidance(patch)
         steps = self.settings.steps
         self.norms_BS = torch.empty(len(self.sequence_BNC), steps, device=self.model.device)
         for step in range(steps):
@@ -259,10 +282,10 @@ class _Run:
                 yield SolverStep(patch.module, patch.index, step + 1, (step + 1) / steps, norm, self.elapsed)
         self.evaluations += 1
 
-    def _guidance(self) -> float | Tensor:
-        """Of the patch that comes next: a number, or (B, 1, 1) where rows differ."""
-        made, whole = self.evaluations, self.nesting.evaluations
-        scales = [guidance_scale(cfg, self.settings.schedule, made, whole) for cfg in self.cfgs]
+    def _guidance(self, patch: Patch) -> float | Tensor:
+        """Of this patch: a number, or (B, 1, 1) where rows differ."""
+        before, whole = self.nesting.patches.index(patch), self.nesting.evaluations
+        scales = [guidance_scale(cfg, self.settings.schedule, before, whole) for cfg in self.cfgs]
         if len(set(scales)) == 1:
             return scales[0]
         return torch.tensor(scales, device=self.model.device)[:, None, None]

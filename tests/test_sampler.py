@@ -279,6 +279,33 @@ def test_gradients_are_off_inside_and_untouched_outside(watch) -> None:
     assert not any(inside)
 
 
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_given_tokens_stand_and_the_rest_follows_as_in_a_whole_sample(schedule: str) -> None:
+    nesting, settings = Nesting.nested(4, 4, 2), replace(FEW, schedule=schedule)
+    model = make_model(nesting)
+    whole = run(model, settings, (3, 5))
+    for scale in nesting.scales[:-1]:
+        given_BKC = patches(whole)[-1].sequence_BNC[:, : scale.tokens]
+        events = run(model, settings, (3, 5), given_BKC=given_BKC)
+        assert [event.module for event in events if isinstance(event, ModuleDone)] == [
+            each.number for each in nesting.scales[scale.number :]
+        ]
+        assert torch.equal(patches(events)[-1].sequence_BNC, patches(whole)[-1].sequence_BNC)
+        made = sum(len(each.generated) for each in nesting.scales[scale.number :])
+        assert patches(events)[-1].evaluations == made, "what is given was not evaluated"
+    others = run(model, settings, (3, 5), given_BKC=given_BKC + 1)
+    assert torch.equal(patches(others)[-1].sequence_BNC[:, : scale.tokens], given_BKC + 1)
+    assert not torch.equal(patches(others)[-1].sequence_BNC, patches(whole)[-1].sequence_BNC)
+
+
+@pytest.mark.parametrize("shape", [(1, 3, CHANNELS), (1, 16, CHANNELS), (2, 4, CHANNELS), (1, 4, 1)])
+def test_given_tokens_are_all_that_some_modules_know(shape: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match=r"k4-lattice takes 1 rows of .* channels and of 4 tokens"):
+        run(make_model(K4), given_BKC=torch.zeros(shape))
+    with pytest.raises(ValueError, match="of no tokens"):
+        run(make_model(Nesting.one_shot(4, 4)), given_BKC=torch.zeros(1, 4, CHANNELS))
+
+
 def test_seeds_and_classes_must_match() -> None:
     with pytest.raises(ValueError, match="2 classes and 1 seeds"):
         next(sample(make_model(K4), torch.zeros(2, dtype=torch.long), (0,), FEW))

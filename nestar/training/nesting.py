@@ -471,10 +471,11 @@ def sample_images(
     class_ids_B: Tensor,
     seeds: Sequence[int],
     settings: SolverSettings | None = None,
+    given_BKC: Tensor | None = None,
 ) -> Tensor:
-    """Finished images (B, 3, H, W) in [-1, 1] on the CPU; not streamed."""
+    """Finished images (B, 3, H, W) in [-1, 1] on the CPU; not streamed. `given_BKC` as in `sample`."""
     nesting = model.config.nesting
-    for event in sample(model, class_ids_B, seeds, settings or SolverSettings()):
+    for event in sample(model, class_ids_B, seeds, settings or SolverSettings(), given_BKC=given_BKC):
         if isinstance(event, PatchDone) and event.known == nesting.n:
             parts = event.sequence_BNC.split(64)
     return torch.cat([tokenizer.preview(part, nesting, nesting.n).cpu() for part in parts])
