@@ -23,6 +23,9 @@ from nestar.training.runs import RUN_FILE, asked_for, check_run, write_run
 
 CADENCE = Cadence(checkpoint=120.0, validate=60.0, picture=600.0)
 
+WARMUP = 10
+"""An arm's rate rises for one of so many of its steps at most: a hundred steps were most of a short arm's."""
+
 
 @dataclass(frozen=True)
 class Arm:
@@ -140,7 +143,7 @@ def _train(study: Study, arm: Arm, asked: Mapping[str, Any], pools: LatentPools)
     steps = steps_of(study)
     record = train(
         task,
-        Budget(steps=steps),
+        Budget(steps=steps, warmup_steps=max(1, min(Budget.warmup_steps, steps // WARMUP))),
         folder,
         cadence=CADENCE,
         record={"experiment": study.name, "arm": arm.name, "device": device.type},
@@ -163,6 +166,7 @@ def _described(study: Study, done: Trained) -> dict[str, Any]:
         "differs": {key: value for key, value in own.items() if value != base[key]},
         "images": done.record["steps"] * done.arm.config.batch,
         "steps": done.record["steps"],
+        "parameters": done.model.config.parameters,
         "train_seconds": done.record["train_seconds"],
         "held_out": {key: value for key, value in done.record.items() if key.startswith("held_")},
         "folder": str(done.folder),
