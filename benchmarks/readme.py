@@ -12,6 +12,7 @@ from typing import Any
 
 from benchmarks.peers import FEWER_BLOCKS
 from nestar.evaluation.experiments import NAMES
+from nestar.evaluation.experiments.study import arms_said
 from nestar.model import summed_over_runs
 from nestar.nesting import Nesting
 from nestar.registry import FACTORS, SIZES, XAR_MILLIONS, imagenet_config
@@ -595,8 +596,8 @@ def conditions(report: dict[str, Any]) -> Iterator[str]:
     timed = {(row["threads"], row["bf16"]) for row in report["rows"] if "threads" in row}
     for threads, bf16 in sorted(timed):
         yield f"Times on {threads} threads, {'with' if bf16 else 'without'} products in bf16."
-    if report["images_per_arm"]:
-        yield f"Arms saw {report['images_per_arm']:,} images each and are compared with each other only."
+    if report.get("arms"):
+        yield arms_said(report)
     for name, weights in report.get("settings", {}).get("weights_that_stand_for", {}).items():
         yield f"{weights} stands for {name}: it saw as many images as the others."
     if report["missing"]:

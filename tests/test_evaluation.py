@@ -10,9 +10,10 @@ import scipy.linalg
 import torch
 from torch import Tensor
 
+from nestar.data import tiny_worlds
 from nestar.data.pools import HELD_OUT_SEED
 from nestar.data.tiny_worlds import CLASSES, FACTORS, MAX_FACTORS, draw, draw_indices
-from nestar.evaluation import metrics
+from nestar.evaluation import metrics, report
 from nestar.evaluation.features import (
     ABSENT,
     WEIGHTS_FILE,
@@ -24,13 +25,14 @@ from nestar.evaluation.features import (
     load_features,
     summarise,
 )
-from nestar.evaluation.report import evaluate
+from nestar.evaluation.report import Evaluator, evaluate
 from nestar.model import NestAR, NestARConfig, WeightsError
 from nestar.nesting import Nesting
 from nestar.sampler import SolverSettings
 from nestar.tokenizer import Tokenizer, build_autoencoder
 from nestar.training.features import FeaturesConfig, FeaturesTask, augment, known_factors
 from nestar.training.loop import Budget, train
+from nestar.training.nesting import sample_images
 
 EMBEDDED = Path(__file__).parents[1] / "assets" / "features"
 SMALL = FeatureNetworkConfig(
@@ -384,6 +386,33 @@ def test_report_is_whole_and_repeatable(tiny):
     other = evaluate(*tiny, samples=72, settings=settings, seed=6, progress=False)
     assert again["fid"] == report["fid"] != other["fid"]
     assert again["reference"] == report["reference"] == other["reference"]
+
+
+def test_given_modules_hold_tokens_of_other_pictures_of_the_same_classes(tiny, monkeypatch):
+    model, tokenizer, features = tiny
+    evaluator = Evaluator(tokenizer, features, samples=26, size=64)
+    settings, taken, drawn = SolverSettings(steps=1, cfg=1.0), [], []
+    whole = evaluator.measure(model, settings, 5)
+
+    def sampled(model, tokenizer, ids, seeds, settings, given=None):
+        taken.append((ids, given))
+        return sample_images(model, tokenizer, ids, seeds, settings, given)
+
+    def spied(ids, seeds, size):
+        drawn.append((ids, seeds))
+        return draw(ids, seeds, size)
+
+    monkeypatch.setattr(report, "sample_images", sampled)
+    monkeypatch.setattr(tiny_worlds, "draw", spied)
+    given = evaluator.measure(model, settings, 5, given=1)
+    assert given["fid"] != whole["fid"]
+    ((ids, tokens_BKC),), ((of, seeds),) = taken, drawn
+    assert torch.equal(ids, of), "of the classes that are asked for"
+    assert not set(seeds.tolist()) & set(evaluator._seeds.tolist()), "no picture of the references"
+    latents = tokenizer.encode(draw(of, seeds, 64).images).flatten(2).transpose(1, 2)
+    assert torch.equal(tokens_BKC, latents[:, list(model.config.nesting.flat[:4])])
+    with pytest.raises(ValueError, match="2 modules: 2 cannot be given"):
+        evaluator.measure(model, settings, 5, given=2)
 
 
 def test_report_refuses_what_does_not_fit(tiny):

@@ -32,6 +32,7 @@ from nestar.evaluation.experiments import (
     coordination,
     independence,
     latency,
+    modules,
     order,
     precision,
     sampler,
@@ -50,6 +51,7 @@ from nestar.pipeline import NestARPipeline
 from nestar.sampler import SolverSettings
 from nestar.settings import SettingsError
 from nestar.training import presets
+from nestar.training.loop import Budget
 from nestar.training.nesting import NestingTask, NestingTrainConfig
 from tests.small import K2, K4, save_checkpoint, save_config, small_model, small_tokenizer
 
@@ -147,7 +149,7 @@ def test_an_experiment_from_weights_to_json_and_figure_and_again_from_its_rows(
     assert written["question"].endswith("?") and written["finding"]
     assert (written["samples"], written["final_samples"], written["search_seed"]) == (SAMPLES, FINAL, 1)
     assert written["weights"] == str(world / "weights") and written["rows"]
-    expected = ["k8-lattice"] if name in ("scaling", "precision") else []
+    expected = ["k8-lattice"] if name in ("scaling", "precision", "modules") else []
     assert written["missing"] == expected
     assert written["images_per_arm"] == (3 * SMOKE.batch if name in TRAINED else None)
     for row in written["rows"]:
@@ -817,6 +819,39 @@ def test_the_sampler_experiment_combines_the_best_of_each_axis_and_counts_the_co
     expected = {"recall": -0.1, "precision": 0.0, "function_evaluations": 250}
     assert found["least_fid_minus_defaults"] == pytest.approx(expected)
     assert found["defaults_are_recommended"] is False
+
+
+@pytest.mark.parametrize(("steps", "warmup"), [(3, 1), (150, 15), (5000, 100)])
+def test_an_arms_rate_is_not_still_rising_when_it_should_fall(
+    steps: int, warmup: int, world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    budgets = []
+
+    def train(task: NestingTask, budget: Budget, *_: Any, **__: Any) -> dict[str, Any]:
+        budgets.append(budget)
+        return {"finished": False, "steps": 0}
+
+    monkeypatch.setattr(arms, "train", train)
+    changes = {"images": steps * SMOKE.batch, "runs": tmp_path}
+    with pytest.raises(OutOfTime):
+        arms.trained(study_of("baseline", world, **changes), [arms.Arm("one", "one", SMOKE)])
+    assert [(budget.steps, budget.warmup_steps) for budget in budgets] == [(steps, warmup)]
+
+
+def test_modules_says_which_of_them_loses_most_recall() -> None:
+    own = [
+        row("final", "k4-lattice", 12.0, recall=0.70, modules_given=0),
+        row("final", "k4-lattice", 11.0, recall=0.72, modules_given=1),
+        row("final", "k4-lattice", 11.5, recall=0.80, modules_given=2),
+        row("all given", "k4-lattice", 7.0, recall=0.93, modules_given=3),
+    ]
+    unfinished = [row("final", "k2-lattice", 18.0, recall=0.6, modules_given=0)]
+    found = modules.find(own + unfinished, [])
+    assert found["k4-lattice_fid_by_modules_given"] == {"0": 12.0, "1": 11.0, "2": 11.5, "3": 7.0}
+    lost = {"module_1": 0.02, "module_2": 0.08, "module_3": 0.13}
+    assert found["k4-lattice_recall_lost_by"] == pytest.approx(lost)
+    assert found["k4-lattice_recall_is_lost_most_by"] == "module_3"
+    assert not any(name.startswith("k2") for name in found)
 
 
 def test_precision_says_what_moves_it_and_what_closes_the_gap() -> None:

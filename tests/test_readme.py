@@ -20,6 +20,7 @@ REPORT = {
     "missing": ["k8-lattice"],
     "finding": {"best_member": "k4-lattice", "fid": {"k4-lattice": 12.3456, "one-shot": 20.0}, "rises": True},
     "images_per_arm": 25_600,
+    "arms": [{"arm": "a", "parameters": 1_506_408}],
     "device": "cpu",
     "settings": {"weights_that_stand_for": {"k4-lattice": "k4-lattice.together"}},
     "rows": [
@@ -46,7 +47,7 @@ def test_findings_are_written_as_they_are():
     assert "| k4-lattice best | steps 25, cfg 1.5 | 12.3 | 0.5 |" in text
     for said in (
         "100, 500",
-        "25,600 images",
+        "Arms of 1.5 million weights saw 25,600 images each",
         "left out: k8-lattice",
         "Not finished.",
         "together stands for k4-lattice",

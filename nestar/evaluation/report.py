@@ -23,6 +23,7 @@ from nestar.data.pools import HELD_OUT_SEED
 from nestar.evaluation import metrics
 from nestar.evaluation.previews import coarse_to_fine, preview_psnr
 from nestar.model import NestAR, fingerprint_of
+from nestar.nesting import Nesting
 from nestar.sampler import SolverSettings
 from nestar.tokenizer import Tokenizer
 from nestar.training.nesting import sample_images
@@ -137,26 +138,44 @@ class Evaluator:
             "reconstruction": compare(self.real, rebuilt),
         }
 
+    @cached_property
     @torch.inference_mode()
-    def measure(self, model: NestAR, settings: SolverSettings, seed: int) -> dict[str, Any]:
+    def _given(self) -> Tensor:
+        """Latents (N, C, h, w) of pictures of the samples' classes that are in no set of references."""
+        classes = len(tiny_worlds.CLASSES)
+        first = -(-2 * self.samples // classes) * classes  # classes take turns from there, too
+        ids, seeds = tiny_worlds.draw_indices(first, self.samples, HELD_OUT_SEED)
+        drawn = (tiny_worlds.draw(ids[part], seeds[part], self.size).images for part in _parts(self.samples))
+        return torch.cat([self.tokenizer.encode(images.to(self.device)) for images in drawn])
+
+    @torch.inference_mode()
+    def measure(
+        self, model: NestAR, settings: SolverSettings, seed: int, *, given: int = 0
+    ) -> dict[str, Any]:
         """Sample, describe, compare: nesting, samples, seed, settings, the figures of `compare`, and
         sampling_seconds.
 
+        Args:
+            given: modules, from the first on, whose tokens are those of other drawn pictures of the same
+                classes; the rest is sampled.
+
         Raises:
-            ValueError: the model does not fit the tokenizer and the features.
+            ValueError: the model does not fit the tokenizer and the features, or no module is left to sample.
         """
         if picture_size(model, self.tokenizer, self.features) != self.size:
             raise ValueError(
                 f"The model does not make the {self.size}x{self.size} pictures of the references."
             )
         real = self.real  # before the clock starts
+        given_NKC = self._given_tokens(model.config.nesting, given) if given else None
         sampled = 0.0
 
         def made(part: slice) -> Tensor:
             nonlocal sampled
             began = time.perf_counter()
             own = self._sample_seeds(seed, part)
-            images = sample_images(model, self.tokenizer, self._ids[part], own, settings)
+            taken = None if given_NKC is None else given_NKC[part]
+            images = sample_images(model, self.tokenizer, self._ids[part], own, settings, taken)
             sampled += time.perf_counter() - began
             return images
 
@@ -173,12 +192,19 @@ class Evaluator:
     def previews(self, model: NestAR, settings: SolverSettings, seed: int) -> dict[str, Any] | None:
         """Whether the first PREVIEWED of these samples grow coarse to fine, see `previews.coarse_to_fine`."""
         count = min(PREVIEWED, self.samples)
-        parts = [slice(start, min(start + BATCH, count)) for start in range(0, count, BATCH)]
+        parts = _parts(count)
         rows = [
             preview_psnr(model, self.tokenizer, self._ids[part], self._sample_seeds(seed, part), settings)
             for part in parts
         ]
         return coarse_to_fine(torch.cat(rows))
+
+    def _given_tokens(self, nesting: Nesting, modules: int) -> Tensor:
+        """What the first modules know of the given pictures, (N, K, C) in the nesting's order."""
+        if not 0 < modules < nesting.modules:
+            raise ValueError(f"{nesting.name} has {nesting.modules} modules: {modules} cannot be given.")
+        known = list(nesting.flat[: nesting.scales[modules - 1].tokens])
+        return self._given.flatten(2).transpose(1, 2)[:, known]
 
     @staticmethod
     def _sample_seeds(seed: int, part: slice) -> list[int]:
@@ -191,8 +217,7 @@ class Evaluator:
         """The pictures that `source` gives for the held-out indices from `first` on."""
         self.bar.set_description(name)
         stop = first + self.samples
-        parts = [slice(start, min(start + BATCH, stop)) for start in range(first, stop, BATCH)]
-        batches = _counted(source, parts, self.bar)
+        batches = _counted(source, _parts(stop, first), self.bar)
         return describe(batches, self._ids[first:stop], self.features, self.tokenizer.stride, self.device)
 
 
@@ -319,6 +344,11 @@ def picture_size(model: NestAR, tokenizer: Tokenizer, features: PictureFeatures)
             f"does not make the {size}x{size} pictures that the feature network reads."
         )
     return size
+
+
+def _parts(stop: int, first: int = 0) -> list[slice]:
+    """first ... stop - 1 in batches."""
+    return [slice(start, min(start + BATCH, stop)) for start in range(first, stop, BATCH)]
 
 
 def _counted(source: Callable[[slice], Tensor], slices: list[slice], bar: tqdm) -> Iterator[Tensor]:

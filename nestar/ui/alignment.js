@@ -81,8 +81,10 @@ function drawExperiment() {
       return `<figure><h3>${escaped(title)}</h3>${linePlot(styled, label)}${legend}</figure>`;
     })
     .join("");
-  const images = experiment.images ? `, on ${experiment.images.toLocaleString("en")} images each` : "";
-  box.insertAdjacentHTML("beforeend", `<p class="hint">Trained alike but for λ${images}.</p>`);
+  const millions = (experiment.parameters / 1e6).toFixed(1);
+  const images = experiment.images.toLocaleString("en");
+  const trained = `Trained alike but for λ: ${millions} million weights, on ${images} images each.`;
+  box.insertAdjacentHTML("beforeend", `<p class="hint">${trained}</p>`);
 }
 
 function say(sentence, alarming = false) {

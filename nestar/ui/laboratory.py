@@ -336,9 +336,10 @@ def experiment_panels(file: Path = EXPERIMENT) -> dict[str, Any] | None:
             }
             for pair in sorted({row["pair"] for row in rows})
         ]
-        return {"images": report["images_per_arm"], "panels": panels} if panels else None
+        trained = {"images": report["images_per_arm"], "parameters": report["arms"][0]["parameters"]}
+        return {**trained, "panels": panels} if panels else None
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, LookupError, TypeError):
         log.exception("%s cannot be shown.", file)
         return None

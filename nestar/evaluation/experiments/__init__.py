@@ -4,4 +4,13 @@ Each lives in the module of its name, as `EXPERIMENT`: what it asks, what it mea
 its figure shows. `study` holds what they share: weights, references, finished rows, the clock.
 """
 
-NAMES = ("coordination", "scaling", "independence", "order", "sampler", "precision", "baseline")
+NAMES = (
+    "coordination",
+    "scaling",
+    "independence",
+    "order",
+    "sampler",
+    "precision",
+    "baseline",
+    "modules",
+)

@@ -170,10 +170,14 @@ class Study:
         options = self.options
         return self._measure(part, member, model, settings, options.samples, options.search_seed, labels)
 
-    def final(self, member: str, model: NestAR, settings: SolverSettings, **labels: Any) -> Row:
-        """A finalist's row."""
+    def final(
+        self, member: str, model: NestAR, settings: SolverSettings, *, given: int = 0, **labels: Any
+    ) -> Row:
+        """A finalist's row; `given` as in `Evaluator.measure`."""
         options = self.options
-        return self._measure("final", member, model, settings, options.final_samples, options.seed, labels)
+        return self._measure(
+            "final", member, model, settings, options.final_samples, options.seed, labels, given
+        )
 
     def best_settings(self, member: str, model: NestAR) -> SolverSettings:
         """A member's own best settings, found on another seed than the finalists': of least FID among those
@@ -284,6 +288,7 @@ class Study:
         samples: int,
         seed: int,
         labels: Mapping[str, Any],
+        given: int = 0,
     ) -> Row:
         nesting = model.config.nesting
         settings = effective(settings, nesting.evaluations)
@@ -296,12 +301,14 @@ class Study:
             "samples": samples,
             "seed": seed,
         }
+        if given:  # a key that rows of whole samples do not have
+            key["given"] = given
 
         def sampled() -> Row:
             evaluator = self._evaluator(samples, size)
             waiting = samples * (1 if "real" in vars(evaluator) else 2)  # the first draws the references too
             with tqdm(total=waiting, unit="image", leave=False, disable=not self.progress) as evaluator.bar:
-                report = evaluator.measure(model, settings, seed)
+                report = evaluator.measure(model, settings, seed, given=given)
             return _figures(report)
 
         row = {
@@ -434,16 +441,29 @@ def tell(report: Mapping[str, Any], folder: Path, *, as_json: bool = False) -> N
         print(json.dumps(report))
         return
     print(report["question"])
-    if report["images_per_arm"] is not None:
-        print(f"Arms saw {report['images_per_arm']:,} images each; they are compared with each other only.")
+    if report["arms"]:
+        print(arms_said(report))
     for name, value in report["finding"].items():
         print(f"{name:40} {json.dumps(value)}")
     print(folder / f"{report['name']}.json")
 
 
 def arms_note(report: Mapping[str, Any]) -> str:
-    """What a figure's title says of its arms' training."""
-    return f" (arms of {report['images_per_arm']:,} images)"
+    """What a figure's title says of its arms."""
+    size = millions(report["arms"][0]["parameters"])
+    return f" ({size} weights, {report['images_per_arm']:,} images an arm)"
+
+
+def arms_said(report: Mapping[str, Any]) -> str:
+    """What stands beside findings on arms: their size and training."""
+    size = millions(report["arms"][0]["parameters"])
+    images = f"{report['images_per_arm']:,}"
+    return f"Arms of {size} weights saw {images} images each and are compared with each other only."
+
+
+def millions(count: int) -> str:
+    """A count in words: "1.5 million", or "17,500" where it is less than a tenth of one."""
+    return f"{count / 1e6:.1f} million" if count >= 1e5 else f"{count:,}"
 
 
 def label_of(name: str, nesting: Nesting) -> str:
