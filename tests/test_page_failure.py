@@ -269,14 +269,15 @@ def test_the_experiment_is_drawn_from_its_file(tmp_path):
         {"arm": "lambda-0", "label": "λ = 0", "parameters": 8},
         {"arm": "lambda-0.1", "label": "λ = 0.1", "parameters": 8},
     ]
-    report = {"arms": arms, "rows": [*rows, {"part": "final", "member": "lambda-0"}], "images_per_arm": 9}
+    final = {"part": "final", "member": "lambda-0.1", "fid": 21.96}
+    report = {"arms": arms, "rows": [*rows, final], "images_per_arm": 9}
     file.write_text(json.dumps(report))
     found = experiment_panels(file)
     assert (found["images"], found["parameters"]) == (9, 8)
     assert [panel["title"] for panel in found["panels"]] == ["Modules 1 and 2", "Modules 2 and 3"]
     assert found["panels"][1]["lines"] == [
         {"label": "λ = 0", "points": [[0.1, 2.1], [0.9, 2.9]]},
-        {"label": "λ = 0.1", "points": [[0.1, 2.1], [0.9, 2.9]]},
+        {"label": "λ = 0.1, FID 22.0", "points": [[0.1, 2.1], [0.9, 2.9]]},
     ]
 
 

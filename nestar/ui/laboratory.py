@@ -320,10 +320,11 @@ class Laboratory:
 
 def experiment_panels(file: Path = EXPERIMENT) -> dict[str, Any] | None:
     """The velocity alignment that the experiment `coordination` has written, a panel a pair of modules with
-    a line an arm; None if there is no such file, or nothing to draw in it."""
+    a line an arm, which names its FID where it has one; None if there is no such file, or nothing to draw."""
     try:
         report = json.loads(file.read_text())
-        labels = {arm["arm"]: arm["label"] for arm in report["arms"]}
+        fid = {row["member"]: f", FID {row['fid']:.1f}" for row in pick(report["rows"], part="final")}
+        labels = {arm["arm"]: arm["label"] + fid.get(arm["arm"], "") for arm in report["arms"]}
         rows = pick(report["rows"], part="alignment")
         panels = [
             {

@@ -137,7 +137,7 @@ def draw(report: Mapping[str, Any]) -> Figure | None:
         arm["arm"]: arm["label"] + (f", FID {fid[arm['arm']]:.1f}" if arm["arm"] in fid else "")
         for arm in report["arms"]
     }
-    title = "How far neighbouring modules' velocities are apart on the patch both know" + arms_note(report)
+    title = "Neighbours' velocities on the patch both know" + arms_note(report)
     panels = plots.new_figure(title, len(pairs))
     for number, (panel, pair) in enumerate(zip(panels, pairs, strict=True)):
         series = [

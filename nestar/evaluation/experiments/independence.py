@@ -71,7 +71,7 @@ def draw(report: Mapping[str, Any]) -> Figure | None:
     labels = {arm["arm"]: arm["label"] for arm in report["arms"]}
     if not finals:
         return None
-    title = "Modules trained alone, together, or alone and then together" + arms_note(report)
+    title = "Modules alone, together, alone and then together" + arms_note(report)
     panels = plots.new_figure(title, 2, columns=2)
     ceiling = report["ceilings"].get(str(report["final_samples"]), {}).get("reference")
     plots.bars(

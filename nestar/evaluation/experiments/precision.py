@@ -140,7 +140,10 @@ def draw(report: Mapping[str, Any]) -> Figure | None:
     if not axes:
         return None
     ceiling = report["ceilings"].get(str(report["samples"]), {}).get("reference")
-    panels = plots.new_figure("What moves precision and recall, one thing at a time", len(axes))
+    title = "What moves precision and recall"
+    if "noise" in axes:
+        title += f"; {AXES['noise']}{arms_note(report)}"
+    panels = plots.new_figure(title, len(axes))
     for number, (panel, (axis, rows)) in enumerate(zip(panels, axes.items(), strict=True)):
         names = [row["value"] for row in rows] if axis == "k" else []
         xs = list(range(len(rows))) if names else [row["value"] for row in rows]
@@ -149,9 +152,9 @@ def draw(report: Mapping[str, Any]) -> Figure | None:
             [plots.Series(name, xs, [row[name] for row in rows]) for name in ("precision", "recall")],
             x_label="share of training rows noised" if axis == "noise" else "",
             y_label="share of pictures" if number % 3 == 0 else "",
-            title=AXES[axis] + (arms_note(report) if axis == "noise" else ""),
+            title=AXES[axis],
             ticks=[name.replace("plain autoregression", "AR").replace(" flow", "") for name in names],
-            named=number % 3 == 2 or number == len(axes) - 1,
+            named=number % 3 == 2 or number == len(axes) - 1 < 2,  # beside other columns they part the panels
             level=plots.Point("drawn pictures", 0, ceiling["precision"]) if ceiling else None,
             y_range=(0, 1.05),
         )
