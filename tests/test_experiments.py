@@ -305,9 +305,9 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> list[SolverSettings]:
     calls: list[SolverSettings] = []
     measure = report.Evaluator.measure
 
-    def noted(self: Any, model: NestAR, settings: SolverSettings, seed: int) -> dict[str, Any]:
+    def noted(self: Any, model: NestAR, settings: SolverSettings, seed: int, **more: Any) -> dict[str, Any]:
         calls.append(settings)
-        return measure(self, model, settings, seed)
+        return measure(self, model, settings, seed, **more)
 
     monkeypatch.setattr(report.Evaluator, "measure", noted)
     return calls

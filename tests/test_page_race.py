@@ -338,8 +338,9 @@ def test_all_lanes_grow_and_are_compared(visit, family, short_slices):
     tops = page.locator(".lane .shot").evaluate_all("all => all.map(e => e.getBoundingClientRect().top)")
     assert len(set(tops)) == 1, "side by side"
     seen = page.evaluate("window.seen")
-    tokens = [alt.split(": ")[1] for alt in seen["k4-lattice"] if alt.startswith("Preview")]
-    assert {"4 of 16 tokens", "8 of 16 tokens"} <= set(tokens), "a frame of each module before the end"
+    tokens = {alt.split(": ")[1] for alt in seen["k4-lattice"] if alt.startswith("Preview")}
+    assert "4 of 16 tokens" in tokens, "module 1's last frame"
+    assert tokens & {"8 of 16 tokens", "12 of 16 tokens"}, "one of module 2's; a newer one may take its place"
     assert seen["k4-lattice"][-1].startswith("Finished picture of flower by NestAR")
     assert len(seen["one-shot"]) == 1 and len(seen["ar-raster"]) > len(seen["cells4-blocks"]) > 1
     expect(page.locator(".charts svg")).to_have_count(4)
