@@ -80,7 +80,8 @@ function followCalls({ say, show, draw, sentence, late, paused, stopped, failed,
       if (!next?.run) return;
       if (calls.asked !== null && late?.(next)) return;
       if (next.state === "refused") {
-        if (!ignoring) calls.breakOff(next.message);
+        // One that comes when nothing is on its way answers a call that Stop has ended: between two slices, say.
+        if (!ignoring && calls.busy()) calls.breakOff(next.message);
         ignoring = false;
         return;
       }
