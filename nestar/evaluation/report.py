@@ -21,6 +21,7 @@ from tqdm import tqdm
 from nestar.data import tiny_worlds
 from nestar.data.pools import HELD_OUT_SEED
 from nestar.evaluation import metrics
+from nestar.evaluation.experiments.alignment import held_out_tokens
 from nestar.evaluation.previews import coarse_to_fine, preview_psnr
 from nestar.model import NestAR, fingerprint_of
 from nestar.nesting import Nesting
@@ -139,14 +140,12 @@ class Evaluator:
         }
 
     @cached_property
-    @torch.inference_mode()
     def _given(self) -> Tensor:
-        """Latents (N, C, h, w) of pictures of the samples' classes that are in no set of references."""
-        classes = len(tiny_worlds.CLASSES)
+        """Tokens (N, n, C), row by row, of pictures of the samples' classes that are no references."""
+        classes, side = len(tiny_worlds.CLASSES), self.size // self.tokenizer.stride
         first = -(-2 * self.samples // classes) * classes  # classes take turns from there, too
-        ids, seeds = tiny_worlds.draw_indices(first, self.samples, HELD_OUT_SEED)
-        drawn = (tiny_worlds.draw(ids[part], seeds[part], self.size).images for part in _parts(self.samples))
-        return torch.cat([self.tokenizer.encode(images.to(self.device)) for images in drawn])
+        rows = Nesting.one_shot(side, side)
+        return held_out_tokens(self.tokenizer, rows, self.samples, BATCH, first)[0]
 
     @torch.inference_mode()
     def measure(
@@ -204,7 +203,7 @@ class Evaluator:
         if not 0 < modules < nesting.modules:
             raise ValueError(f"{nesting.name} has {nesting.modules} modules: {modules} cannot be given.")
         known = list(nesting.flat[: nesting.scales[modules - 1].tokens])
-        return self._given.flatten(2).transpose(1, 2)[:, known]
+        return self._given[:, known]
 
     @staticmethod
     def _sample_seeds(seed: int, part: slice) -> list[int]:

@@ -13,7 +13,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from nestar import plots
-from nestar.evaluation.experiments.findings import known, pick
+from nestar.evaluation.experiments.findings import pick
 from nestar.evaluation.experiments.rows import Row
 from nestar.evaluation.experiments.study import Experiment, Study, label_of
 
@@ -66,7 +66,7 @@ def find(rows: list[Row], arms: list[Row]) -> dict[str, Any]:
             f"{name}_recall_lost_by": lost,
             f"{name}_recall_is_lost_most_by": max(lost, key=lost.__getitem__),
         }
-    return known(found)
+    return found
 
 
 def draw(report: Mapping[str, Any]) -> Figure | None:

@@ -154,7 +154,7 @@ def draw(report: Mapping[str, Any]) -> Figure | None:
             y_label="share of pictures" if number % 3 == 0 else "",
             title=AXES[axis],
             ticks=[name.replace("plain autoregression", "AR").replace(" flow", "") for name in names],
-            named=number % 3 == 2 or number == len(axes) - 1 < 2,  # beside other columns they part the panels
+            named=number % 3 == min(len(axes), 3) - 1,  # elsewhere they part the panels
             level=plots.Point("drawn pictures", 0, ceiling["precision"]) if ceiling else None,
             y_range=(0, 1.05),
         )
