@@ -23,10 +23,12 @@ from nestar.ui import diversity, failure, generate, how, race
 from nestar.ui.assets import launch_options
 from nestar.ui.doors import said
 from nestar.ui.lanes import can_race
-from nestar.ui.runs import Runs, compute_on_one_thread
+from nestar.ui.runs import Runs, compute_on_one_thread, on_zero_gpu
 from nestar.ui.weights import header
 
 log = logging.getLogger("nestar.app")
+# Samples of the runs that a GPU is made ready for beforehand: of Generate and Race, and of Diversity.
+RECORDED = (1, 16)
 # Calls that may wait for the one sampler; more are refused with a message.
 QUEUE_LENGTH = 64
 # When the page closes: seconds for the runs to end, and for what they ended with to reach their visitors.
@@ -62,6 +64,8 @@ class Page(gr.Blocks):
 
 def build_page(pipeline: NestARPipeline, notice: str = "") -> gr.Blocks:
     """The whole page on one pipeline; `notice` is a sentence for the visitor, shown above the chooser."""
+    if not on_zero_gpu():  # there every call has a process of its own
+        pipeline.record(RECORDED)
     with Page(title="NestAR: watch a picture grow", delete_cache=(3600, 3600)) as demo:
         gr.HTML(header(pipeline), apply_default_css=False)
         if notice:

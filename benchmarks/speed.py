@@ -29,6 +29,7 @@ from benchmarks.operations import picture_operations
 from nestar import plots
 from nestar.batches import consecutive
 from nestar.engine import compute_dtype, has_bf16
+from nestar.engines import Engines
 from nestar.evaluation.experiments.study import label_of
 from nestar.model import NestAR, NestARConfig
 from nestar.nesting import Nesting
@@ -95,17 +96,30 @@ def matrix_rate(device: torch.device, dtype: torch.dtype, seconds: float = 2.0) 
     return 2 * side**3 / statistics.median(taken[1:])
 
 
-def sample_once(model: NestAR, settings: SolverSettings, rows: int, run: int) -> dict[str, Any]:
+def sample_once(engines: Engines, settings: SolverSettings, rows: int, run: int) -> dict[str, Any]:
     """Seconds of one batch, without decoding: in all, and until each module's end."""
+    model = engines.model
     ids = torch.arange(rows) % model.config.classes
     wait_for(model.device)
     began = time.perf_counter()
     ends: list[float] = []
-    for event in sample(model, ids, range(run * rows, (run + 1) * rows), settings):
+    for event in sample(model, ids, range(run * rows, (run + 1) * rows), settings, engines=engines):
         if isinstance(event, ModuleDone):
             wait_for(model.device)
             ends.append(time.perf_counter() - began)
     return {"seconds": ends[-1], "modules": [b - a for a, b in zip([0.0, *ends], ends, strict=False)]}
+
+
+def record(engines: Engines, settings: SolverSettings, rows: int) -> None:
+    """On a GPU, let passes over so many samples be started as a whole, as the page does."""
+    if engines.model.device.type == "cuda":
+        engines.record(rows, guided=settings.guided)
+
+
+def made_ready(engines: Engines, settings: SolverSettings, rows: int) -> None:
+    """The same, and a run of one step a patch."""
+    record(engines, settings, rows)
+    sample_once(engines, replace(settings, steps=1), rows, 0)
 
 
 def in_turns(work: Mapping[str, Callable[[int], Any]], runs: int, say: str) -> dict[str, list[Any]]:
@@ -138,16 +152,19 @@ def engine(
 ) -> dict[str, Any]:
     """All contenders at every batch size, and the ratios of the baselines to them, turn by turn."""
     racing = contenders(pipeline)
-    for contender in racing.values():  # what is made on first use is made before the clocks start
-        sample_once(contender.model, replace(settings, steps=1), min(batches), 0)
+    work = {name: Engines(contender.model) for name, contender in racing.items()}
+    for engines in work.values():  # what is made on first use is made before the clocks start
+        made_ready(engines, settings, min(batches))
     dtype = torch.bfloat16 if has_bf16(pipeline.device) else torch.float32
     members = {name: described(contender, settings) for name, contender in racing.items()}
-    work = {name: contender.model for name, contender in racing.items()}
     ratios: dict[str, Any] = {}
     rates: list[float] = []
     for rows in batches:
+        if rows != min(batches):
+            for engines in work.values():
+                record(engines, settings, rows)
         before = matrix_rate(pipeline.device, dtype)
-        pieces = {name: partial(sample_once, model, settings, rows) for name, model in work.items()}
+        pieces = {name: partial(sample_once, engines, settings, rows) for name, engines in work.items()}
         taken = in_turns(pieces, runs, f"batch {rows}")
         rates += [before, matrix_rate(pipeline.device, dtype)]
         rate = statistics.mean(rates[-2:])
@@ -155,7 +172,9 @@ def engine(
             members[name]["batches"][str(rows)] = timed(
                 rounds, rows, rows * members[name]["operations"] / rate
             )
-        ratios[str(rows)] = speed_ups(taken, {name: model.config.nesting for name, model in work.items()})
+        ratios[str(rows)] = speed_ups(
+            taken, {name: engines.model.config.nesting for name, engines in work.items()}
+        )
     return {
         "rate_dtype": str(dtype).removeprefix("torch."),
         "dtypes": dtypes_of(racing[YARDSTICK].model),
@@ -267,20 +286,18 @@ def growth_nestings(side: int) -> dict[str, Nesting]:
 
 def growth(device: torch.device, shape: NestARConfig, sides: Sequence[int], runs: int) -> dict[str, Any]:
     """One picture at a time over the number of tokens, random weights, all blocks of one shape and as many in
-    all for every contender and n."""
+    all for every contender and n. No passes are recorded: token by token they would be thousands."""
     settings = SolverSettings(steps=GROWTH_STEPS, solver=AIMED_AT["solver"])
     rows: list[dict[str, Any]] = []
     for side in sides:
         configs = {label: replace(shape, nesting=own) for label, own in growth_nestings(side).items()}
         for label, config in configs.items():
-            model = NestAR(config).to(device).eval()
-            if (
-                config.nesting.evaluations < side * side
-            ):  # a warm-up; token by token there is enough to warm on
-                sample_once(model, replace(settings, steps=1), 1, 0)
-            taken = [sample_once(model, settings, 1, 0)["seconds"]]
+            engines = Engines(NestAR(config).to(device).eval())
+            if config.nesting.evaluations < side * side:  # token by token there is enough to warm on
+                sample_once(engines, replace(settings, steps=1), 1, 0)
+            taken = [sample_once(engines, settings, 1, 0)["seconds"]]
             while len(taken) < runs and taken[0] < PATIENCE:
-                taken.append(sample_once(model, settings, 1, len(taken))["seconds"])
+                taken.append(sample_once(engines, settings, 1, len(taken))["seconds"])
             print(f"n = {side * side}, {label}: {taken[0]:.2f} s", file=sys.stderr, flush=True)
             rows.append(
                 {

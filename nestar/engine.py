@@ -12,6 +12,7 @@ X rows times tokens of a patch, Z samples times tokens of a patch.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -22,6 +23,9 @@ from torch import Tensor
 from nestar.transformer import RMS_EPSILON, Block, Modulation, ScaledModule
 
 Parts = tuple[Tensor, ...]
+Work = Callable[[], None]
+Recorder = Callable[[Work], Work]
+"""Gives what does the same work again, on whatever then lies in the memory that it reads."""
 
 PRECISIONS = ("auto", "bf16", "float32")
 """What matrix products are computed in; auto: bf16 where the device multiplies it itself. A CPU that does not
@@ -65,7 +69,7 @@ def compute_dtype(module: ScaledModule, patch_size: int) -> torch.dtype:
 
 
 class Engine:
-    """One scaled module that makes its patches one after another, for fixed rows and a fixed grid of times.
+    """One scaled module that makes its patches one after another, for a fixed number of rows.
 
     Whoever runs it holds `torch.inference_mode()`. It reads the module's weights once, at the beginning.
 
@@ -73,7 +77,7 @@ class Engine:
         class_ids_R: class of each row.
         t_RT: (R, T) or (1, T), every time that will be asked for.
         copies: how many rows share their tokens: with guidance 2, the first half conditional, the second not.
-        dtype: of the products; the module's own without.
+        weights: the module's, as `EngineWeights.of` reads them; by default in the module's own dtype.
     """
 
     def __init__(
@@ -83,28 +87,33 @@ class Engine:
         t_RT: Tensor,
         *,
         copies: int = 1,
-        dtype: torch.dtype | None = None,
+        weights: EngineWeights | None = None,
     ):
-        weight = module.embed.weight
         self.module = module
-        self.dtype, self.device = dtype or weight.dtype, weight.device
+        self.weights = weights or EngineWeights.of(module)
+        self.dtype, self.device = self.weights.embed_CD.dtype, self.weights.embed_CD.device
         self.rows, self.copies = len(class_ids_R), copies
         self.heads, self.head_dim = module.heads, module.head_dim
-        self.length = 0  # tokens of the context
-        self.tokens = len(module.position)
-        self.blocks = [_BlockWeights.of(block, self.dtype) for block in module.blocks]
-        self.embed_CD, self.head_DC = _matrix(module.embed, self.dtype), _matrix(module.head, self.dtype)
-        self.place_ND = (module.position + module.embed.bias).to(self.dtype)
-        self.head_bias_C = module.head.bias.to(self.dtype)
-        self.turns = [_turns(module, block, self.dtype) for block in module.blocks]
-        self.modulations = _by_time(module.condition(t_RT, class_ids_R), self.dtype)
+        self.tokens, dim = module.position.shape
         # Queries lie beside keys and values, so that one operation writes queries and keys.
-        shape = (len(self.blocks), 3, self.rows, self.tokens, self.heads, self.head_dim)
+        shape = (len(self.weights.blocks), 3, self.rows, self.tokens, self.heads, self.head_dim)
         self.store_L3RNHE = torch.empty(shape, device=self.device, dtype=self.dtype)
-        self.epsilon = torch.tensor(RMS_EPSILON * len(weight) ** 0.5, device=self.device, dtype=self.dtype)
+        self.epsilon = torch.tensor(RMS_EPSILON * dim**0.5, device=self.device, dtype=self.dtype)
         self.epsilon_qk = torch.tensor(RMS_EPSILON * self.head_dim**0.5, device=self.device, dtype=self.dtype)
         self._buffers: dict[int, _Buffers] = {}
+        self._recorded: dict[tuple[int, int, bool], _Recorded] = {}
+        self.begin(class_ids_R, t_RT)
+
+    def begin(self, class_ids_R: Tensor, t_RT: Tensor) -> None:
+        """Forget the context and condition all times for as many rows as ever."""
+        self.length = 0  # tokens of the context
+        self.modulations = _by_time(self.module.condition(t_RT, class_ids_R), self.dtype)
         self._views: tuple[int, int, list[_Views], Tensor] | None = None
+
+    @property
+    def is_recorded(self) -> bool:
+        """Whether passes have been recorded."""
+        return bool(self._recorded)
 
     def velocity(self, y_BSC: Tensor, time: int) -> Tensor:
         """Velocity of the patch that follows the context, at the grid's time number `time`.
@@ -115,38 +124,82 @@ class Engine:
         Returns:
             (R, S, C) in the engine's dtype, in a buffer that the next call overwrites.
         """
-        return self._pass(y_BSC, time, alone=self.length == 0 and y_BSC.shape[1] == 1)
+        return self._pass(y_BSC, time, alone=is_alone(self.length, y_BSC.shape[1]))
 
     def remember(self, x_BSC: Tensor, time: int = -1) -> None:
         """Enter finished tokens as context; the grid's time number `time` is that of clean tokens, t = 1."""
         self._pass(x_BSC, time)
         self.length += x_BSC.shape[1]
 
+    def record(self, start: int, size: int, alone: bool, recorder: Recorder) -> None:
+        """Record the pass over a patch of `size` tokens behind a context of `start`, and hold it against the
+        pass itself.
+
+        Raises:
+            RuntimeError: it does not answer as the pass does.
+        """
+        self.length = start
+        b, (views, place_SD) = self._room(size), self._around(size)
+        shape = self.rows // self.copies * size, b.v_XC.shape[1]
+        y_ZC = torch.randn(shape, device=self.device, dtype=self.dtype)
+        held = _Conditioned.of(self.modulations[0].all_FR1D.clone())
+
+        def work() -> None:
+            self._compute(b, y_ZC, held, views, place_SD, alone)
+
+        again = _Recorded(y_ZC, held, recorder(work))
+        y_ZC.copy_(torch.randn_like(y_ZC))
+        held.all_FR1D.copy_(self.modulations[-1].all_FR1D)
+        b.v_XC.zero_()
+        again.work()
+        answer = b.v_XC.clone()
+        work()
+        if not torch.allclose(answer, b.v_XC, rtol=1e-2, atol=1e-2 * b.v_XC.abs().max().item()):
+            raise RuntimeError(f"A recorded pass over {size} tokens behind {start} answers otherwise.")
+        self._recorded[start, size, alone] = again
+
     def _pass(self, y_BSC: Tensor, time: int, alone: bool = False) -> Tensor:
         """`alone`: a token that sees nothing but itself, whose attention is its own value."""
         size = y_BSC.shape[1]
         b = self._room(size)
-        views, place_SD = self._around(size)
-        x, h = b.x_RSD, b.h_RSD
-        torch.mm(y_BSC.reshape(-1, y_BSC.shape[2]).to(self.dtype), self.embed_CD, out=b.e_ZD)
+        y_ZC, given = y_BSC.reshape(-1, y_BSC.shape[2]), self.modulations[time]
+        recorded = self._recorded.get((self.length, size, alone))
+        if recorded is None:
+            self._compute(b, y_ZC.to(self.dtype), given, *self._around(size), alone)
+        else:
+            recorded.y_ZC.copy_(y_ZC)
+            recorded.given.all_FR1D.copy_(given.all_FR1D)
+            recorded.work()
+        return b.v_RSC
+
+    def _compute(
+        self,
+        b: _Buffers,
+        y_ZC: Tensor,
+        given: _Conditioned,
+        views: list[_Views],
+        place_SD: Tensor,
+        alone: bool,
+    ) -> None:
+        """All operations of a pass; none waits for the device or depends on a value that lies there."""
+        x, h, own = b.x_RSD, b.h_RSD, self.weights
+        torch.mm(y_ZC, own.embed_CD, out=b.e_ZD)
         torch.add(b.e_ABSD, place_SD, out=b.x_ABSD)
-        modulations, head = self.modulations[time]
-        for weights, own, at in zip(self.blocks, modulations, views, strict=True):
-            shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = own
+        for block, parts, at in zip(own.blocks, given.blocks, views, strict=True):
+            shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = parts
             self._modulated(b, shift_a, scale_a)
-            torch.mm(b.h_XD, weights.qkv_DF, out=b.qkv_XF)
+            torch.mm(b.h_XD, block.qkv_DF, out=b.qkv_XF)
             a_XD = b.v_XD if alone else self._attention(b, at)
-            torch.mm(a_XD, weights.out_DD, out=b.h_XD)
+            torch.mm(a_XD, block.out_DD, out=b.h_XD)
             x.addcmul_(gate_a, h)
             self._modulated(b, shift_m, scale_m)
-            torch.mm(b.h_XD, weights.up_DF, out=b.up_XF)
+            torch.mm(b.h_XD, block.up_DF, out=b.up_XF)
             F.silu(b.gate_XM, inplace=True)
             torch.mul(b.gate_XM, b.value_XM, out=b.hidden_XM)
-            torch.mm(b.hidden_XM, weights.down_MD, out=b.h_XD)
+            torch.mm(b.hidden_XM, block.down_MD, out=b.h_XD)
             x.addcmul_(gate_m, h)
-        self._modulated(b, *head)
-        torch.addmm(self.head_bias_C, b.h_XD, self.head_DC, out=b.v_XC)
-        return b.v_RSC
+        self._modulated(b, *given.head)
+        torch.addmm(own.head_bias_C, b.h_XD, own.head_DC, out=b.v_XC)
 
     def _attention(self, b: _Buffers, at: _Views) -> Tensor:
         """What the patch's tokens see of themselves and of the context, (X, D); its keys and values are
@@ -181,9 +234,9 @@ class Engine:
             start, stop = self.length, self.length + size
             views = [
                 _Views.of(store, turns, start, stop)
-                for store, turns in zip(self.store_L3RNHE, self.turns, strict=True)
+                for store, turns in zip(self.store_L3RNHE, self.weights.turns, strict=True)
             ]
-            self._views = (start, size, views, self.place_ND[start:stop])
+            self._views = (start, size, views, self.weights.place_ND[start:stop])
         return self._views[2:]
 
 
@@ -205,6 +258,53 @@ class _Turns(NamedTuple):
 
     cos_N2HE: Tensor
     sin_N2HE: Tensor
+
+
+class EngineWeights(NamedTuple):
+    """A scaled module's weights as its engines take them. They are copies where the dtype is another."""
+
+    blocks: tuple[_BlockWeights, ...]
+    turns: tuple[_Turns, ...]
+    embed_CD: Tensor
+    place_ND: Tensor
+    head_DC: Tensor
+    head_bias_C: Tensor
+
+    @classmethod
+    @torch.inference_mode()
+    def of(cls, module: ScaledModule, dtype: torch.dtype | None = None) -> EngineWeights:
+        """In `dtype`, in which products are then computed; the module's own without."""
+        dtype = dtype or module.embed.weight.dtype
+        return cls(
+            tuple(_BlockWeights.of(block, dtype) for block in module.blocks),
+            tuple(_turns(module, block, dtype) for block in module.blocks),
+            _matrix(module.embed, dtype),
+            (module.position + module.embed.bias).to(dtype),
+            _matrix(module.head, dtype),
+            module.head.bias.to(dtype),
+        )
+
+
+class _Conditioned(NamedTuple):
+    """What time and class do to a pass: each block's six and the head's two parts, (R, 1, D), scales times
+    the root of D, all in one tensor."""
+
+    all_FR1D: Tensor
+    blocks: list[Parts]
+    head: Parts
+
+    @classmethod
+    def of(cls, all_FR1D: Tensor) -> _Conditioned:
+        *of_blocks, shift, scale = all_FR1D.unbind()
+        return cls(all_FR1D, list(zip(*[iter(of_blocks)] * 6, strict=True)), (shift, scale))
+
+
+class _Recorded(NamedTuple):
+    """A pass over one patch that is started as a whole, and where it reads."""
+
+    y_ZC: Tensor
+    given: _Conditioned
+    work: Work
 
 
 class _Views(NamedTuple):
@@ -236,8 +336,8 @@ class _Buffers:
 
     def __init__(self, engine: Engine, size: int):
         rows, copies, heads, width = engine.rows, engine.copies, engine.heads, engine.head_dim
-        channels, dim = engine.embed_CD.shape
-        hidden = engine.blocks[0].down_MD.shape[0]
+        channels, dim = engine.weights.embed_CD.shape
+        hidden = engine.weights.blocks[0].down_MD.shape[0]
         tokens = rows * size
 
         def empty(*shape: int) -> Tensor:
@@ -277,14 +377,18 @@ def _turns(module: ScaledModule, block: Block, dtype: torch.dtype) -> _Turns:
     return _Turns(cos, sin)
 
 
-def _by_time(grid: Modulation, dtype: torch.dtype) -> list[tuple[list[Parts], Parts]]:
-    """For each time: each block's six and the head's two parts, (R, 1, D), scales times the root of D."""
+def _by_time(grid: Modulation, dtype: torch.dtype) -> list[_Conditioned]:
+    """One for each time."""
     root = grid.head[0].shape[-1] ** 0.5
+    parts = [
+        part * root if number in scales else part
+        for group, scales in (*((block, (1, 4)) for block in grid.blocks), (grid.head, (1,)))
+        for number, part in enumerate(group)
+    ]
+    by_time_TFR1D = torch.stack(parts).permute(2, 0, 1, 3, 4).to(dtype).contiguous()
+    return [_Conditioned.of(one_FR1D) for one_FR1D in by_time_TFR1D]
 
-    def split(parts: Parts, scales: tuple[int, ...]) -> list[Parts]:
-        scaled = [part * root if number in scales else part for number, part in enumerate(parts)]
-        by_time_TFR1D = torch.stack(scaled).permute(2, 0, 1, 3, 4).to(dtype).contiguous()
-        return list(zip(*[iter(by_time_TFR1D.flatten(0, 1).unbind())] * len(parts), strict=True))
 
-    blocks = [split(block, (1, 4)) for block in grid.blocks]
-    return list(zip(map(list, zip(*blocks, strict=True)), split(grid.head, (1,)), strict=True))
+def is_alone(start: int, size: int) -> bool:
+    """Whether a patch is a single token that sees nothing but itself."""
+    return start == 0 and size == 1

@@ -22,7 +22,12 @@ def from_bytes(images_B3HW: Tensor) -> Tensor:
 
 def to_pil(images_B3HW: Tensor) -> tuple[Image.Image, ...]:
     """Images in [-1, 1] as RGB pictures."""
-    return tuple(Image.fromarray(image.numpy()) for image in to_bytes(images_B3HW).permute(0, 2, 3, 1).cpu())
+    return from_pixels(to_bytes(images_B3HW).permute(0, 2, 3, 1).cpu())
+
+
+def from_pixels(pixels_BHW3: Tensor) -> tuple[Image.Image, ...]:
+    """uint8 on the CPU as RGB pictures."""
+    return tuple(Image.fromarray(pixels_HW3.numpy()) for pixels_HW3 in pixels_BHW3)
 
 
 def from_pil(pictures: Sequence[Image.Image]) -> Tensor:

@@ -6,6 +6,7 @@ import copy
 import logging
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
@@ -14,16 +15,16 @@ from typing import Any, NamedTuple
 
 import torch
 from PIL import Image
-from torch import Tensor
 
 from nestar import batches, keepsakes
 from nestar.batches import Rows
 from nestar.checkpoints import check_beside, check_fit, free_name, open_checkpoints, resolve_device, shown
 from nestar.engine import has_bf16
+from nestar.engines import Engines
 from nestar.hub import Progress
-from nestar.images import to_pil
 from nestar.model import NestAR, Outline, fingerprint_of
 from nestar.nesting import Nesting
+from nestar.readout import Readout
 from nestar.sampler import PatchDone, SolverSettings, sample
 from nestar.settings import SampleSettings, SettingsError, check_number, check_settings, find_nesting
 from nestar.tokenizer import Tokenizer
@@ -260,6 +261,8 @@ class NestARPipeline:
         models: by name; those from the Hub are fetched when they are first used.
         classes: class names, in the order of their ids.
         nestings: those with weights, by name.
+        ahead: patches that are queued before a frame is waited for: on a GPU the next one, so that pictures
+            are made beside it.
         origin: "embedded", a folder, or `user/repo@commit`; `shown_origin` is the same for readers elsewhere,
             in pages and pictures: of a folder only its name.
     """
@@ -285,6 +288,24 @@ class NestARPipeline:
         self.classes, self.origin, self.device = classes, origin, device
         self.shown_origin = shown(origin)
         self.nestings: dict[str, Nesting] = {name: models.outline(name).config.nesting for name in models}
+        self.ahead = 1 if device.type == "cuda" else 0
+        self._engines: dict[NestAR, Engines] = {}
+
+    def _engines_of(self, model: NestAR) -> Engines:
+        return self._engines.setdefault(model, Engines(model))
+
+    def record(self, samples: Sequence[int] = (1,)) -> None:
+        """On a GPU, make the passes of guided runs of so many samples ready to be started as a whole, see
+        `Engines.record`, for all weights that are loaded. Takes some seconds a nesting."""
+        if self.device.type == "cuda":
+            for model in self.models.loaded.values():
+                for count in samples:
+                    self._engines_of(model).record(count, guided=True)
+
+    @cached_property
+    def _beside(self) -> torch.cuda.Stream:
+        """Where a GPU makes pictures while it goes on sampling."""
+        return torch.cuda.Stream()
 
     @cached_property
     def _decoders(self) -> Decoders:
@@ -458,49 +479,63 @@ class NestARPipeline:
     ) -> Iterator[Frame]:
         nesting = model.config.nesting
         classes = rows.classes or (settings.class_name,) * len(rows.seeds)
-        ids = torch.tensor([self.classes.index(name) for name in classes])
-        solver = self.solver_settings(settings)
-        reading = decoding = 0.0
         events = sample(
             model,
-            ids,
+            torch.tensor([self.classes.index(name) for name in classes]),
             rows.seeds,
-            solver,
+            self.solver_settings(settings),
             keep=rows.keep,
             temperatures=rows.temperatures,
             cfgs=rows.cfgs,
+            engines=self._engines_of(model),
             cancel=cancel,
         )
-        for event in events:
-            if not isinstance(event, PatchDone):
-                continue
+        beside = self._beside if model.device.type == "cuda" else None
+        left: deque[tuple[PatchDone, Readout]] = deque()
+        elapsed = reading = decoding = 0.0
+
+        def frame() -> Frame:
+            """Of the oldest patch that has not been shown."""
+            nonlocal reading, decoding
+            event, readout = left.popleft()
             began = time.perf_counter()
-            # Waits for a GPU's queued steps: sampling, not decoding.
-            norms = tuple(map(tuple, event.norms_BS.tolist()))
-            sampled = time.perf_counter()
-            final = event.known == nesting.n
-            tokenizer = decoders.finished if final else decoders.unfinished
-            images = _decode(tokenizer, event.sequence_BNC, nesting, event.known) if previews or final else ()
-            reading += sampled - began
-            decoding += time.perf_counter() - sampled
-            yield Frame(
+            norms = readout.norms()  # waits for a GPU's queued steps: sampling, not decoding
+            stands = time.perf_counter()
+            images = readout.images()
+            reading += stands - began
+            decoding += time.perf_counter() - stands
+            return Frame(
                 images=images,
                 module=event.module,
-                modules=len(nesting.scales),
+                modules=nesting.modules,
                 patch=event.patch,
                 tokens=event.tokens,
                 known=event.known,
                 n=nesting.n,
                 evaluations=event.evaluations,
                 function_evaluations=event.function_evaluations,
-                seconds=event.elapsed + reading + decoding,
+                seconds=elapsed + reading + decoding,
                 decoding=decoding,
                 module_done=event.known == nesting.scales[event.module - 1].tokens,
-                final=final,
+                final=event.known == nesting.n,
                 norms=norms,
-                batch=len(ids),
+                batch=len(rows.seeds),
                 device=model.device.type,
             )
+
+        for event in events:
+            if not isinstance(event, PatchDone):
+                continue
+            elapsed, final = event.elapsed, event.known == nesting.n
+            began = time.perf_counter()
+            tokenizer = decoders.finished if final else decoders.unfinished
+            preview = partial(tokenizer.preview, event.sequence_BNC, nesting, event.known)
+            left.append((event, Readout(event.norms_BS, preview if previews or final else None, beside)))
+            decoding += time.perf_counter() - began
+            while len(left) > self.ahead:
+                yield frame()
+        while left:
+            yield frame()
 
     def about(self, settings: SampleSettings) -> dict[str, Any]:
         """What a picture made here with these settings remembers; loads the nesting's weights."""
@@ -513,11 +548,3 @@ class NestARPipeline:
         return SolverSettings(
             **{name: getattr(settings, name) for name in SolverSettings.__dataclass_fields__}
         )
-
-
-@torch.inference_mode()
-def _decode(
-    tokenizer: Tokenizer, sequence_BNC: Tensor, nesting: Nesting, known: int
-) -> tuple[Image.Image, ...]:
-    images_B3HW = tokenizer.preview(sequence_BNC, nesting, known)
-    return to_pil(images_B3HW)

@@ -5,15 +5,17 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from nestar.engine import Engine, compute_dtype
+from nestar.engine import Engine
+from nestar.engines import Engines
 from nestar.flow import grid_noise, guidance_scale, guide, solver_step
 from nestar.model import NestAR, NestARConfig
-from nestar.nesting import Patch
+from nestar.nesting import Patch, Scale
 from nestar.settings import SOLVER_CALLS, SampleSettings
 
 
@@ -116,6 +118,7 @@ def sample(
     given_BKC: Tensor | None = None,
     temperatures: Sequence[float] | None = None,
     cfgs: Sequence[float] | None = None,
+    engines: Engines | None = None,
     cancel: threading.Event | None = None,
     solver_events: bool = False,
 ) -> Iterator[Event]:
@@ -129,6 +132,7 @@ def sample(
             all that modules 1 ... m know. These modules are not run and yield no events; the later ones are
             guided as in a whole sample.
         temperatures, cfgs: of each row, in place of that of the settings.
+        engines: the model's, where they outlive this call.
         cancel: read before every solver step; once set, the generator ends without another event. On a
             GPU steps are queued without waiting, so that the last of them may still be running.
         solver_events: also yield a `SolverStep` per step (waits for the device at each).
@@ -137,21 +141,22 @@ def sample(
         ValueError: a sequence has not one entry a row, a prefix keeps more modules than there are, or the
             given tokens are not what some of the modules know.
     """
-    run = _Run(model, class_ids_B, seeds, settings, keep, temperatures, cfgs, cancel, solver_events)
+    engines = engines or Engines(model)
+    run = _Run(model, class_ids_B, seeds, settings, keep, temperatures, cfgs, engines, cancel, solver_events)
     left = model.config.nesting.scales
     if given_BKC is not None:
         left = left[run.take(given_BKC) :]
     for scale in left:
-        run.enter(scale.number)
-        for patch in scale.generated:
-            yield from run.solve(patch)
-            if run.cancelled:
-                return
-            yield run.patch_done(patch)
-            if run.cancelled:
-                return
-            if patch is not scale.patches[-1]:
-                run.remember(patch)
+        with run.engine_of(scale):
+            for patch in scale.generated:
+                yield from run.solve(patch)
+                if run.cancelled:
+                    return
+                yield run.patch_done(patch)
+                if run.cancelled:
+                    return
+                if patch is not scale.patches[-1]:
+                    run.remember(patch)
         yield ModuleDone(scale.number, scale.tokens, run.elapsed)
 
 
@@ -198,6 +203,7 @@ class _Run:
         keep: Sequence[Prefix] | None,
         temperatures: Sequence[float] | None,
         cfgs: Sequence[float] | None,
+        engines: Engines,
         cancel: threading.Event | None,
         solver_events: bool,
     ):
@@ -219,7 +225,8 @@ class _Run:
             self.class_ids_R = torch.cat(
                 [self.class_ids_R, torch.full_like(self.class_ids_R, model.config.classes)]
             )
-        self.times = settings.times
+        self.engines, self.times = engines, settings.times
+        self.t_1T = torch.tensor([self.times], device=device)
         self.evaluations = self.function_evaluations = 0
         self.elapsed = time.perf_counter() - self.began
 
@@ -242,21 +249,24 @@ class _Run:
     def cancelled(self) -> bool:
         return self.cancel is not None and self.cancel.is_set()
 
+    @contextmanager
+    def engine_of(self, scale: Scale) -> Iterator[None]:
+        """Have a scaled module's engine inside the block."""
+        self._enter(scale)
+        try:
+            yield
+        finally:
+            self.engines.take_back(scale.number, self.engine)
+
     @torch.inference_mode()
-    def enter(self, number: int) -> None:
+    def _enter(self, scale: Scale) -> None:
         """Begin a scaled module: condition all times at once; the tokens so far are its context."""
         began = time.perf_counter()
-        module = self.model.scaled_modules[number - 1]
-        self.engine = Engine(
-            module,
-            self.class_ids_R,
-            torch.tensor([self.times], device=self.model.device),
-            copies=2 if self.guided else 1,
-            dtype=compute_dtype(module, self.nesting.scales[number - 1].patch_size),
-        )
+        copies = 2 if self.guided else 1
+        self.engine: Engine = self.engines.lend(scale.number, self.class_ids_R, self.t_1T, copies)
         self.elapsed += time.perf_counter() - began
-        if number > 1:
-            self.remember(self.nesting.scales[number - 1].patches[0])
+        if scale.number > 1:
+            self.remember(scale.patches[0])
 
     @torch.inference_mode()
     def remember(self, patch: Patch) -> None:

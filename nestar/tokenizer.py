@@ -20,6 +20,8 @@ from torch import Tensor, nn
 from nestar.model import fingerprint_of
 from nestar.nesting import Nesting
 
+CPU = torch.device("cpu")
+
 
 def build_autoencoder(*, patch: int, channels: Sequence[int], latent_channels: int) -> AutoencoderKL:
     """A fresh AutoencoderKL for images folded by `patch`; each level after the first halves the side."""
@@ -110,7 +112,7 @@ class Tokenizer(nn.Module):
         Returns:
             Images (B, 3, H, W) in [-1, 1].
         """
-        fill = nearest_known(nesting, known).to(tokens_BNC.device)
+        fill = nearest_known(nesting, known, tokens_BNC.device)
         grid_BCN = tokens_BNC[:, fill].transpose(1, 2)
         images = self.decode(grid_BCN.unflatten(2, (nesting.height, nesting.width)))
         return images if self.fills or known == nesting.n else as_coarse(images, nesting, known)
@@ -123,15 +125,16 @@ class Tokenizer(nn.Module):
 
 
 @lru_cache(maxsize=512)
-def nearest_known(nesting: Nesting, known: int) -> Tensor:
+def nearest_known(nesting: Nesting, known: int, device: torch.device = CPU) -> Tensor:
     """For each grid place (row-major), the sequence index of the nearest of the first `known` tokens.
 
-    Shape (n,), int64. Ties go to the token made first, so a known place always names itself.
+    Shape (n,), int64, kept on the device, so that no preview waits for a copy. Ties go to the token made
+    first, so a known place always names itself.
     """
     places_n2 = torch.tensor([(i // nesting.width, i % nesting.width) for i in range(nesting.n)])
     made_k2 = torch.tensor(nesting.positions[:known])
     squared_nk = (places_n2[:, None] - made_k2[None]).square().sum(-1)
-    return (squared_nk * known + torch.arange(known)).argmin(1)  # the summand breaks ties
+    return (squared_nk * known + torch.arange(known)).argmin(1).to(device)  # the summand breaks ties
 
 
 def low_pass(images_B3HW: Tensor, side: int) -> Tensor:

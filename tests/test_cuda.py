@@ -14,14 +14,18 @@ from torch import Tensor
 
 from nestar.data import tiny_worlds
 from nestar.data.pools import ImagePool, latent_pool
+from nestar.engines import Engines
+from nestar.images import from_pil
+from nestar.model import NestAR
 from nestar.nesting import Nesting
+from nestar.pipeline import NestARPipeline
 from nestar.sampler import PatchDone, SolverSettings, sample
 from nestar.training import presets
 from nestar.training.features import FeaturesTask
 from nestar.training.loop import Budget, Cadence, train
 from nestar.training.nesting import NestingTask
 from nestar.training.tokenizer import TokenizerTask
-from tests.small import CLASSES, K2, K4, small_model, small_tokenizer
+from tests.small import CLASSES, K2, K4, save_checkpoint, small_model, small_tokenizer
 from tests.test_training import FEATURES
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
@@ -140,16 +144,67 @@ def test_latents_are_those_of_the_cpu(tmp_path: Path) -> None:
     assert difference.mean() < 0.02 * here.float().std() and difference.max() < 0.2 * here.float().std()
 
 
+SAMPLED = SolverSettings(steps=5, cfg=2.0)
+
+
+def tokens(model: NestAR, settings: SolverSettings = SAMPLED, **given: Any) -> Tensor:
+    events = sample(model, torch.arange(len(CLASSES)), [3, 1, 4], settings, **given)
+    *_, last = (event for event in events if isinstance(event, PatchDone))
+    return last.sequence_BNC.cpu()
+
+
 @pytest.mark.parametrize("nesting", [K4, K2, Nesting.one_shot(4, 4)], ids=lambda nesting: nesting.name)
 def test_samples_are_those_of_the_cpu(nesting: Nesting) -> None:
-    model, ids, seeds = small_model(nesting), torch.arange(len(CLASSES)), [3, 1, 4]
-    settings = SolverSettings(steps=5, cfg=2.0)
+    model = small_model(nesting)
+    here = tokens(model)
+    torch.testing.assert_close(tokens(model.to(CUDA)), here, atol=1e-3, rtol=1e-3)
 
-    def tokens() -> Tensor:
-        events = list(sample(model, ids, seeds, settings))
-        last = [event for event in events if isinstance(event, PatchDone)][-1]
-        return last.sequence_BNC.cpu()
 
-    here = tokens()
-    model.to(CUDA)
-    torch.testing.assert_close(tokens(), here, atol=1e-3, rtol=1e-3)
+@pytest.mark.parametrize(
+    "nesting",
+    [K4, K2, Nesting.autoregressive(3, 3), Nesting.one_shot(4, 4)],
+    ids=lambda nesting: nesting.name,
+)
+@pytest.mark.parametrize("guided", [True, False])
+def test_recorded_passes_are_the_passes(
+    nesting: Nesting, guided: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As graphs, whatever class, seed and steps they are started with."""
+    model = small_model(nesting).to(CUDA)
+    engines = Engines(model)
+    engines.record(len(CLASSES), guided=guided)
+    assert not caplog.records, "recording failed"
+    for steps in (5, 2):
+        settings = SolverSettings(steps=steps, cfg=2.0 if guided else 1.0)
+        recorded, plain = tokens(model, settings, engines=engines), tokens(model, settings)
+        torch.testing.assert_close(recorded, plain, atol=1e-4, rtol=1e-4)
+
+
+def test_no_patch_waits_for_the_device() -> None:
+    """Neither its steps nor the pictures of the patch before, which are made beside them."""
+    model = small_model(K4).to(CUDA)
+    engines = Engines(model)
+    engines.record(len(CLASSES), guided=True)
+    tokens(model, engines=engines)  # makes what is made on first use
+    events = sample(model, torch.arange(len(CLASSES)), [3, 1, 4], SAMPLED, engines=engines)
+    next(events)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        while next(events).module == 1:
+            pass
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+def test_frames_are_those_of_the_cpu_and_each_leaves_once(tmp_path: Path) -> None:
+    there, here = (
+        NestARPipeline.from_pretrained(save_checkpoint(tmp_path / device), device=device)
+        for device in ("cuda", "cpu")
+    )
+    there.record()
+    assert there.ahead == 1
+    both = [list(pipe.stream("fish", steps=3, seed=3)) for pipe in (there, here)]
+    for frame, other in zip(*both, strict=True):
+        assert (frame.known, frame.evaluations, frame.final) == (other.known, other.evaluations, other.final)
+        assert frame.norms[0] == pytest.approx(other.norms[0], rel=0.05)
+        assert_same_pictures(from_pil(frame.images), from_pil(other.images))

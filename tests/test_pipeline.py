@@ -6,6 +6,7 @@ import itertools
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ import pytest
 import torch
 
 from nestar import pipeline as pipeline_module
+from nestar.batches import consecutive
 from nestar.engine import Engine
 from nestar.images import to_pil
 from nestar.model import NestAR, WeightsError
@@ -293,6 +295,49 @@ def test_a_gpu_without_memory_hands_the_run_to_the_cpu(
     for times in ([frame.seconds for frame in frames], [frame.decoding for frame in frames]):
         assert times == sorted(times)
     assert frames[-1].device == "cpu" and spares == [K4.name]
+
+
+@pytest.mark.parametrize("previews", [True, False])
+def test_frames_that_are_read_a_patch_later_are_the_same(
+    pipe: NestARPipeline, previews: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = pipe.settings(class_name="fish", steps=2, seed=3, count=2)
+    rows = consecutive(settings)
+    at_once = list(pipe.stream_rows(settings, rows, previews=previews))
+    monkeypatch.setattr(pipe, "ahead", 1)  # as on a GPU
+    made: list[Frame] = []
+    frames_at_pass: list[int] = []
+    inner = Engine.velocity
+
+    def velocity(engine: Engine, *given: object) -> object:
+        frames_at_pass.append(len(made))
+        return inner(engine, *given)
+
+    monkeypatch.setattr(Engine, "velocity", velocity)
+    for frame in pipe.stream_rows(settings, rows, previews=previews):
+        made.append(frame)
+    a_patch = settings.steps * SOLVER_CALLS[settings.solver]
+    assert frames_at_pass[: 2 * a_patch] == [0] * 2 * a_patch, (
+        "the second patch is queued before the first frame"
+    )
+    assert frames_at_pass[-1] == K4.evaluations - 2
+    for frame, other in zip(made, at_once, strict=True):
+        timeless = {"images": (), "seconds": 0.0, "decoding": 0.0}
+        assert replace(frame, **timeless) == replace(other, **timeless)
+        assert len(frame.images) == len(other.images)
+        assert all(distance(*both) == 0 for both in zip(frame.images, other.images, strict=True))
+    assert [frame.seconds for frame in made] == sorted(frame.seconds for frame in made)
+
+
+def test_frames_that_are_read_later_still_come_after_a_cancel(
+    pipe: NestARPipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pipe, "ahead", 1)
+    cancel, made = threading.Event(), []
+    for frame in pipe.stream("fish", steps=2, cancel=cancel):
+        made.append(frame.evaluations)
+        cancel.set()
+    assert made == [1, 2], "a patch stood that nobody was shown"
 
 
 def test_a_cpu_without_memory_says_so(pipe: NestARPipeline, monkeypatch: pytest.MonkeyPatch) -> None:
