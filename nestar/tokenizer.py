@@ -102,7 +102,7 @@ class Tokenizer(nn.Module):
     def preview(self, tokens_BNC: Tensor, nesting: Nesting, known: int) -> Tensor:
         """Decode a grid of which only the first `known` tokens (sequence order) stand.
 
-        Unknown places take their nearest known token. A decoder that has been trained on such fills answers
+        Unknown places are filled, see `filled`. A decoder that has been trained on such fills answers
         with a soft guess of the picture; another's answer is made as soft. With all tokens known this is the
         plain decode.
 
@@ -112,9 +112,7 @@ class Tokenizer(nn.Module):
         Returns:
             Images (B, 3, H, W) in [-1, 1].
         """
-        fill = nearest_known(nesting, known, tokens_BNC.device)
-        grid_BCN = tokens_BNC[:, fill].transpose(1, 2)
-        images = self.decode(grid_BCN.unflatten(2, (nesting.height, nesting.width)))
+        images = self.decode(filled(tokens_BNC, nesting, known))
         return images if self.fills or known == nesting.n else as_coarse(images, nesting, known)
 
     def save_pretrained(self, folder: str | Path, dtype: torch.dtype = torch.bfloat16) -> None:
@@ -124,17 +122,23 @@ class Tokenizer(nn.Module):
         copy.to(dtype).save_pretrained(str(folder), safe_serialization=True)
 
 
-@lru_cache(maxsize=512)
-def nearest_known(nesting: Nesting, known: int, device: torch.device = CPU) -> Tensor:
-    """For each grid place (row-major), the sequence index of the nearest of the first `known` tokens.
+def filled(tokens_BNC: Tensor, nesting: Nesting, known: int) -> Tensor:
+    """The grid (B, C, h, w) of which only the first `known` tokens (sequence order) stand; every other place
+    takes the nearest of them, or the mean of those that are equally near."""
+    grid_BnC = fill_weights(nesting, known, tokens_BNC.device) @ tokens_BNC[:, :known].float()
+    return grid_BnC.transpose(1, 2).unflatten(2, (nesting.height, nesting.width))
 
-    Shape (n,), int64, kept on the device, so that no preview waits for a copy. Ties go to the token made
-    first, so a known place always names itself.
-    """
+
+@lru_cache(maxsize=512)
+@torch.inference_mode(False)
+def fill_weights(nesting: Nesting, known: int, device: torch.device = CPU) -> Tensor:
+    """What each grid place (row-major) takes of each of the first `known` tokens: (n, known), float32, rows
+    that add up to 1. Kept on the device, so that no preview waits for a copy."""
     places_n2 = torch.tensor([(i // nesting.width, i % nesting.width) for i in range(nesting.n)])
     made_k2 = torch.tensor(nesting.positions[:known])
     squared_nk = (places_n2[:, None] - made_k2[None]).square().sum(-1)
-    return (squared_nk * known + torch.arange(known)).argmin(1).to(device)  # the summand breaks ties
+    nearest_nk = (squared_nk == squared_nk.amin(1, keepdim=True)).float()
+    return (nearest_nk / nearest_nk.sum(1, keepdim=True)).to(device)
 
 
 def low_pass(images_B3HW: Tensor, side: int) -> Tensor:

@@ -1,5 +1,7 @@
 """Previews against the finished picture: which are compared, and what the summary says."""
 
+import itertools
+
 import pytest
 import torch
 
@@ -7,6 +9,7 @@ from nestar.evaluation.metrics import psnr
 from nestar.evaluation.previews import coarse_to_fine, preview_psnr
 from nestar.nesting import Nesting
 from nestar.sampler import ModuleDone, PatchDone, SolverSettings, sample
+from nestar.tokenizer import filled
 from tests.small import K2, K4, small_model, small_tokenizer
 
 IDS, SEEDS, SETTINGS = torch.tensor([0, 2]), [3, 4], SolverSettings(steps=1)
@@ -54,3 +57,27 @@ def test_a_sample_rises_if_every_step_does() -> None:
     )
     assert summary["rising"] == 0.5 and summary["samples"] == 4
     assert summary["psnr"] == pytest.approx([1.75, 2.75, 2.75])
+
+
+@pytest.mark.parametrize("order", ["lattice", "raster"])
+@pytest.mark.parametrize("known", [1, 2, 5, 8, 15, 16])
+def test_unknown_places_take_the_mean_of_their_nearest_known_tokens(order: str, known: int) -> None:
+    nesting = Nesting.nested(4, 4, 2, order=order)
+    tokens_BNC = torch.randn(2, nesting.n, 3, generator=torch.Generator().manual_seed(0))
+    grid_BhwC = filled(tokens_BNC, nesting, known).permute(0, 2, 3, 1)
+    made = nesting.positions[:known]
+    for row, column in itertools.product(range(4), range(4)):
+        squared = [(row - r) ** 2 + (column - c) ** 2 for r, c in made]
+        nearest = [number for number, each in enumerate(squared) if each == min(squared)]
+        expected = tokens_BNC[:, nearest].mean(1)
+        torch.testing.assert_close(grid_BhwC[:, row, column], expected)
+        if (row, column) in made:
+            assert torch.equal(grid_BhwC[:, row, column], tokens_BNC[:, made.index((row, column))])
+
+
+def test_what_is_not_known_does_not_show() -> None:
+    tokens_BNC = torch.randn(2, 16, 3)
+    spoilt = tokens_BNC.clone()
+    spoilt[:, 5:] = torch.nan
+    nesting = Nesting.nested(4, 4, 2)
+    assert torch.equal(filled(spoilt, nesting, 5), filled(tokens_BNC, nesting, 5))

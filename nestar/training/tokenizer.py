@@ -16,7 +16,7 @@ from nestar.files import write_json
 from nestar.images import to_bytes
 from nestar.nesting import Nesting
 from nestar.settings import SettingsError
-from nestar.tokenizer import Tokenizer, as_coarse, build_autoencoder, nearest_known
+from nestar.tokenizer import Tokenizer, as_coarse, build_autoencoder, filled
 from nestar.training.loop import prefixed, start_from, step_generator, unprefixed
 from nestar.training.optim import MovingAverage, MuonAdamW, OptimizerConfig
 
@@ -140,11 +140,11 @@ class TokenizerTask:
         known = int(torch.randint(1, nesting.n, (), generator=generator))
         if step % 4 < 2:  # every other time a power of k: what stands when a module closes
             known = nesting.scales[step // 4 % (len(nesting.scales) - 1)].tokens
-        places = torch.tensor(nesting.flat)[nearest_known(nesting, known)]
-        places = places.to(latents_BChw.device, non_blocking=True)
-        filled = latents_BChw[:rows].detach().flatten(2)[:, :, places].view_as(latents_BChw[:rows])
+        order = torch.tensor(nesting.flat).to(latents_BChw.device, non_blocking=True)
+        tokens = latents_BChw[:rows].detach().flatten(2).transpose(1, 2)[:, order]
+        grid = filled(tokens, nesting, known)
         target = as_coarse(images[:rows], nesting, known)
-        return torch.cat([filled, latents_BChw[rows:]]), torch.cat([target, images[rows:]])
+        return torch.cat([grid, latents_BChw[rows:]]), torch.cat([target, images[rows:]])
 
     @torch.inference_mode()
     def validate(self) -> dict[str, float]:
