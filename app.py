@@ -27,8 +27,8 @@ from nestar.ui.runs import Runs, compute_on_one_thread, on_zero_gpu
 from nestar.ui.weights import header
 
 log = logging.getLogger("nestar.app")
-# Samples of the runs that a GPU is made ready for beforehand: of Generate and Race, and of Diversity.
-RECORDED = (1, 16)
+# Samples of the runs that a GPU is made ready for beforehand: of Generate, of a race beside it, of Diversity.
+RECORDED = (1, 1, 16)
 # Calls that may wait for the one sampler; more are refused with a message.
 QUEUE_LENGTH = 64
 # When the page closes: seconds for the runs to end, and for what they ended with to reach their visitors.
@@ -64,8 +64,6 @@ class Page(gr.Blocks):
 
 def build_page(pipeline: NestARPipeline, notice: str = "") -> gr.Blocks:
     """The whole page on one pipeline; `notice` is a sentence for the visitor, shown above the chooser."""
-    if not on_zero_gpu():  # there every call has a process of its own
-        pipeline.record(RECORDED)
     with Page(title="NestAR: watch a picture grow", delete_cache=(3600, 3600)) as demo:
         gr.HTML(header(pipeline), apply_default_css=False)
         if notice:
@@ -84,6 +82,8 @@ def build_page(pipeline: NestARPipeline, notice: str = "") -> gr.Blocks:
             with gr.Tab("How it works", id="how"):
                 how.build()
         demo.unload(runs.leave)
+    if not on_zero_gpu():  # there every call has a process of its own
+        pipeline.record(RECORDED)
     compute_on_one_thread(demo, runs)
     # Closed to calls that would pass by the queue and compute beside it.
     return demo.queue(max_size=QUEUE_LENGTH, api_open=False)

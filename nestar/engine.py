@@ -40,7 +40,7 @@ in it. By the patch alone, so that a picture does not depend on its batch."""
 def has_bf16(device: torch.device) -> bool:
     """Whether a device multiplies bf16 numbers itself; CPUs that only emulate it are slower with it."""
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported()
+        return torch.cuda.is_bf16_supported(including_emulation=False)
     return any(there for name, there in torch.cpu.get_capabilities().items() if str(name).endswith("bf16"))
 
 

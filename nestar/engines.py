@@ -8,10 +8,13 @@ recorded passes serves one run at a time.
 
 from __future__ import annotations
 
+import gc
 import logging
 import threading
 from collections import defaultdict
 from collections.abc import Iterator
+from functools import lru_cache
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,17 +26,31 @@ from nestar.nesting import Scale
 log = logging.getLogger(__name__)
 
 
+@lru_cache
+def _recording() -> tuple[torch.cuda.Stream, Any]:
+    """The stream that graphs are recorded on, and the memory that all of them share: what one leaves there is
+    dead when the next begins, as they are replayed one after another on one stream."""
+    return torch.cuda.Stream(), torch.cuda.graph_pool_handle()
+
+
 def cuda_graph(work: Work) -> Work:
     """`work`, which has to run on a GPU without waiting for it, as one CUDA graph."""
-    beside, current = torch.cuda.Stream(), torch.cuda.current_stream()
-    beside.wait_stream(current)
-    with torch.cuda.stream(beside):  # what libraries choose and allocate at first must not be recorded
+    (stream, pool), current = _recording(), torch.cuda.current_stream()
+    stream.wait_stream(current)
+    with torch.cuda.stream(stream):  # what libraries choose and allocate at first must not be recorded
         for _ in range(3):
             work()
-    current.wait_stream(beside)
+    current.wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        work()
+    # cuBLAS keeps its workspaces. One that a graph uses has to lie in the graphs' own memory, and nothing
+    # else may find it there: as in torch/_inductor/cudagraph_trees.py.
+    torch._C._cuda_clearCublasWorkspaces()
+    try:
+        # A recording that fails would leave this thread on its stream.
+        with torch.cuda.stream(current), torch.cuda.graph(graph, pool=pool, stream=stream):
+            work()
+    finally:
+        torch._C._cuda_clearCublasWorkspaces()
     return graph.replay
 
 
@@ -44,7 +61,7 @@ class Engines:
         self.model = model
         self._weights: dict[int, EngineWeights] = {}
         self._recorded: dict[tuple[int, int, int], list[Engine]] = defaultdict(list)
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a run that nobody wants any more may be collected inside
 
     def lend(self, number: int, class_ids_R: Tensor, t_RT: Tensor, copies: int) -> Engine:
         """An engine of scaled module `number` at the beginning of a run: a recorded one for so many rows if
@@ -54,7 +71,11 @@ class Engines:
             engine = free.pop() if free else None
         if engine is None:
             return self._fresh(number, class_ids_R, t_RT, copies)
-        engine.begin(class_ids_R, t_RT)
+        try:
+            engine.begin(class_ids_R, t_RT)
+        except BaseException:
+            self.take_back(number, engine)
+            raise
         return engine
 
     def take_back(self, number: int, engine: Engine) -> None:
@@ -64,20 +85,26 @@ class Engines:
                 self._recorded[number, engine.rows, engine.copies].append(engine)
 
     @torch.inference_mode()
-    def record(self, samples: int, *, guided: bool, recorder: Recorder = cuda_graph) -> None:
-        """Record every pass of a run of so many samples. Where that fails, such runs go on as before."""
+    def record(self, samples: int, *, guided: bool, recorder: Recorder = cuda_graph) -> bool:
+        """Record every pass of a run of so many samples; once more, and two such runs at a time have them.
+        Whether that succeeded: otherwise such runs go on as before."""
         copies = 2 if guided else 1
         class_ids_R = torch.zeros(copies * samples, dtype=torch.long, device=self.model.device)
         t_1T = torch.tensor([[0.5, 1.0]], device=self.model.device)
+        gc.collect()  # what is collected while a graph is recorded could spoil it
+        ready: dict[int, Engine] = {}
         try:
             for scale in self.model.config.nesting.scales:
-                engine = self._fresh(scale.number, class_ids_R, t_1T, copies)
+                engine = ready[scale.number] = self._fresh(scale.number, class_ids_R, t_1T, copies)
                 engine.store_L3RNHE.normal_()
                 for start, size, alone in passes_of(scale):
                     engine.record(start, size, alone, recorder)
-                self.take_back(scale.number, engine)
         except RuntimeError as error:  # one of them is that no memory is left
             log.warning("Passes of %s are not recorded: %s", self.model.config.nesting.name, error)
+            return False
+        for number, engine in ready.items():
+            self.take_back(number, engine)
+        return True
 
     def _fresh(self, number: int, class_ids_R: Tensor, t_RT: Tensor, copies: int) -> Engine:
         module = self.model.scaled_modules[number - 1]

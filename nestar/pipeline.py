@@ -27,7 +27,7 @@ from nestar.nesting import Nesting
 from nestar.readout import Readout
 from nestar.sampler import PatchDone, SolverSettings, sample
 from nestar.settings import SampleSettings, SettingsError, check_number, check_settings, find_nesting
-from nestar.tokenizer import Tokenizer
+from nestar.tokenizer import Tokenizer, fill_weights
 
 log = logging.getLogger(__name__)
 
@@ -43,7 +43,8 @@ class Frame:
         known: tokens that stand, of n.
         evaluations: patches made one after another; function_evaluations: network passes.
         seconds: the pipeline's own work since the call, decoding included, the consumer's time left out;
-            decoding: the seconds of them that went into previews and the finished picture.
+            decoding: the seconds of them that went into previews and the finished picture, or into waiting
+            for these.
         norms: of each sample, root mean square of the patch's velocity at the beginning of each solver step,
             from noise on.
         batch: samples made at once, which may be more than there are pictures of here, see `row`.
@@ -295,12 +296,17 @@ class NestARPipeline:
         return self._engines.setdefault(model, Engines(model))
 
     def record(self, samples: Sequence[int] = (1,)) -> None:
-        """On a GPU, make the passes of guided runs of so many samples ready to be started as a whole, see
+        """On a GPU, make guided runs of so many samples ready to be started a pass at a time, see
         `Engines.record`, for all weights that are loaded. Takes some seconds a nesting."""
-        if self.device.type == "cuda":
-            for model in self.models.loaded.values():
-                for count in samples:
-                    self._engines_of(model).record(count, guided=True)
+        if self.device.type != "cuda":
+            return
+        for model in self.models.loaded.values():
+            for patch in model.config.nesting.patches:
+                fill_weights(model.config.nesting, patch.stop, model.device)
+            for count in samples:
+                if not self._engines_of(model).record(count, guided=True):
+                    torch.cuda.empty_cache()
+                    return
 
     @cached_property
     def _beside(self) -> torch.cuda.Stream:
@@ -372,7 +378,12 @@ class NestARPipeline:
         return self.plan(settings.k, settings.order, settings.nesting)
 
     def stream(
-        self, class_name: str, *, cancel: threading.Event | None = None, **values: object
+        self,
+        class_name: str,
+        *,
+        cancel: threading.Event | None = None,
+        timed: bool = False,
+        **values: object,
     ) -> Iterator[Frame]:
         """Sample, yielding a frame as each patch is made.
 
@@ -380,14 +391,16 @@ class NestARPipeline:
             values: any field of `SampleSettings` by name: k, steps, temperature, cfg, seed, count, order,
                 solver, schedule, and nesting, which names weights (`k4-lattice.separate`) in place of k and
                 order. Sample b of a batch has seed `seed + b`.
-            cancel: once set, the stream ends within one solver step on a CPU, one patch on a GPU.
+            cancel: once set, the stream ends within one solver step on a CPU, two patches on a GPU.
+            timed: queue no patch before the last has been read, so that each frame's seconds are its own
+                where streams take turns.
 
         A GPU that has no memory left hands the run to the CPU, where it goes on with the next patch.
 
         Raises:
             SettingsError: at the call, before anything is computed.
         """
-        return self._frames(self.settings(class_name=class_name, **values), cancel)
+        return self._frames(self.settings(class_name=class_name, **values), cancel, timed=timed)
 
     def siblings(
         self,
@@ -448,13 +461,14 @@ class NestARPipeline:
         cancel: threading.Event | None,
         rows: Rows | None = None,
         previews: bool = True,
+        timed: bool = False,
     ) -> Iterator[Frame]:
-        rows = rows or batches.consecutive(settings)
+        rows, ahead = rows or batches.consecutive(settings), 0 if timed else self.ahead
         name = find_nesting(self.nestings, settings.k, settings.order, settings.nesting)
         made, spent, decoding = 0, 0.0, 0.0
         try:
             model, decoders = self.models[name], self._decoders
-            for frame in self._frames_of(model, decoders, settings, rows, cancel, previews):
+            for frame in self._frames_of(model, decoders, settings, rows, cancel, previews, ahead):
                 made, spent, decoding = frame.evaluations, frame.seconds, frame.decoding
                 yield frame
             return
@@ -464,7 +478,7 @@ class NestARPipeline:
             log.warning("%s has no memory left (%s): the run goes on on the CPU.", self.device, error)
         torch.cuda.empty_cache()
         spare = self.models.spare(name)
-        for frame in self._frames_of(spare, self._spare_decoders, settings, rows, cancel, previews):
+        for frame in self._frames_of(spare, self._spare_decoders, settings, rows, cancel, previews, 0):
             if frame.evaluations > made:  # the patches before it were made again, and shown already
                 yield replace(frame, seconds=spent + frame.seconds, decoding=decoding + frame.decoding)
 
@@ -476,6 +490,7 @@ class NestARPipeline:
         rows: Rows,
         cancel: threading.Event | None,
         previews: bool,
+        ahead: int,
     ) -> Iterator[Frame]:
         nesting = model.config.nesting
         classes = rows.classes or (settings.class_name,) * len(rows.seeds)
@@ -532,7 +547,7 @@ class NestARPipeline:
             preview = partial(tokenizer.preview, event.sequence_BNC, nesting, event.known)
             left.append((event, Readout(event.norms_BS, preview if previews or final else None, beside)))
             decoding += time.perf_counter() - began
-            while len(left) > self.ahead:
+            while len(left) > ahead:
                 yield frame()
         while left:
             yield frame()

@@ -227,6 +227,7 @@ class _Run:
             )
         self.engines, self.times = engines, settings.times
         self.t_1T = torch.tensor([self.times], device=device)
+        self.guidance = self._guidance()
         self.evaluations = self.function_evaluations = 0
         self.elapsed = time.perf_counter() - self.began
 
@@ -251,22 +252,22 @@ class _Run:
 
     @contextmanager
     def engine_of(self, scale: Scale) -> Iterator[None]:
-        """Have a scaled module's engine inside the block."""
-        self._enter(scale)
+        """Have a scaled module's engine inside the block, with the tokens so far as its context."""
+        self._borrow(scale.number)
         try:
+            if scale.number > 1:
+                self.remember(scale.patches[0])
             yield
         finally:
             self.engines.take_back(scale.number, self.engine)
 
     @torch.inference_mode()
-    def _enter(self, scale: Scale) -> None:
-        """Begin a scaled module: condition all times at once; the tokens so far are its context."""
+    def _borrow(self, number: int) -> None:
+        """Condition all times of a scaled module at once."""
         began = time.perf_counter()
         copies = 2 if self.guided else 1
-        self.engine: Engine = self.engines.lend(scale.number, self.class_ids_R, self.t_1T, copies)
+        self.engine: Engine = self.engines.lend(number, self.class_ids_R, self.t_1T, copies)
         self.elapsed += time.perf_counter() - began
-        if scale.number > 1:
-            self.remember(scale.patches[0])
 
     @torch.inference_mode()
     def remember(self, patch: Patch) -> None:
@@ -278,7 +279,7 @@ class _Run:
 
     def solve(self, patch: Patch) -> Iterator[SolverStep]:
         """Solve dy/dt = v from noise to data for one patch, in place; the state stays in float32."""
-        cfg = self._guidance(patch)
+        cfg = self.guidance[self.nesting.patches.index(patch)]
         steps = self.settings.steps
         self.norms_BS = torch.empty(len(self.sequence_BNC), steps, device=self.model.device)
         for step in range(steps):
@@ -292,13 +293,16 @@ class _Run:
                 yield SolverStep(patch.module, patch.index, step + 1, (step + 1) / steps, norm, self.elapsed)
         self.evaluations += 1
 
-    def _guidance(self, patch: Patch) -> float | Tensor:
-        """Of this patch: a number, or (B, 1, 1) where rows differ."""
-        before, whole = self.nesting.patches.index(patch), self.nesting.evaluations
-        scales = [guidance_scale(cfg, self.settings.schedule, before, whole) for cfg in self.cfgs]
-        if len(set(scales)) == 1:
-            return scales[0]
-        return torch.tensor(scales, device=self.model.device)[:, None, None]
+    def _guidance(self) -> list[float | Tensor]:
+        """Of each patch: a number, or (B, 1, 1) where rows differ. All at once, as a GPU has to be waited for
+        with the copy."""
+        schedule, whole = self.settings.schedule, self.nesting.evaluations
+        rows_EB = [
+            [guidance_scale(cfg, schedule, before, whole) for cfg in self.cfgs] for before in range(whole)
+        ]
+        if len(set(self.cfgs)) == 1:
+            return [scales[0] for scales in rows_EB]
+        return list(torch.tensor(rows_EB, device=self.model.device)[:, :, None, None])
 
     @torch.inference_mode()
     def _step(self, patch: Patch, step: int, cfg: float | Tensor) -> None:

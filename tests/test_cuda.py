@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +13,16 @@ import pytest
 import torch
 from torch import Tensor
 
+from nestar import engine, pipeline
 from nestar.data import tiny_worlds
 from nestar.data.pools import ImagePool, latent_pool
-from nestar.engines import Engines
+from nestar.engine import Work
+from nestar.engines import Engines, cuda_graph
 from nestar.images import from_pil
 from nestar.model import NestAR
 from nestar.nesting import Nesting
 from nestar.pipeline import NestARPipeline
+from nestar.readout import Readout
 from nestar.sampler import PatchDone, SolverSettings, sample
 from nestar.training import presets
 from nestar.training.features import FeaturesTask
@@ -153,8 +157,15 @@ def tokens(model: NestAR, settings: SolverSettings = SAMPLED, **given: Any) -> T
     return last.sequence_BNC.cpu()
 
 
+@pytest.fixture
+def float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Products and pictures in float32 on the GPU, too, so that they can be held to the CPU's."""
+    for module in (engine, pipeline):
+        monkeypatch.setattr(module, "has_bf16", lambda device: False)
+
+
 @pytest.mark.parametrize("nesting", [K4, K2, Nesting.one_shot(4, 4)], ids=lambda nesting: nesting.name)
-def test_samples_are_those_of_the_cpu(nesting: Nesting) -> None:
+def test_samples_are_those_of_the_cpu(nesting: Nesting, float32: None) -> None:
     model = small_model(nesting)
     here = tokens(model)
     torch.testing.assert_close(tokens(model.to(CUDA)), here, atol=1e-3, rtol=1e-3)
@@ -166,37 +177,52 @@ def test_samples_are_those_of_the_cpu(nesting: Nesting) -> None:
     ids=lambda nesting: nesting.name,
 )
 @pytest.mark.parametrize("guided", [True, False])
-def test_recorded_passes_are_the_passes(
-    nesting: Nesting, guided: bool, caplog: pytest.LogCaptureFixture
-) -> None:
-    """As graphs, whatever class, seed and steps they are started with."""
-    model = small_model(nesting).to(CUDA)
+def test_recorded_passes_are_the_passes(nesting: Nesting, guided: bool) -> None:
+    """As graphs, whatever class, seed and steps they are started with, and after others have been recorded
+    and dropped."""
+    model, replays = small_model(nesting).to(CUDA), []
+
+    def recorder(work: Work) -> Work:
+        replay = cuda_graph(work)
+        return lambda: (replays.append(1), replay())[1]
+
     engines = Engines(model)
-    engines.record(len(CLASSES), guided=guided)
-    assert not caplog.records, "recording failed"
+    assert engines.record(len(CLASSES), guided=guided, recorder=recorder)
+    assert Engines(model).record(2, guided=guided)
+    torch.cuda.empty_cache()
     for steps in (5, 2):
         settings = SolverSettings(steps=steps, cfg=2.0 if guided else 1.0)
+        replays.clear()
         recorded, plain = tokens(model, settings, engines=engines), tokens(model, settings)
         torch.testing.assert_close(recorded, plain, atol=1e-4, rtol=1e-4)
+        assert len(replays) == nesting.function_evaluations(steps, settings.calls_per_step)
 
 
 def test_no_patch_waits_for_the_device() -> None:
     """Neither its steps nor the pictures of the patch before, which are made beside them."""
-    model = small_model(K4).to(CUDA)
+    model, tokenizer, beside = small_model(K4).to(CUDA), small_tokenizer().to(CUDA), torch.cuda.Stream()
     engines = Engines(model)
-    engines.record(len(CLASSES), guided=True)
-    tokens(model, engines=engines)  # makes what is made on first use
-    events = sample(model, torch.arange(len(CLASSES)), [3, 1, 4], SAMPLED, engines=engines)
-    next(events)
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        while next(events).module == 1:
-            pass
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
+    assert engines.record(len(CLASSES), guided=True)
+
+    def run(mode: str) -> list[Readout]:
+        read = []
+        events = sample(model, torch.arange(len(CLASSES)), [3, 1, 4], SAMPLED, engines=engines)
+        try:
+            for event in events:
+                torch.cuda.set_sync_debug_mode(mode)
+                if isinstance(event, PatchDone):
+                    decode = partial(tokenizer.preview, event.sequence_BNC, K4, event.known)
+                    read.append(Readout(event.norms_BS, decode, beside))
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+        return read
+
+    run("default")  # makes what is made on first use
+    *_, last = run("error")
+    assert len(last.images()) == len(last.norms()) == len(CLASSES)
 
 
-def test_frames_are_those_of_the_cpu_and_each_leaves_once(tmp_path: Path) -> None:
+def test_frames_are_those_of_the_cpu_and_each_leaves_once(tmp_path: Path, float32: None) -> None:
     there, here = (
         NestARPipeline.from_pretrained(save_checkpoint(tmp_path / device), device=device)
         for device in ("cuda", "cpu")

@@ -6,6 +6,7 @@ at each call as a CUDA graph does. `test_cuda.py` holds the graphs themselves to
 
 from __future__ import annotations
 
+import itertools
 import logging
 import threading
 from collections.abc import Callable
@@ -15,7 +16,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from nestar.engine import EngineWeights, Work
+from nestar.engine import Engine, EngineWeights, Work
 from nestar.engines import Engines
 from nestar.model import NestAR
 from nestar.nesting import Nesting
@@ -61,7 +62,7 @@ def tokens(
 
 def recorded(model: NestAR, samples: int = 3, guided: bool = True) -> tuple[Engines, Counting]:
     engines, counting = Engines(model), Counting()
-    engines.record(samples, guided=guided, recorder=counting)
+    assert engines.record(samples, guided=guided, recorder=counting)
     counting.calls = 0
     return engines, counting
 
@@ -105,8 +106,19 @@ def test_runs_that_take_turns_do_not_share_an_engine() -> None:
     assert 0 < counting.calls <= whole, "at most one of two runs at a time has the recorded engine"
 
 
-@pytest.mark.parametrize("leave", ["cancel", "close"])
-def test_a_run_that_ends_early_gives_its_engine_back(leave: str) -> None:
+def test_two_runs_at_a_time_have_what_was_recorded_twice() -> None:
+    model = small_model(K4)
+    engines, counting = recorded(model)
+    assert engines.record(3, guided=True, recorder=counting)
+    counting.calls = 0
+    runs = [sample(model, IDS, seeds, SETTINGS, engines=engines) for seeds in ((3, 1, 4), (1, 5, 9))]
+    for _ in itertools.zip_longest(*runs):
+        pass
+    assert counting.calls == 2 * K4.function_evaluations(SETTINGS.steps, SETTINGS.calls_per_step)
+
+
+@pytest.mark.parametrize("leave", ["cancel", "close", "begin", "remember"])
+def test_a_run_that_ends_early_gives_its_engine_back(leave: str, monkeypatch: pytest.MonkeyPatch) -> None:
     model, cancel = small_model(K4), threading.Event()
     engines, counting = recorded(model)
     run = sample(model, IDS, (3, 1, 4), SETTINGS, engines=engines, cancel=cancel)
@@ -114,8 +126,12 @@ def test_a_run_that_ends_early_gives_its_engine_back(leave: str) -> None:
     if leave == "cancel":
         cancel.set()
         assert list(run) == []
-    else:
+    elif leave == "close":
         run.close()
+    else:  # module 1 has been left by then, or is
+        with monkeypatch.context() as patched, pytest.raises(torch.OutOfMemoryError):
+            patched.setattr(Engine, leave, lambda *_: fails(cancel.set))
+            list(run)
     counting.calls = 0
     assert torch.equal(tokens(model, engines=engines), tokens(model))
     assert counting.calls == K4.function_evaluations(SETTINGS.steps, SETTINGS.calls_per_step)
@@ -138,7 +154,7 @@ def test_what_cannot_be_recorded_is_told_and_runs_as_before(
     model = small_model(K4)
     engines = Engines(model)
     with caplog.at_level(logging.WARNING):
-        engines.record(3, guided=True, recorder=recorder)
+        assert not engines.record(3, guided=True, recorder=recorder)
     assert said in caplog.text and K4.name in caplog.text
     assert torch.equal(tokens(model, engines=engines), tokens(model))
 

@@ -329,6 +329,15 @@ def test_frames_that_are_read_a_patch_later_are_the_same(
     assert [frame.seconds for frame in made] == sorted(frame.seconds for frame in made)
 
 
+@pytest.mark.parametrize("ahead", [0, 1])
+def test_a_timed_stream_queues_nothing_before_a_frame_has_left(
+    pipe: NestARPipeline, ahead: int, calls: list[tuple[str, int, int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pipe, "ahead", ahead)
+    for frame in pipe.stream("fish", steps=2, timed=True):
+        assert len([what for what, *_ in calls if what == "velocity"]) == 4 * frame.evaluations
+
+
 def test_frames_that_are_read_later_still_come_after_a_cancel(
     pipe: NestARPipeline, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -249,7 +249,7 @@ class Starter:
     """Puts races together; each lane's weights have run once before they run against the clock."""
 
     def __init__(self, pipeline: NestARPipeline):
-        self.pipeline, self.stream = pipeline, streamer(pipeline)
+        self.pipeline, self.stream = pipeline, streamer(pipeline, timed=True)
         self.entrants = entrants(pipeline)
         # On ZeroGPU every stream asks for the GPU for itself: lanes in turns would wait for each other.
         self.together = not on_zero_gpu()

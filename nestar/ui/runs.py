@@ -166,11 +166,11 @@ def place_in_queue(page: gr.Blocks, session: str | None) -> tuple[int, int] | No
     return (sessions.index(session) + 1, len(sessions)) if session in sessions else None
 
 
-def streamer(pipeline: "NestARPipeline") -> Stream:
-    """The pipeline's stream as this host runs it."""
+def streamer(pipeline: "NestARPipeline", timed: bool = False) -> Stream:
+    """The pipeline's stream as this host runs it; `timed` as there."""
 
     def stream(settings: SampleSettings, cancel: threading.Event | None = None) -> Iterator["Frame"]:
-        yield from pipeline.stream(**vars(settings), cancel=cancel)
+        yield from pipeline.stream(**vars(settings), cancel=cancel, timed=timed)
 
     return hosted(stream)
 
