@@ -20,8 +20,9 @@ from tqdm import tqdm
 
 from nestar.batches import Rows
 from nestar.evaluation.diversity import DIGITS, RESULTS, Explained, FeatureSpace, measure, results_file
+from nestar.frames import Frame
 from nestar.model import WeightsError, fingerprint_of
-from nestar.pipeline import Frame, NestARPipeline
+from nestar.pipeline import NestARPipeline
 from nestar.settings import SampleSettings, SettingsError
 
 

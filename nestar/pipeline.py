@@ -6,12 +6,11 @@ import copy
 import logging
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from PIL import Image
@@ -19,62 +18,16 @@ from PIL import Image
 from nestar import batches, keepsakes
 from nestar.batches import Rows
 from nestar.checkpoints import check_beside, check_fit, free_name, open_checkpoints, resolve_device, shown
-from nestar.engine import has_bf16
 from nestar.engines import Engines
+from nestar.frames import Decoders, Frame, Reel
 from nestar.hub import Progress
 from nestar.model import NestAR, Outline, fingerprint_of
 from nestar.nesting import Nesting
-from nestar.readout import Readout
 from nestar.sampler import PatchDone, SolverSettings, sample
 from nestar.settings import SampleSettings, SettingsError, check_number, check_settings, find_nesting
 from nestar.tokenizer import Tokenizer, fill_weights
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Frame:
-    """What stands after a patch, as pictures.
-
-    Attributes:
-        images: one preview a sample; `image` is the first. Until `final` they are guesses from a part of
-            the tokens, or none at all where no previews were asked for.
-        module, patch: which patch has just been made, both from 1; tokens: the grid places it filled.
-        known: tokens that stand, of n.
-        evaluations: patches made one after another; function_evaluations: network passes.
-        seconds: the pipeline's own work since the call, decoding included, the consumer's time left out;
-            decoding: the seconds of them that went into previews and the finished picture, or into waiting
-            for these.
-        norms: of each sample, root mean square of the patch's velocity at the beginning of each solver step,
-            from noise on.
-        batch: samples made at once, which may be more than there are pictures of here, see `row`.
-        device: what made it: the pipeline's, or "cpu" once a GPU had no memory left.
-    """
-
-    images: tuple[Image.Image, ...]
-    module: int
-    modules: int
-    patch: int
-    tokens: tuple[int, ...]
-    known: int
-    n: int
-    evaluations: int
-    function_evaluations: int
-    seconds: float
-    decoding: float
-    module_done: bool
-    final: bool
-    norms: tuple[tuple[float, ...], ...]
-    batch: int
-    device: str
-
-    @property
-    def image(self) -> Image.Image:
-        return self.images[0]
-
-    def row(self, number: int) -> Frame:
-        """The same of one sample alone, counted from 0."""
-        return replace(self, images=self.images[number : number + 1], norms=self.norms[number : number + 1])
 
 
 @dataclass(frozen=True)
@@ -237,22 +190,6 @@ class Models(Mapping[str, NestAR]):
     def outline(self, name: str) -> Outline:
         """Shape and record of a model, which need not be loaded for it."""
         return self.loaded[name].outline if name in self.loaded else self._outlines[name]
-
-
-class Decoders(NamedTuple):
-    """What turns tokens into pictures."""
-
-    unfinished: Tokenizer
-    finished: Tokenizer
-
-    @classmethod
-    def of(cls, tokenizer: Tokenizer) -> Decoders:
-        """Unfinished grids in bf16 where the device has it: it takes a third less time, and a guess from a
-        part of the tokens is not worse for it."""
-        weight = next(tokenizer.parameters())
-        if weight.dtype != torch.float32 or not has_bf16(weight.device):
-            return cls(tokenizer, tokenizer)
-        return cls(copy.deepcopy(tokenizer).to(torch.bfloat16), tokenizer)
 
 
 class NestARPipeline:
@@ -492,7 +429,6 @@ class NestARPipeline:
         previews: bool,
         ahead: int,
     ) -> Iterator[Frame]:
-        nesting = model.config.nesting
         classes = rows.classes or (settings.class_name,) * len(rows.seeds)
         events = sample(
             model,
@@ -506,51 +442,14 @@ class NestARPipeline:
             cancel=cancel,
         )
         beside = self._beside if model.device.type == "cuda" else None
-        left: deque[tuple[PatchDone, Readout]] = deque()
-        elapsed = reading = decoding = 0.0
-
-        def frame() -> Frame:
-            """Of the oldest patch that has not been shown."""
-            nonlocal reading, decoding
-            event, readout = left.popleft()
-            began = time.perf_counter()
-            norms = readout.norms()  # waits for a GPU's queued steps: sampling, not decoding
-            stands = time.perf_counter()
-            images = readout.images()
-            reading += stands - began
-            decoding += time.perf_counter() - stands
-            return Frame(
-                images=images,
-                module=event.module,
-                modules=nesting.modules,
-                patch=event.patch,
-                tokens=event.tokens,
-                known=event.known,
-                n=nesting.n,
-                evaluations=event.evaluations,
-                function_evaluations=event.function_evaluations,
-                seconds=elapsed + reading + decoding,
-                decoding=decoding,
-                module_done=event.known == nesting.scales[event.module - 1].tokens,
-                final=event.known == nesting.n,
-                norms=norms,
-                batch=len(rows.seeds),
-                device=model.device.type,
-            )
-
+        reel = Reel(model.config.nesting, decoders, model.device.type, previews=previews, beside=beside)
         for event in events:
-            if not isinstance(event, PatchDone):
-                continue
-            elapsed, final = event.elapsed, event.known == nesting.n
-            began = time.perf_counter()
-            tokenizer = decoders.finished if final else decoders.unfinished
-            preview = partial(tokenizer.preview, event.sequence_BNC, nesting, event.known)
-            left.append((event, Readout(event.norms_BS, preview if previews or final else None, beside)))
-            decoding += time.perf_counter() - began
-            while len(left) > ahead:
-                yield frame()
-        while left:
-            yield frame()
+            if isinstance(event, PatchDone):
+                reel.add(event)
+                while len(reel) > ahead:
+                    yield reel.next()
+        while len(reel):
+            yield reel.next()
 
     def about(self, settings: SampleSettings) -> dict[str, Any]:
         """What a picture made here with these settings remembers; loads the nesting's weights."""

@@ -27,8 +27,9 @@ from gradio.utils import get_cache_folder, get_upload_folder
 import app
 import nestar
 from nestar.checkpoints import open_checkpoint, shown
+from nestar.frames import Frame
 from nestar.model import WeightsError
-from nestar.pipeline import Frame, Models, NestARPipeline
+from nestar.pipeline import Models, NestARPipeline
 from nestar.ui import front
 from nestar.ui.assets import SESSIONS, launch_options
 from nestar.ui.doors import MAX_BODY

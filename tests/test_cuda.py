@@ -13,16 +13,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from nestar import engine, pipeline
+from nestar import engine, frames
 from nestar.data import tiny_worlds
 from nestar.data.pools import ImagePool, latent_pool
 from nestar.engine import Work
 from nestar.engines import Engines, cuda_graph
+from nestar.frames import Readout
 from nestar.images import from_pil
 from nestar.model import NestAR
 from nestar.nesting import Nesting
 from nestar.pipeline import NestARPipeline
-from nestar.readout import Readout
 from nestar.sampler import PatchDone, SolverSettings, sample
 from nestar.training import presets
 from nestar.training.features import FeaturesTask
@@ -160,7 +160,7 @@ def tokens(model: NestAR, settings: SolverSettings = SAMPLED, **given: Any) -> T
 @pytest.fixture
 def float32(monkeypatch: pytest.MonkeyPatch) -> None:
     """Products and pictures in float32 on the GPU, too, so that they can be held to the CPU's."""
-    for module in (engine, pipeline):
+    for module in (engine, frames):
         monkeypatch.setattr(module, "has_bf16", lambda device: False)
 
 

@@ -16,8 +16,9 @@ from playwright.sync_api import Page, expect
 
 import app
 from nestar.engine import Engine
+from nestar.frames import Frame
 from nestar.nesting import Nesting
-from nestar.pipeline import Frame, NestARPipeline
+from nestar.pipeline import NestARPipeline
 from nestar.settings import SOLVER_CALLS, SampleSettings, SettingsError
 from nestar.ui import lanes
 from nestar.ui import race as race_module

@@ -16,10 +16,11 @@ import torch
 from nestar import pipeline as pipeline_module
 from nestar.batches import consecutive
 from nestar.engine import Engine
+from nestar.frames import Frame
 from nestar.images import to_pil
 from nestar.model import NestAR, WeightsError
 from nestar.nesting import Nesting
-from nestar.pipeline import Frame, Models, NestARPipeline
+from nestar.pipeline import Models, NestARPipeline
 from nestar.settings import MAX_SEED, SOLVER_CALLS, SampleSettings, SettingsError
 from tests.small import CLASSES, K2, K4, SIZE, save_checkpoint, save_tokenizer, small_model, small_tokenizer
 

@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 import torch
 
-from nestar.pipeline import Frame, NestARPipeline
+from nestar.frames import Frame
+from nestar.pipeline import NestARPipeline
 from nestar.settings import SampleSettings
 from nestar.ui import together as together_module
 from nestar.ui.runs import waiting_calls
@@ -34,9 +35,9 @@ def batches(pipe: NestARPipeline, monkeypatch: pytest.MonkeyPatch) -> list[int]:
     made: list[int] = []
     inner = pipe._frames
 
-    def watched(settings: SampleSettings, cancel: Any, rows: Any = None, previews: bool = True) -> Any:
+    def watched(settings: SampleSettings, cancel: Any, rows: Any = None, *given: Any, **named: Any) -> Any:
         made.append(len(rows.seeds) if rows else 1)
-        return inner(settings, cancel, rows, previews)
+        return inner(settings, cancel, rows, *given, **named)
 
     monkeypatch.setattr(pipe, "_frames", watched)
     return made

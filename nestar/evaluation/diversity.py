@@ -30,7 +30,7 @@ from nestar.nesting import Nesting
 from nestar.settings import SampleSettings, SettingsError
 
 if TYPE_CHECKING:
-    from nestar.pipeline import Frame
+    from nestar.frames import Frame
 
 RowStream = Callable[[SampleSettings, batches.Rows, threading.Event | None], Iterator["Frame"]]
 

@@ -33,7 +33,7 @@ from nestar.ui.generate import refused, run_id
 from nestar.ui.runs import hosted
 
 if TYPE_CHECKING:
-    from nestar.pipeline import Frame
+    from nestar.frames import Frame
 
 log = logging.getLogger(__name__)
 

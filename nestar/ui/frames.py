@@ -16,7 +16,7 @@ from nestar.nesting import Nesting
 from nestar.settings import SOLVER_CALLS, SampleSettings
 
 if TYPE_CHECKING:
-    from nestar.pipeline import Frame
+    from nestar.frames import Frame
 
 # Half-made pictures are soft, so that JPEG at this quality shows no blocks; about 4 KB at 128 x 128.
 PREVIEW_QUALITY = 88

@@ -22,8 +22,9 @@ from nestar.evaluation import metrics
 from nestar.evaluation.experiments.alignment import TIMES, aligned_rows, held_out_tokens
 from nestar.evaluation.experiments.command import RESULTS
 from nestar.evaluation.experiments.findings import pick
+from nestar.frames import Frame
 from nestar.images import from_bytes
-from nestar.pipeline import Frame, NestARPipeline
+from nestar.pipeline import NestARPipeline
 from nestar.settings import SampleSettings, SettingsError, check_choice
 from nestar.ui.frames import picture
 from nestar.ui.generate import run_id

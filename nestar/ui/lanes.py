@@ -11,8 +11,9 @@ from typing import Any
 import gradio as gr
 
 from nestar.checkpoints import alike
+from nestar.frames import Frame
 from nestar.nesting import Nesting
-from nestar.pipeline import Frame, NestARPipeline
+from nestar.pipeline import NestARPipeline
 from nestar.settings import SOLVER_CALLS, SampleSettings
 from nestar.ui.frames import picture
 from nestar.ui.generate import run_id, shown_order

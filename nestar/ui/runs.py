@@ -17,7 +17,8 @@ import gradio as gr
 from nestar.settings import SampleSettings
 
 if TYPE_CHECKING:
-    from nestar.pipeline import Frame, NestARPipeline
+    from nestar.frames import Frame
+    from nestar.pipeline import NestARPipeline
 
 log = logging.getLogger(__name__)
 

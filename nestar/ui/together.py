@@ -11,7 +11,8 @@ from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 
 from nestar.batches import Rows
-from nestar.pipeline import Frame, NestARPipeline
+from nestar.frames import Frame
+from nestar.pipeline import NestARPipeline
 from nestar.settings import SampleSettings
 
 MOST = 8
