@@ -25,9 +25,11 @@ SECTIONS = {name: f"<!-- {name}: {BY}" for name in ("results", "family", "speed"
 """Where the README's written parts begin; each ends with `<!-- end of NAME -->`."""
 
 TARGETS: dict[str, tuple[float, ...]] = {
-    "class_accuracy": (0.90, 0.98),
+    "class_accuracy_of_few": (0.90,),
+    "recall_of_reference_of_few": (0.8,),
+    "class_accuracy": (0.98,),
     "precision_of_reference": (0.9,),
-    "recall_of_reference": (0.8, 0.9),
+    "recall_of_reference": (0.9,),
     "seams": (1.15,),
     "tokenizer_psnr": (28, 30),
     "rising": (0.95,),
@@ -93,48 +95,54 @@ def goal(key: str, value: float, form: str = "g", unit: str = "") -> str:
 
 
 def quality_rows() -> Iterator[Row]:
-    """Quality of the embedded k = 4 nesting beside the references' own values."""
-    report = read(RESULTS / "evaluate_k4-lattice.json")
-    if not report:
-        return
-    s, reference, rebuilt = report["settings"], report["reference"], report["reconstruction"]
-    given = {name: value for name, value in s.items() if value != getattr(SampleSettings, name)}
-    flags = "".join(f" --{name} {value}" for name, value in given.items())
-    command = f"`python -m nestar evaluate --k 4 --samples {report['samples']}{flags}`"
-
-    def beside(key: str, form: str) -> str:
-        return f"{reference[key]:{form}} / {rebuilt[key]:{form}}"
-
-    of_references = " of the references'"
-    yield (
-        "asked class recognised",
-        f"{report['class_accuracy']:.1%}",
-        beside("class_accuracy", ".1%"),
-        goal("class_accuracy", report["class_accuracy"], ".0%"),
-        command,
-    )
-    for name in ("precision", "recall"):
-        share = f"{name}_of_reference"
-        yield (
-            name,
-            f"{report[name]:.3f}",
-            beside(name, ".3f"),
-            goal(share, report[share], unit=of_references),
-            command,
-        )
-    yield "FID, own features", f"{report['fid']:.2f}", beside("fid", ".2f"), "", command
-    seams = report["seams"]
-    yield (
-        "seams across token borders (1 = none)",
-        f"{seams:.3f}",
-        beside("seams", ".3f"),
-        goal("seams", seams),
-        command,
-    )
-    psnr = report["tokenizer_psnr"]
-    yield "tokenizer PSNR, held out", f"{psnr:.1f} dB", "", goal("tokenizer_psnr", psnr, unit=" dB"), command
+    """Quality of the embedded k = 4 nesting beside the references' own values; what the aims of 500 samples
+    were set for, on as many, too."""
+    few, report = (read(RESULTS / f"{kind}_k4-lattice.json") for kind in ("few", "evaluate"))
+    if few:
+        yield from share_rows(few, ("class_accuracy", "precision", "recall"), of_few=True)
+    if report:
+        yield from share_rows(report, ("class_accuracy", "precision", "recall"))
+        command = evaluation_of(report)
+        yield "FID, own features", f"{report['fid']:.2f}", beside(report, "fid", ".2f"), "", command
+        seams = report["seams"]
+        name = "seams across token borders (1 = none)"
+        yield name, f"{seams:.3f}", beside(report, "seams", ".3f"), goal("seams", seams), command
+        psnr = report["tokenizer_psnr"]
+        reach = goal("tokenizer_psnr", psnr, unit=" dB")
+        yield "tokenizer PSNR, held out", f"{psnr:.1f} dB", "", reach, command
     for k in (4, 2):
         yield from preview_rows(k)
+
+
+def share_rows(report: dict[str, Any], names: Sequence[str], *, of_few: bool = False) -> Iterator[Row]:
+    """Figures that are shares, and their aims where there are any."""
+    for name in names:
+        is_accuracy = name == "class_accuracy"
+        key, form = (name, ".1%") if is_accuracy else (f"{name}_of_reference", ".3f")
+        aim = f"{key}_of_few" if of_few else key
+        stated = {"form": ".0%"} if is_accuracy else {"unit": " of the references'"}
+        label = "asked class recognised" if is_accuracy else name
+        yield (
+            f"{label}, of {report['samples']:,} samples",
+            f"{report[name]:{form}}",
+            beside(report, name, form),
+            goal(aim, report[key], **stated) if aim in TARGETS else "",
+            evaluation_of(report),
+        )
+
+
+def beside(report: dict[str, Any], key: str, form: str) -> str:
+    """What the two sets of references reach in a figure."""
+    return f"{report['reference'][key]:{form}} / {report['reconstruction'][key]:{form}}"
+
+
+def evaluation_of(report: dict[str, Any]) -> str:
+    """The command that wrote a report of k = 4."""
+    settings = report["settings"].items()
+    given = "".join(
+        f" --{name} {value}" for name, value in settings if value != getattr(SampleSettings, name)
+    )
+    return f"`python -m nestar evaluate --k 4 --samples {report['samples']}{given}`"
 
 
 def fid_rows() -> Iterator[Row]:

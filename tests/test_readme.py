@@ -111,13 +111,29 @@ def test_members_measured_otherwise_are_not_put_beside_each_other(two_nestings):
         list(readme.family_parts())
 
 
-MEASURED = sorted(readme.RESULTS.glob("evaluate_*.json"))
+@pytest.mark.parametrize(("recall", "reached"), [(0.75, "not reached"), (0.8, "reached"), (0.95, "reached")])
+def test_aims_of_few_samples_are_held_to_few(two_nestings, recall: float, reached: str):
+    both = {"class_accuracy": 0.95, "precision": 0.9, "recall": 0.7, "settings": {}}
+    figures = {key: both[key] for key in ("class_accuracy", "precision", "recall")}
+    few = both | {"samples": 500, "recall_of_reference": recall, "precision_of_reference": 0.5}
+    write(
+        two_nestings / f"results/few_{K4.name}.json", few | {"reference": figures, "reconstruction": figures}
+    )
+    (two_nestings / f"results/evaluate_{K4.name}.json").unlink()
+    named = {row[0]: row for row in readme.quality_rows()}
+    assert f"≥ 0.8 of the references': {reached}" in named["recall, of 500 samples"][3].replace("*", "")
+    assert "reached" not in named["precision, of 500 samples"][3]
+    assert named["asked class recognised, of 500 samples"][3] == "≥ 90%: reached"
+    assert all("--samples 500" in row[4] for row in named.values())
+
+
+MEASURED = sorted(file for kind in ("evaluate", "few") for file in readme.RESULTS.glob(f"{kind}_*.json"))
 
 
 @pytest.mark.parametrize("file", MEASURED, ids=[file.stem for file in MEASURED])
 def test_the_figures_are_those_of_the_embedded_weights(file):
     report = json.loads(file.read_text())
-    weights = readme.ROOT / "assets" / file.stem.removeprefix("evaluate_")
+    weights = readme.ROOT / "assets" / file.stem.split("_", 1)[1]
     assert report["weights"] == "embedded"
     assert report["fingerprint"] == fingerprint_of(NestAR.from_pretrained(weights))
     own = instruments(load_tokenizer(EMBEDDED / "tokenizer"), features_named(None, torch.device("cpu")))
