@@ -22,7 +22,7 @@ import torch
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file
-from torch import nn
+from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from nestar import cli, engine, transformer
@@ -36,12 +36,12 @@ from nestar.model import NestAR, WeightsError
 from nestar.nesting import Nesting, Scale
 from nestar.pipeline import NestARPipeline
 from nestar.tokenizer import Tokenizer
-from nestar.training import loop, presets
+from nestar.training import loop, optim, presets
 from nestar.training import nesting as nesting_module
 from nestar.training.features import FeaturesConfig, FeaturesTask
 from nestar.training.loop import Budget, Cadence, progress, train
 from nestar.training.nesting import NOT_MUON, LatentPools, NestingTask
-from nestar.training.optim import MovingAverage, MuonAdamW
+from nestar.training.optim import Float32Muon, MovingAverage, MuonAdamW, OptimizerConfig
 from nestar.training.tokenizer import TokenizerTask
 from tests.small import K2, K4, save_config, save_tokenizer, small_tokenizer
 from tests.test_cli import files_up_to, refusal
@@ -574,6 +574,39 @@ def test_layouts_that_validation_asked_for_first_serve_training(cache: Path) -> 
         transformer._causal_layout((1, 1, 1, 1), CPU)
         transformer._causal_layout((4,), CPU)
     assert task.train_step(0, 1.0)["m1"] > 0
+
+
+def test_muon_in_float32_steps_as_torchs_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """But for the bf16 that torch's own iterates in; whatever shape, and with a state that is handed on."""
+    monkeypatch.setattr(Tensor, "bfloat16", Tensor.clone)
+    generator = torch.Generator()
+    ours, theirs = (
+        [nn.Parameter(torch.randn(shape, generator=generator.manual_seed(1))) for shape in shapes]
+        for shapes in (((8, 24), (24, 8), (8, 8)),) * 2
+    )
+    options = {"lr": 0.1, "weight_decay": 0.1, "adjust_lr_fn": "match_rms_adamw"}
+    float32, theirs_in_it = Float32Muon(ours, **options), torch.optim.Muon(theirs, **options)
+    for step in range(4):
+        for one, other in zip(ours, theirs, strict=True):
+            one.grad = torch.randn(one.shape, generator=generator)
+            other.grad = one.grad.clone()
+        before = ours[0].detach().clone()
+        float32.step()
+        theirs_in_it.step()
+        assert (ours[0] - before).abs().max() > 1e-3
+        for one, other in zip(ours, theirs, strict=True):
+            torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-4)
+        if step == 1:
+            theirs_in_it.load_state_dict(float32.state_dict())
+            float32.load_state_dict(theirs_in_it.state_dict())
+
+
+@pytest.mark.parametrize("bf16", [True, False])
+def test_muon_computes_in_what_the_device_has(bf16: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(optim, "has_bf16", lambda device: bf16)
+    named = [("weight", nn.Parameter(torch.randn(4, 4)))]
+    muon = MuonAdamW(named, OptimizerConfig())._optimizers["muon"]
+    assert type(muon) is (torch.optim.Muon if bf16 else Float32Muon)
 
 
 def optimizers_of(task: Any) -> list[tuple[nn.Module, MuonAdamW]]:
