@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import random
@@ -597,8 +598,8 @@ def test_muon_in_float32_steps_as_torchs_own(monkeypatch: pytest.MonkeyPatch) ->
         for one, other in zip(ours, theirs, strict=True):
             torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-4)
         if step == 1:
-            theirs_in_it.load_state_dict(float32.state_dict())
-            float32.load_state_dict(theirs_in_it.state_dict())
+            theirs_in_it.load_state_dict(copy.deepcopy(float32.state_dict()))
+            float32.load_state_dict(copy.deepcopy(theirs_in_it.state_dict()))
 
 
 @pytest.mark.parametrize("bf16", [True, False])
