@@ -366,6 +366,28 @@ def test_waiting_shows_the_place_in_the_queue(visit_tab, client, monkeypatch):
     expect(page.locator("#diversity-grid .status")).to_have_text("")
 
 
+@pytest.mark.parametrize(("button", "panel"), [("generate", "grid"), ("warm", "sweep")])
+def test_what_is_pressed_right_after_stop_is_computed(visit_tab, ended, button, panel):
+    """Gradio's cancel would take the new call along with the old one."""
+    page = visit_tab()
+    quick(page)
+    page.get_by_label("Steps per patch, as a number").last.fill(str(MANY_STEPS))
+    page.locator("#diversity-generate").click()
+    wait_for(page, "grid", "running")
+    assert ended.begun.wait(10)
+    page.evaluate(f"""() => {{
+      document.querySelector("#diversity-stop").click();
+      document.querySelector("#diversity-{button}").click();
+    }}""")
+    wait_for_entry(ended)
+    wait_for(page, panel, "running")
+    ended.clear()
+    page.locator("#diversity-stop").click()
+    wait_for(page, panel, "stopped")
+    wait_for_entry(ended)
+    assert ended == [True]
+
+
 @pytest.mark.parametrize(
     ("button", "panel"), [("generate", "grid"), ("warm", "sweep"), ("measure", "explained")]
 )

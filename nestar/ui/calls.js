@@ -55,6 +55,11 @@ function followCalls({ say, show, draw, sentence, late, paused, stopped, failed,
       if (halting === null) call?.();
       else send = call ?? send;
     },
+    // Whether a Stop is on its way; `hold` has something done when it is through.
+    halting: () => halting !== null,
+    hold: (call) => {
+      send = call;
+    },
     // `halt()` sends the Stop.
     stop(halt = () => {}) {
       if (!calls.busy()) return;

@@ -1,6 +1,7 @@
 // What every panel of the Diversity tab does alike: it waits for its turn, follows one run to its end, and says a
 // sentence where one is due (calls.js has the waiting). A panel's own script calls `followRuns` with what it draws.
 const section = find("[data-state]");
+const STARTERS = ["generate", "warm", "measure", "resample"].map((name) => `#diversity-${name}`).join();
 
 let calls; // of this panel, see `followRuns`
 
@@ -26,6 +27,20 @@ function followRuns({ button, draw, late }) {
     failed: "nestar:diversity-failed",
     ask: () => document.dispatchEvent(new Event("nestar:diversity-ask")),
   });
+  // Before Gradio's own: what is pressed while this panel's Stop is on its way is pressed again after it.
+  document.addEventListener(
+    "click",
+    (event) => {
+      const pressed = event.target.closest?.(STARTERS);
+      if (!pressed || !calls.halting()) return;
+      event.stopImmediatePropagation();
+      event.preventDefault();
+      const again = () => pressed.click();
+      if (pressed.id === button) calls.start(button, again);
+      else calls.hold(again);
+    },
+    true,
+  );
   // The buttons are Gradio's own, and send the calls themselves.
   document.addEventListener("click", (event) => {
     if (button && event.target.closest?.(`#${button}`) && !calls.busy()) calls.start(button);
