@@ -14,6 +14,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
+PATIENCE_MS = 60_000  # a busy machine's page is slow, and what is awaited here comes in the end or never
 BROWSER_ARGUMENTS = [
     "--no-sandbox",
     "--disable-gpu",
@@ -23,6 +24,14 @@ BROWSER_ARGUMENTS = [
     "--disable-component-update",
     "--disable-sync",
 ]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def patient() -> None:
+    """What is expected of a page may take its time."""
+    from playwright.sync_api import expect
+
+    expect.set_options(timeout=PATIENCE_MS)
 
 
 @pytest.fixture(scope="session")
@@ -66,7 +75,7 @@ class Visit:
 
     def wait_until_rested(self) -> None:
         """Wait for the end of the run and of its playback."""
-        self.page.locator('.stage[data-state="finished"]:not(.playing)').wait_for(timeout=20_000)
+        self.page.locator('.stage[data-state="finished"]:not(.playing)').wait_for()
 
 
 @pytest.fixture
@@ -89,6 +98,7 @@ def visitors(browser: Any, page_url: str) -> Iterator[Callable[..., Visit]]:
     def open_page(at: str = "", **context_options: Any) -> Visit:
         context = browser.new_context(**({"viewport": {"width": 1440, "height": 900}} | context_options))
         contexts.append(context)
+        context.set_default_timeout(PATIENCE_MS)
         visited = Visit(context.new_page())
         visits.append(visited)
         note = visited.complaints.append
@@ -97,7 +107,7 @@ def visitors(browser: Any, page_url: str) -> Iterator[Callable[..., Visit]]:
         page.on("pageerror", lambda error: note(f"exception: {error}"))
         page.on("request", lambda r: None if r.url.startswith((page_url, "data:", "blob:")) else note(r.url))
         page.goto(page_url + at)
-        page.locator(".film .ready").first.wait_for(timeout=20_000)
+        page.locator(".film .ready").first.wait_for()
         return visited
 
     yield open_page

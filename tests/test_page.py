@@ -169,7 +169,7 @@ def test_every_module_is_seen_before_the_next_one_begins(visit, pipeline, nestin
     visited.generate()
     picture = visited.page.locator(".picture img.over")
     for number, event in enumerate(seen[:-1], 1):
-        expect(picture).to_have_attribute("alt", re.compile(f"^Preview.*module {number},"), timeout=20_000)
+        expect(picture).to_have_attribute("alt", re.compile(f"^Preview.*module {number},"))
         event.set()
     visited.wait_until_rested()
     expect(picture).to_have_attribute("alt", re.compile("^Finished"))
@@ -180,7 +180,7 @@ def test_a_preview_is_called_a_guess_and_the_running_patch_is_marked(visit):
     page = visited.page
     set_steps(page, MANY_STEPS)
     visited.generate()
-    expect(page.locator(".hero .note")).to_contain_text("guessed from them", timeout=20_000)
+    expect(page.locator(".hero .note")).to_contain_text("guessed from them")
     expect(page.locator(".token.running").first).to_be_visible()
     page.locator("#stop").click()
     expect(page.locator(".token.running")).to_have_count(0)
@@ -203,7 +203,7 @@ def ended(pipeline, monkeypatch) -> list[bool]:
     return entries
 
 
-def wait_for_entry(entries: list[bool], seconds: float = 5.0) -> None:
+def wait_for_entry(entries: list[bool], seconds: float = 60.0) -> None:
     deadline = time.monotonic() + seconds
     while not entries and time.monotonic() < deadline:
         time.sleep(0.02)
@@ -214,9 +214,9 @@ def test_stop_keeps_what_stands_and_frees_the_worker(visit, nesting, ended):
     page = visited.page
     set_steps(page, MANY_STEPS)
     visited.generate()
-    page.locator('.stage[data-state="running"] .token.known').first.wait_for(timeout=20_000)
+    page.locator('.stage[data-state="running"] .token.known').first.wait_for()
     page.locator("#stop").click()
-    expect(page.locator(".stage")).to_have_attribute("data-state", "stopped", timeout=2000)
+    expect(page.locator(".stage")).to_have_attribute("data-state", "stopped")
     expect(page.locator(".message")).to_contain_text(f"of {nesting.evaluations} turns")
     assert page.locator(".picture img.over").is_visible()
     wait_for_entry(ended)
@@ -234,19 +234,19 @@ def test_generate_right_after_stop_makes_the_picture(visit, nesting):
     for _ in range(3):
         set_steps(page, MANY_STEPS)
         visited.generate()
-        page.locator('.stage[data-state="running"]').wait_for(timeout=20_000)
+        page.locator('.stage[data-state="running"]').wait_for()
         set_steps(page, 1)
         page.evaluate("() => { for (const id of ['stop', 'generate']) document.getElementById(id).click(); }")
-        page.locator('.stage[data-state="finished"]').wait_for(timeout=20_000)
+        page.locator('.stage[data-state="finished"]').wait_for()
         expect(page.locator(".message")).to_be_hidden()
-        expect(page.locator(".token.known")).to_have_count(nesting.n, timeout=20_000)
+        expect(page.locator(".token.known")).to_have_count(nesting.n)
 
 
 def test_closing_the_tab_stops_the_run(visit, ended):
     visited = visit()
     set_steps(visited.page, MANY_STEPS)
     visited.generate()
-    visited.page.locator(".token.running").first.wait_for(timeout=20_000)
+    visited.page.locator(".token.running").first.wait_for()
     visited.page.close()
     wait_for_entry(ended)
     assert ended == [True]
@@ -346,7 +346,7 @@ def test_a_run_that_fails_half_way_keeps_what_stands(visit, hold):
     page = visited.page
     hold.after(2, RuntimeError("on purpose"))
     visited.generate()
-    expect(page.locator(".message")).to_contain_text("The run failed inside the model", timeout=20_000)
+    expect(page.locator(".message")).to_contain_text("The run failed inside the model")
     expect_idle(page)
 
 
@@ -374,17 +374,18 @@ def test_a_lost_connection_is_said_and_ends_the_run(visit, hold):
     page = visited.page
     hold.after(2)
     visited.generate()
-    expect(page.locator('[data-name="evaluations"] b')).to_have_text("2", timeout=20_000)
+    expect(page.locator('[data-name="evaluations"] b')).to_have_text("2")
     page.context.set_offline(True)
     message = page.locator(".message")
-    expect(message).to_contain_text("The connection was lost.", timeout=20_000)
+    expect(message).to_contain_text("The connection was lost.")
     expect_idle(page)
     expect(page.locator(".token.known")).not_to_have_count(0)
     # Another attempt fails before its first frame, and not for too many visitors.
     visited.generate()
     expect(message).to_contain_text("Waiting for the sampler")
-    expect(message).to_have_text("The connection was lost.", timeout=20_000)
+    expect(message).to_have_text("The connection was lost.")
     expect_idle(page)
+    page.context.close()
     visited.complaints.clear()  # the browser's own about the network
 
 
@@ -397,16 +398,16 @@ def test_a_full_queue_is_said_and_nothing_waits(browser, pipeline, hold, monkeyp
         hold.after(0)
         crowd = Client(url, verbose=False)
         crowd.submit(api_name="/generate")
-        assert hold.begun.acquire(timeout=20)
+        assert hold.begun.acquire(timeout=60)
         crowd.submit(api_name="/generate")
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 60
         while not len(demo._queue) and time.monotonic() < deadline:
             time.sleep(0.02)
         page = context.new_page()
         page.goto(url)
-        page.locator(".film .ready").first.wait_for(timeout=20_000)
+        page.locator(".film .ready").first.wait_for()
         page.locator("#generate").click()
-        expect(page.locator(".message")).to_contain_text("Too many visitors", timeout=10_000)
+        expect(page.locator(".message")).to_contain_text("Too many visitors")
         expect_idle(page)
     finally:
         hold.released.set()
@@ -433,7 +434,7 @@ def test_the_scrubber_and_the_film_replay_every_frame(visit, nesting):
     page.locator(".film button").first.click()
     expect(page.locator(".token.known")).to_have_count(nesting.scales[0].tokens)
     page.locator(".play").click()
-    expect(page.locator(".token.known")).to_have_count(nesting.n, timeout=10_000)
+    expect(page.locator(".token.known")).to_have_count(nesting.n)
 
 
 @pytest.mark.parametrize(

@@ -326,7 +326,7 @@ def test_a_failure_is_shown_beside_the_healthy_run_with_its_figures(visit):
     own = row(page, "steps-2")
     assert own.locator("figcaption b").all_inner_texts() == [USUAL, "Steps: 1"]
     button(page, "steps-2").click()
-    expect(own.locator(".said")).to_contain_text("Measured, left to right: seams", timeout=20_000)
+    expect(own.locator(".said")).to_contain_text("Measured, left to right: seams")
     assert own.locator("figcaption b").all_inner_texts() == [USUAL, "Steps: 2"]
     alts = [image.get_attribute("alt") for image in own.locator("img").all()]
     assert alts == [f"fish, seed 12, {USUAL}", "fish, seed 12, Steps: 2"]
@@ -337,7 +337,7 @@ def test_a_failure_is_shown_beside_the_healthy_run_with_its_figures(visit):
     assert own.locator("dt").all_inner_texts() == ["Seams", "Detail"] * 2
     # Another row: this one keeps what it shows.
     button(page, "cold").click()
-    expect(row(page, "cold").locator(".said")).to_contain_text("spread of seeds", timeout=20_000)
+    expect(row(page, "cold").locator(".said")).to_contain_text("spread of seeds")
     expect(row(page, "cold").locator("img:not([hidden])")).to_have_count(8)
     assert [image.get_attribute("alt") for image in own.locator("img").all()] == alts
     page.locator(".meters summary").click()
@@ -357,7 +357,7 @@ def test_the_button_of_the_run_stops_it(visit, hold):
     page.locator(".failing [name=seed]").fill("99")
     button(page, "hot").click()
     expect(button(page, "hot")).to_have_text("Stop")
-    row(page, "hot").locator("img:not([hidden])").first.wait_for(timeout=20_000)
+    row(page, "hot").locator("img:not([hidden])").first.wait_for()
     expect(button(page, "cold")).to_have_attribute("aria-disabled", "true")
     button(page, "hot").click()
     expect(row(page, "hot").locator(".said")).to_have_text("Stopped.")
@@ -365,7 +365,7 @@ def test_the_button_of_the_run_stops_it(visit, hold):
     # Gradio cancels with Stop what is sent in the same moment: the panel waits until Stop is done.
     # The worker is free for the next one, which is held as well.
     button(page, "cold").click()
-    expect(row(page, "cold").locator("img:not([hidden])")).to_have_count(4, timeout=20_000)
+    expect(row(page, "cold").locator("img:not([hidden])")).to_have_count(4)
     assert row(page, "hot").locator("img:not([hidden])").count() == 1
 
 
@@ -377,9 +377,9 @@ def test_a_lost_connection_is_said_and_ends_the_run(browser, url, hold):
     hold.after(1)
     page.locator(".failing [name=seed]").fill("98")
     button(page, "hot").click()
-    row(page, "hot").locator("img:not([hidden])").first.wait_for(timeout=20_000)
+    row(page, "hot").locator("img:not([hidden])").first.wait_for()
     context.set_offline(True)
-    expect(row(page, "hot").locator(".said.alarm")).to_have_text("The connection was lost.", timeout=20_000)
+    expect(row(page, "hot").locator(".said.alarm")).to_have_text("The connection was lost.")
     expect(button(page, "hot")).to_have_text("Temperature 1.5")
     context.close()
 
@@ -395,7 +395,7 @@ def test_a_refused_seed_is_one_sentence_in_its_row(visit):
 def test_velocities_are_measured_live(visit):
     page = visit()
     page.locator(".measure").click()
-    expect(page.locator(".aligning .said")).to_contain_text("16 held-out pictures", timeout=20_000)
+    expect(page.locator(".aligning .said")).to_contain_text("16 held-out pictures")
     expect(page.locator(".live .plot polyline")).to_have_count(2)
     expect(page.locator(".live .plot circle")).to_have_count(2 * len(TIMES))
     texts = page.locator(".live .keys li").all_inner_texts()
@@ -409,7 +409,7 @@ def test_velocities_are_measured_live(visit):
 def test_it_fits_a_phone_and_can_be_read(visit, scheme):
     page = visit(**PHONE, color_scheme=scheme)
     button(page, "k").click()
-    expect(row(page, "k").locator(".said")).to_contain_text("Measured", timeout=20_000)
+    expect(row(page, "k").locator(".said")).to_contain_text("Measured")
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
     assert page.evaluate(CONTRAST.replace("#studio *", "#failures *, #alignment *")) == []
     assert page.locator("#failures img:not([alt])").count() == 0
@@ -439,7 +439,7 @@ def test_what_cannot_be_shown_is_off_and_says_why(browser, bare_url):
         options = page.locator(".failing [name=class_name] option").all_inner_texts()
         assert options == ["flower", "<b>${fish}</b>"]
         button(page, "steps-1").click()
-        expect(row(page, "steps-1").locator(".said")).to_contain_text("Measured", timeout=20_000)
+        expect(row(page, "steps-1").locator(".said")).to_contain_text("Measured")
 
 
 # ---- the endpoints -----------------------------------------------------------------------------------

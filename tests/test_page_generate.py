@@ -96,7 +96,7 @@ def set_controls(page) -> dict[str, str]:
 
 
 def expect_message(page, pattern: str) -> None:
-    expect(page.locator(".message")).to_be_visible(timeout=10_000)
+    expect(page.locator(".message")).to_be_visible()
     expect(page.locator(".message")).to_contain_text(re.compile(pattern))
 
 
@@ -108,7 +108,7 @@ def replay_ms(page, speed: str) -> float:
     page.locator(".speed").select_option(speed)
     page.evaluate("window.seen = []")
     page.locator(".play").click()
-    page.locator(".stage:not(.playing)").wait_for(timeout=20_000)
+    page.locator(".stage:not(.playing)").wait_for()
     times = [each["time"] for each in page.evaluate("window.seen")]
     return times[-1] - times[0]
 
@@ -208,7 +208,7 @@ def test_tokens_can_be_looked_at_during_a_run(visit_small, hold):
     page = visited.page
     hold.after(2)
     visited.generate()
-    expect(page.locator('[data-name="evaluations"] b')).to_have_text("2", timeout=20_000)
+    expect(page.locator('[data-name="evaluations"] b')).to_have_text("2")
     page.locator(f'.token[data-cell="{K4.flat[6]}"]').hover()
     expect(page.locator(".looked")).to_contain_text("still to come. It will see the 4 tokens before it")
     assert lit(page)["context"] == set(K4.flat[:4])
@@ -376,7 +376,7 @@ def test_nothing_unfinished_can_be_saved(visit_small, hold):
     page = visited.page
     hold.after(2)
     visited.generate()
-    expect(page.locator('[data-name="evaluations"] b')).to_have_text("2", timeout=20_000)
+    expect(page.locator('[data-name="evaluations"] b')).to_have_text("2")
     for what in ("png", "animation"):
         expect(page.locator(f'[data-keep="{what}"]')).to_be_disabled()
     page.locator("#stop").click()
@@ -456,14 +456,14 @@ def test_a_waiting_run_is_told_its_place_in_the_queue(visit_small, small, hold):
     hold.after(0)
     crowd = Client(small[1], verbose=False)
     first = crowd.submit(steps=2, api_name="/generate")
-    assert hold.begun.acquire(timeout=20)
+    assert hold.begun.acquire(timeout=60)
     crowd.submit(steps=2, api_name="/generate")  # not the visitor's steps, so that neither is made along
     time.sleep(0.3)
     visited = visit_small()
     visited.generate()
     expect_message(visited.page, "your run is number 2 of 2 in the queue")
     first.cancel()
-    assert hold.begun.acquire(timeout=20)
+    assert hold.begun.acquire(timeout=60)
     expect_message(visited.page, "yours is the next run")
     hold.released.set()
 

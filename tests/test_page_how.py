@@ -270,7 +270,7 @@ def test_the_grid_grows_when_played_and_only_then(visit_how):
     scrubber.fill("8")
     nest.get_by_role("button", name="Play").click()
     expect(nest.get_by_role("button", name="Pause")).to_be_visible()
-    expect(scrubber).to_have_value("10", timeout=5000)
+    expect(scrubber).to_have_value("10")
     expect(nest.get_by_role("button", name="Play")).to_be_visible()
     # From its end it starts again; a press pauses it half way.
     nest.get_by_role("button", name="Play").click()

@@ -89,7 +89,7 @@ def test_stop_ends_the_wait_for_weights_and_they_come_all_the_same(
     expect(visit.page.locator("#stage")).not_to_contain_text("on their way")
     distant.arrived.set()
     visit.generate()
-    expect(visit.page.locator(".film .ready img")).to_have_count(len(K2.scales), timeout=20_000)
+    expect(visit.page.locator(".film .ready img")).to_have_count(len(K2.scales))
     visit.wait_until_rested()
 
 
@@ -122,7 +122,7 @@ def test_other_tabs_say_so_too(open_page: Callable[..., Any], distant: Distant) 
     grid = page.locator("#diversity-grid")
     expect(grid).to_contain_text(f"Weights are on their way from the Hub: {FILE}, 40% of 5.0 MB.")
     distant.arrived.set()
-    grid.locator('[data-state="finished"]').wait_for(timeout=20_000)
+    grid.locator('[data-state="finished"]').wait_for()
     expect(grid).not_to_contain_text("on their way")
 
 

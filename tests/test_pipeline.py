@@ -378,9 +378,9 @@ def test_who_asks_for_a_download_that_is_under_way_hears_of_it_and_can_leave(
     model = pipe.models[K4.name]
 
     def load(name: str, progress: Callable[..., None] | None) -> NestAR:
-        assert told.wait(10)
+        assert told.wait(60)
         progress("module_1.safetensors", 5, 10)
-        assert go.wait(10)
+        assert go.wait(60)
         return model
 
     models = Models({K4.name: model.outline}, load, torch.device("cpu"))

@@ -193,7 +193,7 @@ def test_a_queue_is_served_in_few_batches_and_in_order(page: Page) -> None:
     page.pipeline.stream_rows = watched
     with ThreadPoolExecutor(8) as pool, page.holding():
         first = pool.submit(page.call, seed=100)
-        assert page.begun.wait(10)
+        assert page.begun.wait(60)
         calls = []
         for seed in range(4):
             calls.append(pool.submit(page.call, seed=seed))
@@ -205,9 +205,9 @@ def test_a_queue_is_served_in_few_batches_and_in_order(page: Page) -> None:
         bad = pool.submit(page.call, class_name="unicorn")
         wait_until(lambda: len(waiting_calls(page.demo)) == 7)
         page.free()
-        assert "event: complete" in first.result(20)
-        answers = [call.result(20) for call in calls]
-        assert "event: error" in bad.result(20)
+        assert "event: complete" in first.result(60)
+        answers = [call.result(60) for call in calls]
+        assert "event: error" in bad.result(60)
     # On the page they want other steps, see `Page.join`, and both the same picture.
     assert made == [(0, 1, 2, 3), (1, 1)]
     for answer in answers[:4]:
@@ -225,7 +225,7 @@ def test_a_queue_is_served_in_few_batches_and_in_order(page: Page) -> None:
 def test_what_waits_is_read_where_gradio_keeps_it(page: Page) -> None:
     with ThreadPoolExecutor(2) as pool, page.holding():
         first = pool.submit(page.call)
-        assert page.begun.wait(10)
+        assert page.begun.wait(60)
         page.join("alice")
         assert waiting_calls(page.demo) == [
             (
@@ -238,5 +238,5 @@ def test_what_waits_is_read_where_gradio_keeps_it(page: Page) -> None:
             )
         ]
         page.free()
-        first.result(20)
+        first.result(60)
         page.told("alice")

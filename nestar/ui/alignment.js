@@ -112,6 +112,7 @@ const calls = followCalls({
   draw: drawLive,
   sentence: summary,
   failed: "nestar:alignment-failed",
+  halted: "nestar:alignment-halted",
   ask: () => trigger("ask"),
 });
 button.addEventListener("click", () => {

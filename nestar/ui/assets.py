@@ -100,6 +100,8 @@ def launch_options() -> dict[str, Any]:
         "head": head,
         "footer_links": ["api"],
         "ssr_mode": False,
+        # Gradio's own look at the page gives up after 3 s, or behind a proxy, and ends a server that works.
+        "_frontend": False,
         "run_history": False,
         "enable_monitoring": False,
         "state_session_capacity": SESSIONS,

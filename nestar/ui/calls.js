@@ -3,8 +3,6 @@
 const PATIENCE_MS = 600; // a longer wait for the server's answer is explained
 const PLACE_MS = 1000; // how often a call that waits asks for its place in the queue
 const CHECK_MS = 3000; // how often the server is asked whether it is there, while a call is on its way
-const ANSWER_MS = 15000; // a server that takes longer than this to say so is not
-const HALT_MS = 2000; // after this a Stop of whose end nobody told counts as carried out
 const find = (selector) => element.querySelector(selector);
 
 function plural(count, word) {
@@ -15,31 +13,24 @@ function escaped(text) {
   return String(text).replace(/[&<>"']/g, (character) => `&#${character.charCodeAt(0)};`);
 }
 
-// Whether the server answers, and how many calls wait there, if it says so.
-async function askServer() {
-  const { root = "", api_prefix = "" } = window.gradio_config ?? {};
-  // Of root only the path: behind a proxy the server may not know by which name and protocol it is reached.
-  const path = new URL(root, location.href).pathname.replace(/\/$/, "");
-  try {
-    const options = { cache: "no-store", signal: AbortSignal.timeout(ANSWER_MS) };
-    const answer = await fetch(`${path}${api_prefix}/queue/status`, options);
-    const there = answer.status < 500; // beyond: a proxy without its server
-    return { there, waiting: (await answer.json().catch(() => null))?.queue_size };
-  } catch {
-    return { there: false };
-  }
-}
-
 // The calls of a panel, one at a time; their values come in `props.value`. The panel's own script says and draws:
 // `say(sentence, alarming)`; `show()`: the state has changed; `draw(value, fresh)`: a value came, or what stands was
 // stopped; `fresh`: the first of its run; `sentence(value)`: what to say of it, undefined to leave what stands there;
 // `late(value)`, if given: whether it answers an earlier question than what is asked now, which is sent then;
 // `paused`: the state, if there is one, in which a run waits for its turn again; `stopped(value)`: what is left of it
-// when no more comes; `failed`, `ask`: see `attend`.
-function followCalls({ say, show, draw, sentence, late, paused, stopped, failed, ask }) {
+// when no more comes; `failed`, `ask`: see `attend`; `halted`: see `followStops`.
+function followCalls({ say, show, draw, sentence, late, paused, stopped, failed, halted, ask }) {
   let ignoring = false; // it was stopped while it waited: the answer, if one still comes, is not wanted
-  let halting = null; // the timer of a Stop on its way, which would take along what is sent now
-  let send = null; // what was asked for meanwhile
+  let send = null; // what was asked for while a Stop was on its way
+  // Before `attend`'s: a call that Stop has ended has not failed.
+  const stops = followStops({
+    halted,
+    failed,
+    through() {
+      send?.();
+      send = null;
+    },
+  });
   const calls = {
     value: null, // what is being shown
     asked: null, // what was asked for and the server has not begun yet
@@ -52,11 +43,11 @@ function followCalls({ say, show, draw, sentence, late, paused, stopped, failed,
       ignoring = false;
       say("");
       show();
-      if (halting === null) call?.();
-      else send = call ?? send;
+      if (stops.pending()) send = call ?? send;
+      else call?.();
     },
     // Whether a Stop is on its way; `hold` has something done when it is through.
-    halting: () => halting !== null,
+    halting: stops.pending,
     hold: (call) => {
       send = call;
     },
@@ -65,8 +56,7 @@ function followCalls({ say, show, draw, sentence, late, paused, stopped, failed,
       if (!calls.busy()) return;
       const waited = calls.asked !== null;
       send = null;
-      clearTimeout(halting);
-      halting = setTimeout(release, HALT_MS);
+      stops.begin();
       halt();
       calls.breakOff("Stopped.", false);
       ignoring = waited;
@@ -107,19 +97,6 @@ function followCalls({ say, show, draw, sentence, late, paused, stopped, failed,
     },
   };
 
-  function release() {
-    clearTimeout(halting);
-    halting = null;
-    send?.();
-    send = null;
-  }
-
-  // A call that Stop has ended counts with Gradio as one that failed, and this is when Stop is done with it.
-  document.addEventListener(failed, (event) => {
-    if (halting === null) return;
-    event.stopImmediatePropagation();
-    release();
-  });
   attend({ ...calls, say, failed, ask });
   watch("value", calls.update);
   return calls;

@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 
 PART = "diversity"
 COUNTS = (4, 9, 16)
-PANEL = ("calls.js", "diversity_panel.js")
+PANEL = ("stops.js", "calls.js", "diversity_panel.js")
 SHEET = (*PANEL, "diversity_sheet.js")
 
 
@@ -244,6 +244,7 @@ def build(pipeline: NestARPipeline, runs: Runs, index: Path | None = None) -> No
     stop_button.click(
         runs.stop_in(PART), queue=False, show_progress="hidden", api_visibility="private", cancels=computing
     )
+    stop_button.click(None, js=tells("diversity-halted"))
     usual = pipeline.nestings[first["nesting"]]
     diversity_api.bind(pipeline, desk, runs, page, first["class_name"], usual.k, usual.order)
 

@@ -25,6 +25,7 @@ function followRuns({ button, draw, late }) {
     late,
     sentence: ({ state }) => (state === "stopped" ? "Stopped." : ""),
     failed: "nestar:diversity-failed",
+    halted: "nestar:diversity-halted",
     ask: () => document.dispatchEvent(new Event("nestar:diversity-ask")),
   });
   // Before Gradio's own: what is pressed while this panel's Stop is on its way is pressed again after it.

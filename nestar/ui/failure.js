@@ -84,6 +84,7 @@ const calls = followCalls({
   draw,
   sentence: ({ state, consequence }) => ({ stopped: "Stopped.", finished: consequence })[state] ?? "",
   failed: "nestar:failure-failed",
+  halted: "nestar:failure-halted",
   ask: () => trigger("ask"),
 });
 

@@ -28,7 +28,7 @@ def build(pipeline: NestARPipeline, runs: Runs, page: gr.Blocks) -> None:
     rows = gr.HTML(
         None,
         html_template=asset("failure.html"),
-        js_on_load="".join(map(asset, ("fields.js", "calls.js", "failure.js"))),
+        js_on_load="".join(map(asset, ("fields.js", "stops.js", "calls.js", "failure.js"))),
         apply_default_css=False,
         elem_id="failures",
         classes=pipeline.classes,
@@ -39,7 +39,7 @@ def build(pipeline: NestARPipeline, runs: Runs, page: gr.Blocks) -> None:
     panel = gr.HTML(
         None,
         html_template=asset("alignment.html"),
-        js_on_load="".join(map(asset, ("token_map.js", "calls.js", "alignment.js"))),
+        js_on_load="".join(map(asset, ("token_map.js", "stops.js", "calls.js", "alignment.js"))),
         apply_default_css=False,
         elem_id="alignment",
         reason=no_velocities,
@@ -125,6 +125,8 @@ def build(pipeline: NestARPipeline, runs: Runs, page: gr.Blocks) -> None:
     measuring.failure(None, js=tells("alignment-failed"))
     rows.halt(runs.stop_in(ROWS), queue=False, cancels=provoking, **quiet)
     panel.halt(runs.stop_in(PANEL), queue=False, cancels=measuring, **quiet)
+    rows.halt(None, js=tells("failure-halted"))
+    panel.halt(None, js=tells("alignment-halted"))
     rows.ask(on_ask, None, place, queue=False, **quiet)
     panel.ask(on_ask, None, place, queue=False, **quiet)
     gr.api(failure_api, api_name="failure", **SAMPLER)

@@ -19,7 +19,7 @@ from nestar.model import WeightsError
 from nestar.nesting import Nesting
 from nestar.pipeline import NestARPipeline
 from nestar.settings import RANGES, SOLVER_CALLS, SampleSettings, SettingsError, by_name, find_nesting
-from nestar.ui.assets import asset, template_text
+from nestar.ui.assets import asset, tells, template_text
 from nestar.ui.doors import said
 from nestar.ui.frames import (
     data_uri,
@@ -50,7 +50,7 @@ LINK_NAMES = {"class": "class_name"} | {name: name for name in CONTROLS}
 SHARE = """(class_name, dials) => {
   document.dispatchEvent(new CustomEvent("nestar:share", {detail: {class_name, ...dials}}));
 }"""
-STAGE_SCRIPTS = ("token_map.js", "norm_plot.js", "keepsake.js", "stage.js")
+STAGE_SCRIPTS = ("token_map.js", "norm_plot.js", "keepsake.js", "stops.js", "stage.js")
 # How long weights on their way may keep the sampler from others who wait for it.
 FETCH_SECONDS = 5.0
 # Of a stranger's file, no more than this many characters are repeated.
@@ -462,9 +462,10 @@ def build(pipeline: NestARPipeline, runs: Runs) -> None:
     running = generate_button.click(on_generate, [classes, dials], stage, **quiet, **SAMPLER)
     # A call that the full queue turned away, or that broke, has no value to show: tell the stage by an event
     # of the document.
-    running.failure(None, js="() => { document.dispatchEvent(new Event('nestar:failed')); }")
+    running.failure(None, js=tells("failed"))
     # stop_in reaches the solver at once; cancels= also takes a call that still waits out of the queue.
     stop_button.click(runs.stop_in(PART), queue=False, cancels=running, **quiet)
+    stop_button.click(None, js=tells("halted"))
     restored = [classes, dials, answers]
     stage.picture(on_picture, None, restored, queue=False, **quiet)
     gr.on(None, on_link, None, restored, queue=False, **quiet)

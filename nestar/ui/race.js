@@ -209,6 +209,7 @@ const calls = followCalls({
   paused: "paused",
   stopped,
   failed: "nestar:race-failed",
+  halted: "nestar:race-halted",
   ask: () => trigger("ask"),
 });
 

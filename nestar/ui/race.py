@@ -25,7 +25,7 @@ def build(pipeline: NestARPipeline, runs: Runs, page: gr.Blocks) -> None:
     panel = gr.HTML(
         None,
         html_template=asset("race.html"),
-        js_on_load="".join(map(asset, ("token_map.js", "fields.js", "calls.js", "race.js"))),
+        js_on_load="".join(map(asset, ("token_map.js", "fields.js", "stops.js", "calls.js", "race.js"))),
         apply_default_css=False,
         elem_id="race",
         classes=pipeline.classes,
@@ -128,6 +128,7 @@ def build(pipeline: NestARPipeline, runs: Runs, page: gr.Blocks) -> None:
         each.success(None, js=tells("race-done"))
         each.failure(None, js=tells("race-failed"))
     panel.halt(on_stop, queue=False, cancels=[racing, lapping], **quiet)
+    panel.halt(None, js=tells("race-halted"))
     panel.ask(on_ask, None, place, queue=False, **quiet)
     page.unload(paused.drop)
     gr.api(race_api, api_name="race", **SAMPLER)

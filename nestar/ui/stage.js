@@ -4,8 +4,6 @@ const { module: MODULE_MS, frame: FRAME_MS } = props.pace; // the least time tha
 const PATIENCE_MS = 600; // a longer wait for the server's answer is explained
 const PLACE_MS = 1000; // how often a run that waits asks for its place in the queue
 const ASK_MS = 3000; // how often the server is asked whether it is there, while a run is on its way
-const ANSWER_MS = 15000; // a server that takes longer than this to say so is not
-const HALT_MS = 2000; // after this a Stop of whose end nobody told counts as carried out
 
 const find = (selector) => element.querySelector(selector);
 const stage = find(".stage");
@@ -25,8 +23,7 @@ let looked = null; // the cell of the token that is looked at
 let reached = -1; // the furthest frame the visitor has seen of this run
 let waiting = false; // Generate was pressed and the server has not answered yet
 let ignoring = false; // Stop was pressed while waiting: the answer, if one still comes, is not wanted
-let halting = null; // the timer of a Stop on its way, which would take along a run that is sent now
-let again = false; // Generate was pressed meanwhile
+let again = false; // Generate was pressed while a Stop was on its way
 let asksPlace = null; // the timer of the next question for the place in the queue
 let remarked = ""; // the remark on this run that was made already
 let asking = false; // the server has been asked whether it is there and has not answered yet
@@ -321,14 +318,15 @@ function stopped() {
   rest();
 }
 
-// The Stop has been carried out, or nobody will tell: now a run can be sent.
-function release() {
-  clearTimeout(halting);
-  halting = null;
-  if (!again) return;
-  again = false;
-  document.getElementById("generate")?.click();
-}
+const stops = followStops({
+  halted: "nestar:halted",
+  failed: "nestar:failed",
+  through() {
+    if (!again) return;
+    again = false;
+    document.getElementById("generate")?.click();
+  },
+});
 
 function breakOff(sentence) {
   // No more will come of the call: keep what stands and say why.
@@ -338,19 +336,6 @@ function breakOff(sentence) {
   say(sentence, true);
   if (begun) rest();
   else setState(run ? run.state : "empty");
-}
-
-async function queueLength() {
-  // How many runs wait, or undefined if the answer does not say. Throws if there is no server to answer.
-  const { root = "", api_prefix = "" } = window.gradio_config ?? {};
-  // Of root only the path: behind a proxy the server may not know by which name and protocol it is reached.
-  const path = new URL(root, location.href).pathname.replace(/\/$/, "");
-  const answer = await fetch(`${path}${api_prefix}/queue/status`, {
-    cache: "no-store",
-    signal: AbortSignal.timeout(ANSWER_MS),
-  });
-  if (answer.status >= 500) throw new Error(`status ${answer.status}`); // a proxy without its server
-  return (await answer.json().catch(() => null))?.queue_size;
 }
 
 function bringIntoView() {
@@ -478,7 +463,7 @@ function sayPlace({ place, waiting: all }) {
 document.addEventListener(
   "click",
   (event) => {
-    if (halting === null || !event.target.closest?.("#generate")) return;
+    if (!stops.pending() || !event.target.closest?.("#generate")) return;
     event.stopPropagation();
     event.preventDefault();
     again = waiting = true;
@@ -498,8 +483,7 @@ document.addEventListener("click", (event) => {
   }
   if (event.target.closest?.("#stop") && run && busy()) {
     again = false;
-    clearTimeout(halting);
-    halting = setTimeout(release, HALT_MS);
+    stops.begin();
     stopped();
   }
 });
@@ -592,34 +576,22 @@ document.addEventListener("nestar:answer", ({ detail }) => {
 // ---- calls that end without a word --------------------------------------------------------------
 
 document.addEventListener("nestar:failed", async () => {
-  // A call that Stop ended counts with Gradio as failed.
-  if (halting !== null) {
-    release();
-    return;
-  }
   if (!busy()) return;
   const begun = !waiting;
-  let sentence = "The connection was lost.";
-  try {
-    const length = await queueLength();
-    if (begun) sentence = "The run broke off on the server. Try again in a moment.";
-    else if (length) sentence = "Too many visitors are waiting for the sampler. Try again in a moment.";
-    else sentence = "The server did not take the run. Try again in a moment.";
-  } catch {
-    // The sentence says it.
-  }
-  if (busy()) breakOff(sentence);
+  const { there, waiting: others } = await askServer();
+  if (!busy()) return;
+  if (!there) breakOff("The connection was lost.");
+  else if (begun) breakOff("The run broke off on the server. Try again in a moment.");
+  else if (others) breakOff("Too many visitors are waiting for the sampler. Try again in a moment.");
+  else breakOff("The server did not take the run. Try again in a moment.");
 });
 // Of a lost connection Gradio tells no script, and of one that only fell silent nobody: ask the server.
 setInterval(async () => {
   if (asking || !busy()) return;
   asking = true;
   const before = run;
-  try {
-    await queueLength();
-  } catch {
-    if (busy() && run === before) breakOff("The connection was lost.");
-  }
+  const { there } = await askServer();
+  if (!there && busy() && run === before) breakOff("The connection was lost.");
   asking = false;
 }, ASK_MS);
 

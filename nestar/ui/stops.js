@@ -1,0 +1,65 @@
+// What the scripts that follow calls have in common: whether the server answers, and when a Stop is through.
+const ANSWER_MS = 15000; // a server that takes longer than this to say that it is there is not
+const HALT_MS = 15000; // after this a Stop of whose end nobody told counts as through
+const SETTLE_MS = 200; // so long no end of a call was heard of: the last one has come
+
+// Whether the server answers, and how many calls wait there, if it says so.
+async function askServer() {
+  const { root = "", api_prefix = "" } = window.gradio_config ?? {};
+  // Of root only the path: behind a proxy the server may not know by which name and protocol it is reached.
+  const path = new URL(root, location.href).pathname.replace(/\/$/, "");
+  try {
+    const options = { cache: "no-store", signal: AbortSignal.timeout(ANSWER_MS) };
+    const answer = await fetch(`${path}${api_prefix}/queue/status`, options);
+    const there = answer.status < 500; // beyond: a proxy without its server
+    return { there, waiting: (await answer.json().catch(() => null))?.queue_size };
+  } catch {
+    return { there: false };
+  }
+}
+
+// Gradio first has the server set the run's flag, then cancels whatever call it finds under way: a call sent in
+// between would be taken along. `begin()` when Stop is pressed; `through()` is called when a call can be sent again.
+// `halted`: the document's event for "no more is going to be cancelled"; `failed`: for a call that ended without a
+// value, which each cancelled one does, up to twice, or not at all if its flag was quicker.
+function followStops({ halted, failed, through }) {
+  let going = null; // the timer of the Stops on their way
+  let expected = 0; // Stops of which `halted` was not heard yet
+  let ends = 0; // how often a call has ended
+
+  function release() {
+    clearTimeout(going);
+    going = null;
+    expected = 0;
+    through();
+  }
+
+  async function settle(stop) {
+    let heard;
+    do {
+      heard = ends;
+      await askServer(); // which answers what it was asked before: as long as this takes, so long may the end
+      await new Promise((resolve) => setTimeout(resolve, SETTLE_MS));
+    } while (heard !== ends && going === stop);
+    if (going === stop) release();
+  }
+
+  document.addEventListener(halted, () => {
+    expected = Math.max(0, expected - 1);
+    if (going !== null && expected === 0) settle(going);
+  });
+  // For others this is no failure.
+  document.addEventListener(failed, (event) => {
+    if (going === null) return;
+    ends += 1;
+    event.stopImmediatePropagation();
+  });
+  return {
+    pending: () => going !== null,
+    begin() {
+      clearTimeout(going);
+      going = setTimeout(release, HALT_MS);
+      expected += 1;
+    },
+  };
+}
