@@ -35,6 +35,8 @@ NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """What the system says when a disk, a share of it or a file may grow no further."""
 MANY_FLAGS = ("accumulate", "checkpoint_activations", "precision")
 """Flags of `train` for nestings alone, by their names here."""
+GUIDED = ("autoguidance", "away_from")
+"""Those of `train nesting` that guide it by earlier weights."""
 READER_LEFT = 141
 """Exit status where nobody reads the output any more: a shell's of a command that SIGPIPE ended."""
 
@@ -310,6 +312,13 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
         help="for nestings, with --init: numbers of the scaled modules to train, parted by commas; the "
         "others stay as they are (default: all)",
     )
+    parser.add_argument(
+        "--autoguidance",
+        type=float,
+        help="for nestings, with --init and --away-from: a; in place of the data's velocities modules learn "
+        "v + a (v - v'), v being theirs at the start and v' theirs earlier",
+    )
+    parser.add_argument("--away-from", type=Path, help="the folder of the earlier, less trained weights")
     parser.add_argument("--seed", type=int, help="in place of the preset's")
     parser.add_argument(
         "--compile",
@@ -333,7 +342,7 @@ def _train(arguments: argparse.Namespace) -> int:
         return _train_family(arguments)
     _refuse_flags(arguments, "images", "members")
     if arguments.what != "nesting":
-        _refuse_flags(arguments, "tokenizer", "compile", "data", *MANY_FLAGS)
+        _refuse_flags(arguments, "tokenizer", "compile", "data", "away_from", *MANY_FLAGS)
     if arguments.what == "features":
         _refuse_flags(arguments, "init")
     from nestar.checkpoints import resolve_device
@@ -363,7 +372,8 @@ def _recipe(arguments: argparse.Namespace) -> tuple[str, Any]:
     if name not in registry:
         raise SettingsError(f"Unknown preset {name!r}: allowed are {', '.join(registry)}.")
     given = {
-        key: getattr(arguments, key) for key in ("batch", "coordination", "seed", "precision", "modules")
+        key: getattr(arguments, key)
+        for key in ("batch", "coordination", "seed", "precision", "modules", "autoguidance")
     }
     given = {key: value for key, value in given.items() if value is not None}
     _check_batch(arguments)
@@ -423,6 +433,8 @@ def _train_part(
     record = {"preset": name, "device": device.type}
     if arguments.init:
         record["init"] = _training_of(arguments.init)
+    if arguments.away_from:
+        record["away_from"] = _training_of(arguments.away_from)
     return train(task, budget, folder, record=record, group=group)
 
 
@@ -430,7 +442,7 @@ def _train_family(arguments: argparse.Namespace) -> int:
     """Train the family's members in turn; prints a list of one JSON object a member."""
     began = time.monotonic()
     _refuse_flags(
-        arguments, "preset", "steps", "init", "coordination", "seed", "data", "modules", *MANY_FLAGS
+        arguments, "preset", "steps", "init", "coordination", "seed", "data", "modules", *GUIDED, *MANY_FLAGS
     )
     _check_batch(arguments)
     from nestar.checkpoints import EMBEDDED, load_tokenizer, resolve_device
@@ -500,6 +512,7 @@ def _training_of(folder: Path) -> dict[str, object]:
         "images_seen_by_modules",
         "train_seconds",
         "extrapolated",
+        "autoguided",
         "init",
     )
     return {key: training[key] for key in kept if key in training}
@@ -527,6 +540,7 @@ def _weights(arguments: argparse.Namespace) -> dict[str, Tokenizer | NestAR | No
     return {
         "tokenizer": load_tokenizer(arguments.tokenizer or EMBEDDED / "tokenizer"),
         "init": NestAR.from_pretrained(arguments.init) if arguments.init else None,
+        **({"away_from": NestAR.from_pretrained(arguments.away_from)} if arguments.away_from else {}),
     }
 
 
@@ -568,6 +582,7 @@ def _task(
         arguments.cache,
         compile_modules=_compiles(arguments, device),
         init=weights["init"],
+        away_from=weights.get("away_from"),
         pools=weights["pools"],
         group=group,
         accumulate=arguments.accumulate or 1,

@@ -14,8 +14,9 @@ from typing import Any
 
 import torch
 
-from nestar.model import NestAR, WeightsError
+from nestar.model import NestAR
 from nestar.settings import SettingsError
+from nestar.training.autoguidance import check_earlier
 
 MOST = 2.0
 """Largest share of the way that weights are moved on by: what is above is a slip of the hand."""
@@ -39,7 +40,7 @@ def extrapolate(
 
     Raises:
         SettingsError: `by` is out of range, or a module is not there.
-        WeightsError: the two have other shapes or other latents, or the earlier ones were moved on.
+        WeightsError: see `autoguidance.check_earlier`.
     """
     if not (math.isfinite(by) and 0 <= by <= MOST):
         raise SettingsError(f"Weights are moved on by 0 to {MOST:g} of their way, not by {by:g}.")
@@ -47,17 +48,8 @@ def extrapolate(
     strangers = sorted(set(modules) - {scale.number for scale in nesting.scales})
     if strangers:
         raise SettingsError(f"{nesting.name} has modules 1 to {nesting.modules}, no module {strangers[0]}.")
-    if model.config != earlier.config:
-        raise WeightsError("The earlier weights are of another shape or nesting: there is no way between.")
-    if len({own.record["latents"] for own in (model, earlier) if "latents" in own.record}) > 1:
-        raise WeightsError("The earlier weights were trained behind another tokenizer.")
     numbers = sorted(modules) or [scale.number for scale in nesting.scales]
-    moved = {number for step in earlier.record.get("extrapolated", []) for number in step["modules"]}
-    if moved & set(numbers):
-        raise WeightsError(
-            f"Module {min(moved & set(numbers))} of the earlier weights was moved on itself: training leads "
-            "back from there, not on."
-        )
+    check_earlier(model, earlier, numbers)
     for number in numbers:
         mine, theirs = (each.scaled_modules[number - 1].parameters() for each in (model, earlier))
         for own, before in zip(mine, theirs, strict=True):

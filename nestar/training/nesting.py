@@ -38,6 +38,7 @@ from nestar.processes import ALONE, Group, Worker
 from nestar.sampler import PatchDone, SolverSettings, sample
 from nestar.settings import SettingsError
 from nestar.tokenizer import Tokenizer
+from nestar.training.autoguidance import Guide, check_earlier, check_guidance
 from nestar.training.epochs import Epochs
 from nestar.training.loop import prefixed, start_from, step_generator, unprefixed
 from nestar.training.optim import MovingAverage, MuonAdamW, OptimizerConfig
@@ -60,6 +61,9 @@ class NestingTrainConfig:
 
     Attributes:
         modules: numbers of the scaled modules to train; the others stay as `init` has them. Empty: all.
+        autoguidance: a of `autoguidance.Guide`, whose velocities modules learn in place of the data's: beyond
+            what they were at the start, away from what they were earlier. What they say of the tokens they
+            share is let be then. 0: the data's.
         coordination: weight lambda of the coordination loss.
         coordination_tokens: which shared tokens it compares, see `flow.shared_patch_losses`.
         coordination_from: optimiser step from which it acts; modules train separately until then.
@@ -88,6 +92,7 @@ class NestingTrainConfig:
     clean_share: float = CLEAN_SHARE
     draw_power: float = 0.5
     modules: tuple[int, ...] = ()
+    autoguidance: float = 0.0
     coordination: float = 0.1
     coordination_tokens: str = "last"
     coordination_from: int = 0
@@ -99,6 +104,7 @@ class NestingTrainConfig:
 
     def __post_init__(self) -> None:
         check_coordination_tokens(self.coordination_tokens)
+        check_guidance(self.autoguidance)
         if self.precision not in PRECISIONS:
             raise ValueError(f"Unknown precision {self.precision!r}: allowed are {', '.join(PRECISIONS)}.")
         strangers = [number for number in self.modules if not 1 <= number <= self.nesting.modules]
@@ -230,6 +236,7 @@ class NestingTask:
 
     Args:
         init: gives the first weights.
+        away_from: with autoguidance, the same nesting, less trained.
         pools: the data, where several tasks share one or it is a folder's (Tiny Worlds' from `cache`
             otherwise).
         group: the processes that share each batch.
@@ -239,7 +246,9 @@ class NestingTask:
 
     Raises:
         SettingsError: the batch has no parts of equal size for so many processes and accumulated parts, or
-            only some modules are to be trained, and there is no `init`.
+            only some modules are to be trained, and there is no `init`, or autoguidance is asked for without
+            `init` and `away_from`, or these without it.
+        WeightsError: `away_from` is nothing to be guided by, see `autoguidance.check_earlier`.
     """
 
     def __init__(
@@ -251,6 +260,7 @@ class NestingTask:
         *,
         compile_modules: bool = False,
         init: NestAR | None = None,
+        away_from: NestAR | None = None,
         pools: LatentPools | None = None,
         group: Group = ALONE,
         accumulate: int = 1,
@@ -259,6 +269,11 @@ class NestingTask:
         if config.modules and init is None:
             raise SettingsError(
                 "Some modules are trained beside others that stay: --init names their weights."
+            )
+        if bool(config.autoguidance) != (away_from is not None) or (away_from is not None and init is None):
+            raise SettingsError(
+                "--autoguidance leads from what a module was earlier to what it is and beyond: it takes "
+                "--away-from and --init, and --away-from takes both."
             )
         self.config, self.device, self.tokenizer, self.group = config, device, tokenizer, group
         self.parts = parts_of(config.batch, group.worker, accumulate)
@@ -278,6 +293,15 @@ class NestingTask:
         if init is not None:
             start_from(self.model, init)
         self.ema = MovingAverage(self.model, config.optimizer.ema)
+        self.guides: dict[int, Guide] = {}
+        if init is not None and away_from is not None:
+            numbers = [scale.number for scale in config.nesting.scales if config.trains(scale.number)]
+            check_earlier(init, away_from, numbers)
+            for number in numbers:
+                now, earlier = (
+                    each.scaled_modules[number - 1] for each in (self.model, away_from.to(device))
+                )
+                self.guides[number] = Guide(now, earlier, config.autoguidance)
         self.optimizers: list[MuonAdamW] = []
         for number, module in enumerate(self.model.scaled_modules, 1):
             module.checkpoints = checkpoint_activations
@@ -287,7 +311,8 @@ class NestingTask:
                 self.optimizers.append(MuonAdamW(named, config.optimizer, exclude=NOT_MUON))
         if compile_modules:
             torch._dynamo.config.recompile_limit = 64  # one graph a shape: patches, rows, coordination
-            for module in self.model.scaled_modules:
+            guides = [module for guide in self.guides.values() for module in (guide.module, guide.earlier)]
+            for module in [*self.model.scaled_modules, *guides]:
                 for block in module.blocks:  # blocks share their graphs; whole modules would not
                     block.compile(dynamic=False)
 
@@ -351,6 +376,7 @@ class NestingTask:
                 x_BNC.repeat(draws, 1, 1),
                 class_ids_B.repeat(draws),
                 clean_share=self.config.clean_share,
+                guide=self.guides.get(scale.number),
                 generator=self._generator(step, scale.number),
                 part=part,
             )
@@ -365,7 +391,7 @@ class NestingTask:
     ) -> dict[str, Tensor]:
         """Gradients from the tokens that modules m and m + 1 share, on the first rows of the batch."""
         rows = round(self.config.shared_rows * part.batch)
-        if not rows:
+        if not rows or self.guides:
             return {}
         part = part.of_first(rows)
         modules, scales = self.model.scaled_modules, self.config.nesting.scales
@@ -445,8 +471,11 @@ class NestingTask:
     def export(self, folder: Path, record: dict[str, Any]) -> None:
         """Write the averaged model as a nesting's folder."""
         images, modules = record["steps"] * self.config.batch, list(self.config.modules)
+        guided = {"modules": sorted(self.guides), "by": self.config.autoguidance}
         described = {
-            **record,  # what every module has seen is one thing, what these saw beside it another
+            **record,
+            **({"autoguided": [guided]} if self.guides else {}),
+            # What every module has seen is one thing, what these saw beside it another.
             **(
                 {"modules": modules, "images_seen_by_modules": images} if modules else {"images_seen": images}
             ),
