@@ -110,6 +110,25 @@ def test_it_takes_both_weights_of_one_shape(cache: Path) -> None:
         task_of(cache, model, small_model(K2), autoguidance=1.0)
 
 
+def test_the_command_guides_records_and_resumes_with_the_same_weights_alone(
+    cache: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    call = ["train", "nesting", "--preset", "smoke", "--device", "cpu", "--cache", str(cache)]
+    first, second, guided = (tmp_path / name for name in ("first", "second", "guided"))
+    here, there = (str(folder / "k4-lattice") for folder in (first, second))
+    assert main([*call, "--steps", "2", "--folder", str(first)]) == 0
+    assert main([*call, "--steps", "2", "--folder", str(second), "--init", here]) == 0
+    call += ["--folder", str(guided), "--init", there, "--modules", "2", "--autoguidance", "2"]
+    assert main([*call, "--steps", "2", "--away-from", here]) == 0
+    record = NestAR.from_pretrained(guided / "k4-lattice").record
+    assert record["autoguided"] == [{"modules": [2], "by": 2.0}] and record["config"]["autoguidance"] == 2
+    assert record["away_from"]["steps"] == record["init"]["steps"] == 2 and "init" in record["init"]
+    assert main([*call, "--steps", "3", "--away-from", here]) == 0
+    capsys.readouterr()
+    assert main([*call, "--steps", "4", "--away-from", there]) == 2
+    assert "holds a run with away_from" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("by", ["-1", "9", "nan"])
 def test_the_command_refuses_by_range(by: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     call = ["train", "nesting", "--preset", "smoke", "--steps", "1", "--folder", str(tmp_path)]

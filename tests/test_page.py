@@ -242,6 +242,26 @@ def test_generate_right_after_stop_makes_the_picture(visit, nesting):
         expect(page.locator(".token.known")).to_have_count(nesting.n)
 
 
+def test_generate_right_after_stop_outlasts_a_slow_answer(visit, nesting):
+    """Gradio cancels what it finds only when the server has answered the Stop, however long that takes."""
+
+    def late(route):
+        answer = route.fetch()
+        time.sleep(3)
+        route.fulfill(response=answer)
+
+    visited = visit()
+    page = visited.page
+    set_steps(page, MANY_STEPS)
+    visited.generate()
+    page.locator('.stage[data-state="running"]').wait_for()
+    set_steps(page, 25)  # so long that a late cancel would meet it
+    page.route("**/run/predict", late, times=1)
+    page.evaluate("() => { for (const id of ['stop', 'generate']) document.getElementById(id).click(); }")
+    page.locator('.stage[data-state="finished"]').wait_for()
+    expect(page.locator(".token.known")).to_have_count(nesting.n)
+
+
 def test_closing_the_tab_stops_the_run(visit, ended):
     visited = visit()
     set_steps(visited.page, MANY_STEPS)

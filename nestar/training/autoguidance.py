@@ -21,7 +21,7 @@ from nestar.settings import SettingsError
 from nestar.transformer import Context, ScaledModule
 
 MOST = 4.0
-"""Largest a: at 4 module 3 of the embedded k = 4 already lost precision, and at 2 it did not."""
+"""Largest a: sampled with 4, module 3 of the embedded k = 4 had lost much of its precision for little FID."""
 
 
 class Guide:

@@ -275,6 +275,9 @@ class NestingTask:
                 "--autoguidance leads from what a module was earlier to what it is and beyond: it takes "
                 "--away-from and --init, and --away-from takes both."
             )
+        trained = [scale.number for scale in config.nesting.scales if config.trains(scale.number)]
+        if init is not None and away_from is not None:
+            check_earlier(init, away_from, trained)  # before the pools, which may take an hour
         self.config, self.device, self.tokenizer, self.group = config, device, tokenizer, group
         self.parts = parts_of(config.batch, group.worker, accumulate)
         pools = pools or LatentPools.load(config, tokenizer, cache, group.worker)
@@ -294,14 +297,10 @@ class NestingTask:
             start_from(self.model, init)
         self.ema = MovingAverage(self.model, config.optimizer.ema)
         self.guides: dict[int, Guide] = {}
-        if init is not None and away_from is not None:
-            numbers = [scale.number for scale in config.nesting.scales if config.trains(scale.number)]
-            check_earlier(init, away_from, numbers)
-            for number in numbers:
-                now, earlier = (
-                    each.scaled_modules[number - 1] for each in (self.model, away_from.to(device))
-                )
-                self.guides[number] = Guide(now, earlier, config.autoguidance)
+        if away_from is not None:
+            pairs = zip(self.model.scaled_modules, away_from.to(device).scaled_modules, strict=True)
+            guides = [Guide(now, earlier, config.autoguidance) for now, earlier in pairs]
+            self.guides = {number: guides[number - 1] for number in trained}
         self.optimizers: list[MuonAdamW] = []
         for number, module in enumerate(self.model.scaled_modules, 1):
             module.checkpoints = checkpoint_activations
@@ -311,8 +310,8 @@ class NestingTask:
                 self.optimizers.append(MuonAdamW(named, config.optimizer, exclude=NOT_MUON))
         if compile_modules:
             torch._dynamo.config.recompile_limit = 64  # one graph a shape: patches, rows, coordination
-            guides = [module for guide in self.guides.values() for module in (guide.module, guide.earlier)]
-            for module in [*self.model.scaled_modules, *guides]:
+            frozen = [module for guide in self.guides.values() for module in (guide.module, guide.earlier)]
+            for module in [*self.model.scaled_modules, *frozen]:
                 for block in module.blocks:  # blocks share their graphs; whole modules would not
                     block.compile(dynamic=False)
 

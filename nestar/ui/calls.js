@@ -123,13 +123,8 @@ function attend({ busy, waits, say, breakOff, failed, ask }) {
   });
   document.addEventListener(failed, async () => {
     if (!busy()) return;
-    const begun = !waits();
-    const { there, waiting } = await askServer();
-    if (!busy()) return;
-    if (!there) breakOff("The connection was lost.");
-    else if (begun) breakOff("The run broke off on the server. Try again in a moment.");
-    else if (waiting) breakOff("Too many visitors are waiting for the sampler. Try again in a moment.");
-    else breakOff("The server did not take the run. Try again in a moment.");
+    const sentence = await whyEnded(!waits());
+    if (busy()) breakOff(sentence);
   });
   // Of a lost connection Gradio tells no script: ask the server.
   setInterval(async () => {

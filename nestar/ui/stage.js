@@ -577,13 +577,8 @@ document.addEventListener("nestar:answer", ({ detail }) => {
 
 document.addEventListener("nestar:failed", async () => {
   if (!busy()) return;
-  const begun = !waiting;
-  const { there, waiting: others } = await askServer();
-  if (!busy()) return;
-  if (!there) breakOff("The connection was lost.");
-  else if (begun) breakOff("The run broke off on the server. Try again in a moment.");
-  else if (others) breakOff("Too many visitors are waiting for the sampler. Try again in a moment.");
-  else breakOff("The server did not take the run. Try again in a moment.");
+  const sentence = await whyEnded(!waiting);
+  if (busy()) breakOff(sentence);
 });
 // Of a lost connection Gradio tells no script, and of one that only fell silent nobody: ask the server.
 setInterval(async () => {

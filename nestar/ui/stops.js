@@ -1,4 +1,5 @@
-// What the scripts that follow calls have in common: whether the server answers, and when a Stop is through.
+// What the scripts that follow calls have in common: whether the server answers, why a call ended without a value,
+// and when a Stop is through.
 const ANSWER_MS = 15000; // a server that takes longer than this to say that it is there is not
 const HALT_MS = 15000; // after this a Stop of whose end nobody told counts as through
 const SETTLE_MS = 200; // so long no end of a call was heard of: the last one has come
@@ -16,6 +17,15 @@ async function askServer() {
   } catch {
     return { there: false };
   }
+}
+
+// `begun`: the server had begun with the call.
+async function whyEnded(begun) {
+  const { there, waiting } = await askServer();
+  if (!there) return "The connection was lost.";
+  if (begun) return "The run broke off on the server. Try again in a moment.";
+  if (waiting) return "Too many visitors are waiting for the sampler. Try again in a moment.";
+  return "The server did not take the run. Try again in a moment.";
 }
 
 // Gradio first has the server set the run's flag, then cancels whatever call it finds under way: a call sent in
