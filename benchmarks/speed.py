@@ -189,10 +189,7 @@ def engine(
 def dtypes_of(model: NestAR) -> list[str]:
     """What each module's products are computed in."""
     scales = model.config.nesting.scales
-    dtypes = [
-        compute_dtype(module, scale.patch_size)
-        for module, scale in zip(model.scaled_modules, scales, strict=True)
-    ]
+    dtypes = [compute_dtype(module) for module, scale in zip(model.scaled_modules, scales, strict=True)]
     return [str(dtype).removeprefix("torch.") for dtype in dtypes]
 
 

@@ -12,6 +12,7 @@ X rows times tokens of a patch, Z samples times tokens of a patch.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import lru_cache
 from typing import NamedTuple
@@ -31,9 +32,12 @@ PRECISIONS = ("auto", "bf16", "float32")
 """What matrix products are computed in; auto: bf16 where the device multiplies it itself. A CPU that does not
 took 3 times as long over a tokenizer's step in bf16 as in float32."""
 
-BF16_FROM = 8
-"""Tokens of a patch from which on bf16 products pay on a CPU: smaller ones wait for memory and are not faster
-in it. By the patch alone, so that a picture does not depend on its batch."""
+PRODUCTS_FROM = 64
+"""Tokens of all rows from which on a CPU computes attention in bf16 as two products of many small matrices,
+1.5 to 3 times as fast as torch's kernel for it, which takes one head of one row at a time. Fewer are not
+worth starting the products."""
+MOST_SCORES = 2**25
+"""What these products may keep, 64 MiB; the kernel keeps none."""
 
 
 @lru_cache
@@ -57,15 +61,10 @@ def autocast(device: torch.device, precision: str = "auto") -> torch.autocast:
     return torch.autocast(device.type, torch.bfloat16, enabled=in_bf16)
 
 
-def compute_dtype(module: ScaledModule, patch_size: int) -> torch.dtype:
-    """In what a module is best run over patches of this size, on the device where it is."""
+def compute_dtype(module: ScaledModule) -> torch.dtype:
+    """In what a module is best run on the device where it is."""
     weight = module.embed.weight
-    large = weight.device.type != "cpu" or patch_size >= BF16_FROM
-    return (
-        torch.bfloat16
-        if weight.dtype == torch.float32 and large and has_bf16(weight.device)
-        else weight.dtype
-    )
+    return torch.bfloat16 if weight.dtype == torch.float32 and has_bf16(weight.device) else weight.dtype
 
 
 class Engine:
@@ -96,8 +95,8 @@ class Engine:
         self.heads, self.head_dim = module.heads, module.head_dim
         self.tokens, dim = module.position.shape
         # Queries lie beside keys and values, so that one operation writes queries and keys.
-        shape = (len(self.weights.blocks), 3, self.rows, self.tokens, self.heads, self.head_dim)
-        self.store_L3RNHE = torch.empty(shape, device=self.device, dtype=self.dtype)
+        shape = (len(self.weights.blocks), 3, self.rows, self.heads, self.tokens, self.head_dim)
+        self.store_L3RHNE = torch.empty(shape, device=self.device, dtype=self.dtype)
         self.epsilon = torch.tensor(RMS_EPSILON * dim**0.5, device=self.device, dtype=self.dtype)
         self.epsilon_qk = torch.tensor(RMS_EPSILON * self.head_dim**0.5, device=self.device, dtype=self.dtype)
         self._buffers: dict[int, _Buffers] = {}
@@ -213,8 +212,23 @@ class Engine:
         b.turned_RS2HE.addcmul_(b.swapped_RS2HE, at.sin_S2HE)
         torch.div(b.turned_RS2HE, b.qk_norm_RS2H1, out=at.qk_RS2HE)
         at.v_RSHE.copy_(b.v_RSHE)
-        a_RHSE = F.scaled_dot_product_attention(at.q_RHSE, at.keys_RHNE, at.values_RHNE)
+        if b.as_products:
+            return self._as_products(b, at)
+        a_RHSE = F.scaled_dot_product_attention(at.q_RHSE, at.keys_RHNE, at.values_RHNE, scale=1.0)
         return a_RHSE.transpose(1, 2).reshape(b.h_XD.shape)
+
+    def _as_products(self, b: _Buffers, at: _Views) -> Tensor:
+        """Attention as products of G = R * H matrices, (X, D)."""
+        q_GSE, keys_GNE, values_GNE = (
+            each.flatten(0, 1) for each in (at.q_RHSE, at.keys_RHNE, at.values_RHNE)
+        )
+        shape = (*q_GSE.shape[:2], keys_GNE.shape[1])
+        scores_GSN, shares_GSN = (room[: math.prod(shape)].view(shape) for room in (b.scores, b.shares))
+        torch.bmm(q_GSE, keys_GNE.transpose(1, 2), out=scores_GSN)
+        torch.softmax(scores_GSN, -1, out=shares_GSN)
+        torch.bmm(shares_GSN, values_GNE, out=b.mixed_GSE)
+        b.attended_RHSE.copy_(b.mixed_RHSE)
+        return b.attended_XD
 
     def _modulated(self, b: _Buffers, shift_R1D: Tensor, scale_R1D: Tensor) -> None:
         """h = shift + scale * x / rms(x); the scale holds the root of D already."""
@@ -234,7 +248,7 @@ class Engine:
             start, stop = self.length, self.length + size
             views = [
                 _Views.of(store, turns, start, stop)
-                for store, turns in zip(self.store_L3RNHE, self.weights.turns, strict=True)
+                for store, turns in zip(self.store_L3RHNE, self.weights.turns, strict=True)
             ]
             self._views = (start, size, views, self.weights.place_ND[start:stop])
         return self._views[2:]
@@ -319,14 +333,14 @@ class _Views(NamedTuple):
     sin_S2HE: Tensor
 
     @classmethod
-    def of(cls, store_3RNHE: Tensor, turns: _Turns, start: int, stop: int) -> _Views:
-        here_3RSHE, so_far_3RNHE = store_3RNHE[:, :, start:stop], store_3RNHE[:, :, :stop]
+    def of(cls, store_3RHNE: Tensor, turns: _Turns, start: int, stop: int) -> _Views:
+        here_3RHSE, so_far_3RHNE = store_3RHNE[..., start:stop, :], store_3RHNE[..., :stop, :]
         return cls(
-            here_3RSHE[:2].permute(1, 2, 0, 3, 4),
-            here_3RSHE[2],
-            here_3RSHE[0].transpose(1, 2),
-            so_far_3RNHE[1].transpose(1, 2),
-            so_far_3RNHE[2].transpose(1, 2),
+            here_3RHSE[:2].permute(1, 3, 0, 2, 4),
+            here_3RHSE[2].transpose(1, 2),
+            here_3RHSE[0],
+            so_far_3RHNE[1],
+            so_far_3RHNE[2],
             *(part[start:stop] for part in turns),
         )
 
@@ -356,6 +370,15 @@ class _Buffers:
         )
         self.qk_low, self.qk_high = self.qk_RS2HE.chunk(2, -1)
         self.swapped_low, self.swapped_high = self.swapped_RS2HE.chunk(2, -1)
+        on_cpu, scores = engine.device.type == "cpu", tokens * heads * engine.tokens
+        self.as_products = (
+            engine.dtype == torch.bfloat16 and on_cpu and tokens >= PRODUCTS_FROM and scores <= MOST_SCORES
+        )
+        if self.as_products:
+            self.scores, self.shares = empty(scores), empty(scores)
+            self.mixed_GSE, self.attended_XD = empty(rows * heads, size, width), empty(tokens, dim)
+            self.mixed_RHSE = self.mixed_GSE.view(rows, heads, size, width)
+            self.attended_RHSE = self.attended_XD.view(rows, size, heads, width).transpose(1, 2)
         self.up_XF, self.hidden_XM = empty(tokens, 2 * hidden), empty(tokens, hidden)
         self.gate_XM, self.value_XM = self.up_XF.chunk(2, -1)
         self.v_XC = empty(tokens, channels)
@@ -369,8 +392,10 @@ def _matrix(layer: torch.nn.Linear, dtype: torch.dtype) -> Tensor:
 
 def _turns(module: ScaledModule, block: Block, dtype: torch.dtype) -> _Turns:
     """`transformer.rotate` after the gains is turning with the gains in cosines and sines. Queries and keys
-    are divided by their norms afterwards, to which turning does nothing; the root of E is in here, too."""
-    gain_21E = block.qk_scale * module.head_dim**0.5
+    are divided by their norms afterwards, to which turning does nothing. The root of E is in the keys' gain;
+    in the queries' the root by which attention divides undoes it."""
+    gain_q_1E, gain_k_1E = block.qk_scale
+    gain_21E = torch.stack([gain_q_1E, gain_k_1E * module.head_dim**0.5])
     cos_N21E = module.rope_cos * gain_21E
     sin_N21E = module.rope_sin * gain_21E.roll(module.head_dim // 2, -1)
     cos, sin = (each.expand(-1, -1, module.heads, -1).to(dtype).contiguous() for each in (cos_N21E, sin_N21E))

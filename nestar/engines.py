@@ -96,7 +96,7 @@ class Engines:
         try:
             for scale in self.model.config.nesting.scales:
                 engine = ready[scale.number] = self._fresh(scale.number, class_ids_R, t_1T, copies)
-                engine.store_L3RNHE.normal_()
+                engine.store_L3RHNE.normal_()
                 for start, size, alone in passes_of(scale):
                     engine.record(start, size, alone, recorder)
         except RuntimeError as error:  # one of them is that no memory is left
@@ -109,8 +109,7 @@ class Engines:
     def _fresh(self, number: int, class_ids_R: Tensor, t_RT: Tensor, copies: int) -> Engine:
         module = self.model.scaled_modules[number - 1]
         if number not in self._weights:
-            patch_size = self.model.config.nesting.scales[number - 1].patch_size
-            self._weights[number] = EngineWeights.of(module, compute_dtype(module, patch_size))
+            self._weights[number] = EngineWeights.of(module, compute_dtype(module))
         return Engine(module, class_ids_R, t_RT, copies=copies, weights=self._weights[number])
 
 

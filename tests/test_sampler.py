@@ -1,6 +1,7 @@
 """The streaming sampler: events, counts, noise, cancel, and what a module may see when."""
 
 import itertools
+import math
 import threading
 from collections.abc import Callable
 from dataclasses import replace
@@ -121,15 +122,24 @@ def reference(model: NestAR, settings: SolverSettings, noise_NC: Tensor) -> Tens
 
 
 @pytest.mark.parametrize("nesting", [K2, K4, SHORT, Nesting.one_shot(4, 4)], ids=lambda n: f"{n.name}-{n.n}")
-@pytest.mark.parametrize(("bf16", "atol"), [(False, 2e-5), (True, 0.05)], ids=["float32", "bf16"])
+@pytest.mark.parametrize(
+    ("bf16", "products_from", "atol"),
+    [(False, 1, 2e-5), (True, math.inf, 0.05), (True, 1, 0.05)],
+    ids=["float32", "bf16", "bf16-attention-as-products"],
+)
 @pytest.mark.parametrize("solver", ["euler", "heun"])
 @torch.inference_mode()
 def test_sampling_equals_its_definition(
-    nesting: Nesting, bf16: bool, atol: float, solver: str, monkeypatch: pytest.MonkeyPatch
+    nesting: Nesting,
+    bf16: bool,
+    products_from: float,
+    atol: float,
+    solver: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """In float64; a token's channels are of size 1 or so."""
     monkeypatch.setattr(engine, "has_bf16", lambda device: bf16)
-    monkeypatch.setattr(engine, "BF16_FROM", 1)
+    monkeypatch.setattr(engine, "PRODUCTS_FROM", products_from)
     model = make_model(nesting)
     noise = grid_noise([7], nesting.n, CHANNELS)[0]
     settings = replace(FEW, solver=solver)
