@@ -305,6 +305,11 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
         help="for nestings, of matrix products: auto, bf16 or float32 (default: auto, bf16 where the device "
         "multiplies it itself)",
     )
+    parser.add_argument(
+        "--pool",
+        type=int,
+        help="pictures drawn before the first step, in place of the preset's: fewer begin sooner",
+    )
     parser.add_argument("--coordination", type=float, help="lambda, in place of the preset's")
     parser.add_argument(
         "--modules",
@@ -373,10 +378,14 @@ def _recipe(arguments: argparse.Namespace) -> tuple[str, Any]:
         raise SettingsError(f"Unknown preset {name!r}: allowed are {', '.join(registry)}.")
     given = {
         key: getattr(arguments, key)
-        for key in ("batch", "coordination", "seed", "precision", "modules", "autoguidance")
+        for key in ("batch", "pool", "coordination", "seed", "precision", "modules", "autoguidance")
     }
     given = {key: value for key, value in given.items() if value is not None}
     _check_batch(arguments)
+    if arguments.pool is not None and arguments.pool < 1:
+        raise SettingsError(f"--pool must be at least 1, got {arguments.pool}.")
+    if arguments.pool is not None and arguments.data is not None:
+        raise SettingsError("--pool is of Tiny Worlds; of a folder (--data) all pictures are used.")
     if arguments.accumulate is not None and arguments.accumulate < 1:
         raise SettingsError(f"--accumulate must be at least 1, got {arguments.accumulate}.")
     if not 0 <= given.get("coordination", 0) < math.inf:
@@ -442,7 +451,10 @@ def _train_family(arguments: argparse.Namespace) -> int:
     """Train the family's members in turn; prints a list of one JSON object a member."""
     began = time.monotonic()
     _refuse_flags(
-        arguments, "preset", "steps", "init", "coordination", "seed", "data", "modules", *GUIDED, *MANY_FLAGS
+        arguments,
+        *("preset", "steps", "init", "pool", "coordination", "seed", "data", "modules"),
+        *GUIDED,
+        *MANY_FLAGS,
     )
     _check_batch(arguments)
     from nestar.checkpoints import EMBEDDED, load_tokenizer, resolve_device

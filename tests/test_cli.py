@@ -213,6 +213,11 @@ def test_a_full_disk_is_one_sentence_and_leaves_no_half_file(
         (["nesting", "--steps", "0"], "The budget must be a finite number above 0, got 0."),
         (["nesting", "--minutes", "nan"], "The budget must be a finite number above 0, got nan."),
         (["nesting", "--steps", "1", "--batch", "0"], "--batch must be at least 1, got 0."),
+        (["nesting", "--steps", "1", "--pool", "0"], "--pool must be at least 1, got 0."),
+        (
+            ["nesting", "--steps", "1", "--pool", "9", "--data", "pictures", "--tokenizer", "mine"],
+            "--pool is of Tiny Worlds; of a folder (--data) all pictures are used.",
+        ),
         (
             ["nesting", "--steps", "1", "--coordination", "-1"],
             "--coordination must be a finite number of at least 0, got -1.0.",

@@ -129,7 +129,7 @@ def test_both_recipes_from_the_command_line_to_a_picture(
     records = {}
     for what, extra in (
         ("tokenizer", []),
-        ("nesting", ["--tokenizer", str(tmp_path / "tokenizer/tokenizer")]),
+        ("nesting", ["--tokenizer", str(tmp_path / "tokenizer/tokenizer"), "--pool", "40"]),
     ):
         folder = tmp_path / what
         assert main(["train", what, *common, "--folder", str(folder), *extra]) == 0
@@ -154,6 +154,8 @@ def test_both_recipes_from_the_command_line_to_a_picture(
     training = json.loads((exported / "config.json").read_text())["training"]
     assert (training["steps"], training["images_seen"]) == (3, 3 * 8)
     assert training["products"] == engine.products_in(CPU)
+    assert training["config"]["pool"] == 40
+    assert list((tmp_path / "cache").glob("latents_*_40_*.safetensors")), "as many were drawn"
     weights = tmp_path / "weights"
     weights.mkdir()
     (tmp_path / "tokenizer/tokenizer").rename(weights / "tokenizer")
