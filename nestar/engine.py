@@ -100,6 +100,7 @@ class Engine:
         self.epsilon = torch.tensor(RMS_EPSILON * dim**0.5, device=self.device, dtype=self.dtype)
         self.epsilon_qk = torch.tensor(RMS_EPSILON * self.head_dim**0.5, device=self.device, dtype=self.dtype)
         self._buffers: dict[int, _Buffers] = {}
+        self._packed_L2Y: Tensor | None = None
         self._recorded: dict[tuple[int, int, bool], _Recorded] = {}
         self.begin(class_ids_R, t_RT)
 
@@ -107,7 +108,7 @@ class Engine:
         """Forget the context and condition all times for as many rows as ever."""
         self.length = 0  # tokens of the context
         self.modulations = _by_time(self.module.condition(t_RT, class_ids_R), self.dtype)
-        self._views: tuple[int, int, list[_Views], Tensor] | None = None
+        self._views: tuple[int, int, list[_Views] | list[_PackedViews], Tensor] | None = None
 
     @property
     def is_recorded(self) -> bool:
@@ -128,7 +129,11 @@ class Engine:
     def remember(self, x_BSC: Tensor, time: int = -1) -> None:
         """Enter finished tokens as context; the grid's time number `time` is that of clean tokens, t = 1."""
         self._pass(x_BSC, time)
-        self.length += x_BSC.shape[1]
+        size = x_BSC.shape[1]
+        if self._room(size).as_products:
+            for at in self._around(size)[0]:
+                at.stored_2RHSE.copy_(at.made_2RHSE)
+        self.length += size
 
     def record(self, start: int, size: int, alone: bool, recorder: Recorder) -> None:
         """Record the pass over a patch of `size` tokens behind a context of `start`, and hold it against the
@@ -176,7 +181,7 @@ class Engine:
         b: _Buffers,
         y_ZC: Tensor,
         given: _Conditioned,
-        views: list[_Views],
+        views: list[_Views] | list[_PackedViews],
         place_SD: Tensor,
         alone: bool,
     ) -> None:
@@ -200,7 +205,7 @@ class Engine:
         self._modulated(b, *given.head)
         torch.addmm(own.head_bias_C, b.h_XD, own.head_DC, out=b.v_XC)
 
-    def _attention(self, b: _Buffers, at: _Views) -> Tensor:
+    def _attention(self, b: _Buffers, at: _Views | _PackedViews) -> Tensor:
         """What the patch's tokens see of themselves and of the context, (X, D); its keys and values are
         written behind the context's."""
         torch.linalg.vector_norm(b.qk_RS2HE, dim=-1, keepdim=True, out=b.qk_norm_RS2H1)
@@ -210,23 +215,21 @@ class Engine:
         b.swapped_high.copy_(b.qk_low)
         torch.mul(b.qk_RS2HE, at.cos_S2HE, out=b.turned_RS2HE)
         b.turned_RS2HE.addcmul_(b.swapped_RS2HE, at.sin_S2HE)
+        if isinstance(at, _PackedViews):
+            return self._as_products(b, at)
         torch.div(b.turned_RS2HE, b.qk_norm_RS2H1, out=at.qk_RS2HE)
         at.v_RSHE.copy_(b.v_RSHE)
-        if b.as_products:
-            return self._as_products(b, at)
         a_RHSE = F.scaled_dot_product_attention(at.q_RHSE, at.keys_RHNE, at.values_RHNE, scale=1.0)
         return a_RHSE.transpose(1, 2).reshape(b.h_XD.shape)
 
-    def _as_products(self, b: _Buffers, at: _Views) -> Tensor:
+    def _as_products(self, b: _Buffers, at: _PackedViews) -> Tensor:
         """Attention as products of G = R * H matrices, (X, D)."""
-        q_GSE, keys_GNE, values_GNE = (
-            each.flatten(0, 1) for each in (at.q_RHSE, at.keys_RHNE, at.values_RHNE)
-        )
-        shape = (*q_GSE.shape[:2], keys_GNE.shape[1])
-        scores_GSN, shares_GSN = (room[: math.prod(shape)].view(shape) for room in (b.scores, b.shares))
-        torch.bmm(q_GSE, keys_GNE.transpose(1, 2), out=scores_GSN)
-        torch.softmax(scores_GSN, -1, out=shares_GSN)
-        torch.bmm(shares_GSN, values_GNE, out=b.mixed_GSE)
+        for part, made_RSHE in enumerate((b.q_RSHE, at.k_RSHE)):
+            torch.div(b.turned_RS2HE[:, :, part], b.qk_norm_RS2H1[:, :, part], out=made_RSHE)
+        at.v_RSHE.copy_(b.v_RSHE)
+        torch.bmm(b.q_GSE, at.keys_GEN, out=at.scores_GSN)
+        torch.softmax(at.scores_GSN, -1, out=at.shares_GSN)
+        torch.bmm(at.shares_GSN, at.values_GNE, out=b.mixed_GSE)
         b.attended_RHSE.copy_(b.mixed_RHSE)
         return b.attended_XD
 
@@ -242,13 +245,20 @@ class Engine:
             self._buffers[size] = _Buffers(self, size)
         return self._buffers[size]
 
-    def _around(self, size: int) -> tuple[list[_Views], Tensor]:
+    def _around(self, size: int) -> tuple[list[_Views] | list[_PackedViews], Tensor]:
         """Where the patch that follows the context is written and what it sees; kept while it is solved."""
         if self._views is None or self._views[:2] != (self.length, size):
             start, stop = self.length, self.length + size
+            b = self._room(size)
+            if b.as_products and self._packed_L2Y is None:
+                self._packed_L2Y = torch.empty_like(self.store_L3RHNE[:, 1:]).flatten(2)
             views = [
-                _Views.of(store, turns, start, stop)
-                for store, turns in zip(self.store_L3RHNE, self.weights.turns, strict=True)
+                _PackedViews.of(b, store, self._packed_L2Y[layer], turns, start, stop)
+                if b.as_products
+                else _Views.of(store, turns, start, stop)
+                for layer, (store, turns) in enumerate(
+                    zip(self.store_L3RHNE, self.weights.turns, strict=True)
+                )
             ]
             self._views = (start, size, views, self.weights.place_ND[start:stop])
         return self._views[2:]
@@ -345,6 +355,47 @@ class _Views(NamedTuple):
         )
 
 
+class _PackedViews(NamedTuple):
+    """The same for attention as products, of G = R * H matrices. These take no matrices with gaps between
+    them and would copy those out of the store at every step: here the context is copied once a patch.
+
+    Attributes:
+        made_2RHSE, stored_2RHSE: the patch's own keys and values, and their place in the store.
+    """
+
+    k_RSHE: Tensor
+    v_RSHE: Tensor
+    keys_GEN: Tensor
+    values_GNE: Tensor
+    scores_GSN: Tensor
+    shares_GSN: Tensor
+    made_2RHSE: Tensor
+    stored_2RHSE: Tensor
+    cos_S2HE: Tensor
+    sin_S2HE: Tensor
+
+    @classmethod
+    def of(
+        cls, b: _Buffers, store_3RHNE: Tensor, packed_2Y: Tensor, turns: _Turns, start: int, stop: int
+    ) -> _PackedViews:
+        stored_2RHNE = store_3RHNE[1:]
+        rows, heads, width = (stored_2RHNE.shape[axis] for axis in (1, 2, 4))
+        packed_2RHNE = packed_2Y[:, : rows * heads * stop * width].view(2, rows, heads, stop, width)
+        packed_2RHNE[..., :start, :].copy_(stored_2RHNE[..., :start, :])
+        made_2RHSE = packed_2RHNE[..., start:, :]
+        keys_GNE, values_GNE = packed_2RHNE.flatten(1, 2)
+        shape = rows * heads, stop - start, stop
+        return cls(
+            *made_2RHSE.transpose(2, 3),
+            keys_GNE.transpose(1, 2),
+            values_GNE,
+            *(room[: math.prod(shape)].view(shape) for room in (b.scores, b.shares)),
+            made_2RHSE,
+            stored_2RHNE[..., start:stop, :],
+            *(part[start:stop] for part in turns),
+        )
+
+
 class _Buffers:
     """What a pass over patches of one size writes into, and views of it."""
 
@@ -376,7 +427,9 @@ class _Buffers:
         )
         if self.as_products:
             self.scores, self.shares = empty(scores), empty(scores)
-            self.mixed_GSE, self.attended_XD = empty(rows * heads, size, width), empty(tokens, dim)
+            self.q_GSE, self.mixed_GSE = (empty(rows * heads, size, width) for _ in range(2))
+            self.attended_XD = empty(tokens, dim)
+            self.q_RSHE = self.q_GSE.view(rows, heads, size, width).transpose(1, 2)
             self.mixed_RHSE = self.mixed_GSE.view(rows, heads, size, width)
             self.attended_RHSE = self.attended_XD.view(rows, size, heads, width).transpose(1, 2)
         self.up_XF, self.hidden_XM = empty(tokens, 2 * hidden), empty(tokens, hidden)
