@@ -71,7 +71,8 @@ class NestingTrainConfig:
             a later module's own first patch.
         clean_share: share of rows whose context is clean, as in sampling.
         draw_power: exponent of how often a module draws each image's noise in a step, see `draws`.
-        pool: latents encoded beforehand; Tiny Worlds' are read at random, a folder's epoch by epoch.
+        pool: latents encoded beforehand; Tiny Worlds' are read at random, a folder's epoch by epoch. Five
+            times over 180,000 module 2 did as well on others; ten times over 65,536 it learned them alone.
         held_out: latents that the modules are measured on; of a folder's held-out pictures at most so many.
         classes: number of classes; Tiny Worlds' unless a folder of pictures has others.
         variant: tells apart trainings of one nesting; the weights go to `<nesting>.<variant>`.
