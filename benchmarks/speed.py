@@ -188,9 +188,7 @@ def engine(
 
 def dtypes_of(model: NestAR) -> list[str]:
     """What each module's products are computed in."""
-    scales = model.config.nesting.scales
-    dtypes = [compute_dtype(module) for module, scale in zip(model.scaled_modules, scales, strict=True)]
-    return [str(dtype).removeprefix("torch.") for dtype in dtypes]
+    return [str(compute_dtype(module)).removeprefix("torch.") for module in model.scaled_modules]
 
 
 def described(contender: Contender, settings: SolverSettings) -> dict[str, Any]:

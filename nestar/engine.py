@@ -33,11 +33,11 @@ PRECISIONS = ("auto", "bf16", "float32")
 took 3 times as long over a tokenizer's step in bf16 as in float32."""
 
 PRODUCTS_FROM = 64
-"""Tokens of all rows from which on a CPU computes attention in bf16 as two products of many small matrices,
-1.5 to 3 times as fast as torch's kernel for it, which takes one head of one row at a time. Fewer are not
-worth starting the products."""
+"""From so many tokens of all rows together a CPU computes attention in bf16 as two products of many small
+matrices: 1.5 to 3 times as fast as torch's kernel for it, which takes one head of one row at a time. Fewer
+are not worth starting the products."""
 MOST_SCORES = 2**25
-"""What these products may keep, 64 MiB; the kernel keeps none."""
+"""Numbers that these products may keep of scores and of their softmax each, 64 MiB; the kernel keeps none."""
 
 
 @lru_cache
