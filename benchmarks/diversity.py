@@ -23,7 +23,7 @@ from nestar.evaluation.diversity import DIGITS, RESULTS, Explained, FeatureSpace
 from nestar.frames import Frame
 from nestar.model import WeightsError, fingerprint_of
 from nestar.pipeline import NestARPipeline
-from nestar.settings import SampleSettings, SettingsError
+from nestar.settings import SampleSettings, SettingsError, check_choice
 
 
 def mean_of(measured: Sequence[Explained]) -> dict[str, list[float]]:
@@ -76,9 +76,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     try:
         pipeline = NestARPipeline.from_pretrained(arguments.repo, device=arguments.device)
         space = FeatureSpace()
-        chosen = {
-            name: getattr(arguments, name) for name in ("nesting", "steps", "cfg", "temperature", "seed")
-        }
+        nesting = check_choice("nesting", arguments.nesting, tuple(pipeline.nestings))
+        names = ("steps", "cfg", "temperature", "seed")
+        chosen = {"nesting": nesting, **{name: getattr(arguments, name) for name in names}}
         measured: dict[str, Explained] = {}
         for class_name in tqdm(arguments.classes or pipeline.classes):
             settings = pipeline.settings(class_name=class_name, **chosen)
@@ -89,7 +89,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         parser.error(str(error))
     report = {
         **chosen,
-        "weights": fingerprint_of(pipeline.models[arguments.nesting]),
+        "weights": fingerprint_of(pipeline.models[nesting]),
         "features": space.fingerprint,
         "parents": arguments.parents,
         "siblings": arguments.siblings,
@@ -98,7 +98,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "mean": mean_of(list(measured.values())),
         "classes": {name: each.to_json() for name, each in measured.items()},
     }
-    file = arguments.out or results_file(arguments.nesting)
+    file = arguments.out or results_file(nesting)
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(json.dumps(report, indent=1) + "\n")
     print(json.dumps(report["mean"]))

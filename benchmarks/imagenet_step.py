@@ -57,6 +57,7 @@ def measure(name: str, device: torch.device, batch: int | None, rows: int, steps
     """One warm-up step and `steps` timed ones of the preset `name`."""
     config = replace(NESTINGS[name], pool=POOL, held_out=HELD_OUT)
     config = replace(config, batch=batch or config.batch)
+    rows = max(each for each in range(1, min(rows, config.batch) + 1) if config.batch % each == 0)
     tokenizer = Tokenizer(build_autoencoder(patch=16, channels=(16,), latent_channels=16), patch=16)
     if device.type == "cuda":
         torch.cuda.empty_cache()
@@ -67,7 +68,7 @@ def measure(name: str, device: torch.device, batch: int | None, rows: int, steps
         device,
         Path("runs/cache"),
         pools=pools_of(config, tokenizer.channels),
-        accumulate=max(1, config.batch // rows),
+        accumulate=config.batch // rows,
         checkpoint_activations=True,
     )
     taken = []
@@ -82,7 +83,7 @@ def measure(name: str, device: torch.device, batch: int | None, rows: int, steps
         "name": name,
         "parameters": sum(each.numel() for each in task.model.parameters()),
         "batch": config.batch,
-        "rows_at_once": min(rows, config.batch),
+        "rows_at_once": rows,
         "seconds_per_step": significant(config.batch / rate),
         "images_per_second": significant(rate),
         "memory_gib": significant(gibibytes(device)),
@@ -97,7 +98,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
     parser.add_argument("--sizes", nargs="+", choices=tuple(SIZES), default=list(SIZES))
     parser.add_argument("--batch", type=int, help="in place of the recipe's")
-    parser.add_argument("--rows", type=int, default=ROWS, help=f"that run at once (default: {ROWS})")
+    parser.add_argument("--rows", type=int, default=ROWS, help=f"that run at once, at most (default: {ROWS})")
     parser.add_argument("--steps", type=int, default=2, help="timed steps (default: 2)")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--out", type=Path, default=RESULTS / "imagenet_step.json")

@@ -143,10 +143,12 @@ def open_checkpoint(source: str | Path | None = None, revision: str | None = Non
         WeightsError: one sentence that names the repository, folder or file at fault.
     """
     repository = None
-    if source is None:
-        folder, origin = EMBEDDED, "embedded"
-    elif Path(source).is_dir():
-        folder, origin = Path(source), str(source)
+    is_here = source is None or _is_folder(source)
+    if is_here and revision is not None:
+        here = "the embedded weights have" if source is None else f"the folder {source} has"
+        raise WeightsError(f"A revision is of a repository on the Hub; {here} none.", *filter(None, [source]))
+    if is_here:
+        folder, origin = (EMBEDDED, "embedded") if source is None else (Path(source), str(source))
     else:
         name, _, named = str(source).partition("@")
         repository = HubRepository.open(name, revision or named or None)
@@ -180,9 +182,17 @@ def open_checkpoints(source: str | Path | None = None, revision: str | None = No
     return [open_checkpoint(name, revision) for name in names]
 
 
+def _is_folder(source: str | Path) -> bool:
+    """Whether a source is a folder of this machine; what is too long for a path is none."""
+    try:
+        return Path(source).is_dir()
+    except OSError:
+        return False
+
+
 def sources_of(source: str) -> list[str]:
     """The folders and repositories that `source` names, parted by commas; a folder's name may have some."""
-    return [source] if Path(source).is_dir() else [name.strip() for name in source.split(",")]
+    return [source] if _is_folder(source) else [name.strip() for name in source.split(",")]
 
 
 def check_beside(first: Checkpoint, tokenizer: Tokenizer, other: Checkpoint) -> None:
@@ -207,7 +217,7 @@ def check_beside(first: Checkpoint, tokenizer: Tokenizer, other: Checkpoint) -> 
 def shown(source: str) -> str:
     """A source or origin for a reader elsewhere: of a folder of this machine only its name."""
     names = sources_of(source)
-    return ", ".join(tail(Path(name).resolve()) if Path(name).is_dir() else name for name in names)
+    return ", ".join(tail(Path(name).resolve()) if _is_folder(name) else name for name in names)
 
 
 def free_name(name: str, origin: str, taken: Iterable[str]) -> str:
@@ -243,6 +253,7 @@ def assemble(
 
     Raises:
         WeightsError: a part does not load, or the parts do not fit together.
+        OSError: a part cannot be written; the one that stood there still does.
     """
     there = open_checkpoint(folder) if (folder / "config.json").exists() else None
     place = there.tokenizer_place if there and tokenizer is None else None
@@ -264,13 +275,16 @@ def assemble(
                 f"{part} was trained on latents {made_for}; "
                 f"{place['repository'] if place else copied['tokenizer']} makes {loaded.latents_fingerprint}."
             )
+        named = model.record.get("classes")
+        if isinstance(named, list) and tuple(named) != tuple(classes):
+            raise WeightsError(f"{part} was trained on other classes than the checkpoint's.")
         sizes.setdefault(loaded.stride * config.nesting.height, part)
     if len(sizes) > 1:
         pictures = " and ".join(f"{part} of {size}" for size, part in sizes.items())
         raise WeightsError(f"A checkpoint makes pictures of one size: {pictures} pixels do not go together.")
     for name, part in {**copied, **parts}.items():
         if part.resolve() != (folder / name).resolve():
-            shutil.copytree(part, folder / name, dirs_exist_ok=True)
+            _copy_part(part, folder / name)
     stored = {
         "format_version": FORMAT_VERSION,
         "classes": list(classes),
@@ -280,6 +294,22 @@ def assemble(
     }
     write_json(folder / "config.json", stored)
     return open_checkpoint(folder)
+
+
+def _copy_part(part: Path, target: Path) -> None:
+    """The files of a part, as a whole: old and new modules in one folder would pass for one model."""
+    partial = target.with_name(f"{target.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        for file in part.iterdir():
+            if file.is_file():
+                shutil.copy(file, partial)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    shutil.rmtree(target, ignore_errors=True)
+    partial.rename(target)
 
 
 def _name_of(part: Path) -> str:

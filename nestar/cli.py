@@ -37,6 +37,8 @@ MANY_FLAGS = ("accumulate", "checkpoint_activations", "precision")
 """Flags of `train` for nestings alone, by their names here."""
 GUIDED = ("autoguidance", "away_from")
 """Those of `train nesting` that guide it by earlier weights."""
+MAX_TRAINING_SEED = 2**31 - 1
+"""Steps' and modules' seeds are made of it by multiplication."""
 READER_LEFT = 141
 """Exit status where nobody reads the output any more: a shell's of a command that SIGPIPE ended."""
 
@@ -56,12 +58,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is still to be flushed
         return READER_LEFT
     except Exception as error:
-        if not _no_room(error):
+        if _no_room(error):
+            said = f"The disk is full ({error}). What was whole before still is: make room and call again."
+        elif isinstance(error, OSError) and error.filename is not None:  # a file or folder that was given
+            said = f"{error.filename} cannot be used ({error.strerror})."
+        else:
             raise
-        print(
-            f"nestar: The disk is full ({error}). What was whole before still is: make room and call again.",
-            file=sys.stderr,
-        )
+        print(f"nestar: {said}", file=sys.stderr)
     return 2
 
 
@@ -382,6 +385,8 @@ def _recipe(arguments: argparse.Namespace) -> tuple[str, Any]:
     }
     given = {key: value for key, value in given.items() if value is not None}
     _check_batch(arguments)
+    if not 0 <= given.get("seed", 0) <= MAX_TRAINING_SEED:
+        raise SettingsError(f"--seed must be from 0 to {MAX_TRAINING_SEED}, got {arguments.seed}.")
     if arguments.pool is not None and arguments.pool < 1:
         raise SettingsError(f"--pool must be at least 1, got {arguments.pool}.")
     if arguments.pool is not None and arguments.data is not None:
@@ -426,6 +431,8 @@ def _train_part(
     from nestar.training.runs import asked_for, check_run, write_run
 
     folder = arguments.folder or RUNS / f"{arguments.what}-{name}"
+    if folder.exists() and not folder.is_dir():
+        raise SettingsError(f"--folder: {folder} is a file.")
     weights = _weights(arguments)
     more: dict[str, Any] = _fingerprints(weights)
     if arguments.what == "nesting":
@@ -516,7 +523,8 @@ def _training_of(folder: Path) -> dict[str, object]:
 
     described = folder / "tokenizer.json"
     stored = read_json(described) if described.exists() else read_config(folder / "config.json")
-    training = stored.get("training", {})
+    training = stored.get("training")
+    training = training if isinstance(training, dict) else {}
     kept = (
         "steps",
         "images_seen",

@@ -121,9 +121,9 @@ class NestARConfig:
         check_sizes(known, MAX_SIZES)
         if isinstance(nesting, Mapping):  # its plans are made in Python, so that sizes come first
             check_sizes(nesting, dict.fromkeys(("height", "width", "k"), MAX_TOKENS))
+            if nesting.get("height", 0) * nesting.get("width", 0) > MAX_TOKENS:
+                raise ValueError(f"a grid has at most {MAX_TOKENS} tokens")
         config = cls(**{**known, "nesting": Nesting.from_dict(nesting)})
-        if config.nesting.n > MAX_TOKENS:
-            raise ValueError(f"a grid has at most {MAX_TOKENS} tokens")
         if config.parameters > MAX_PARAMETERS:
             raise ValueError(f"{config.parameters:,} parameters, more than {MAX_PARAMETERS:,}")
         return config

@@ -367,6 +367,8 @@ class NestARPipeline:
         **values: object,
     ) -> Iterator[Frame]:
         """As `stream`, of one seed at each of `temperatures`, as one batch."""
+        if len(temperatures) == 0:
+            raise SettingsError("temperatures must be at least one number.")
         for temperature in temperatures:
             check_number("temperature", temperature)
         settings = self.settings(class_name=class_name, **values)

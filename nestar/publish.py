@@ -8,9 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nestar.checkpoints import TOKENIZER_FILES, Checkpoint, open_checkpoint
+from nestar.checkpoints import EMBEDDED, TOKENIZER_FILES, Checkpoint, open_checkpoint
 from nestar.data import tiny_worlds
 from nestar.model import NestAR, WeightsError, fingerprint_of, module_file, read_json
+from nestar.settings import SampleSettings
+from nestar.tokenizer import Tokenizer
 
 CARD = "README.md"
 PAPER = "https://arxiv.org/abs/2510.23028"
@@ -60,7 +62,7 @@ def prepare(
 
     Args:
         results: folder with reports of `evaluate`, as `evaluate_<nesting>.json`; those of other weights than
-            these are left out.
+            these, or by other features than the embedded network's, are left out.
         licence: an identifier that the Hub knows.
         data: a sentence on the training data; for Tiny Worlds' classes it is known.
 
@@ -68,7 +70,7 @@ def prepare(
         WeightsError: a file is missing or damaged; it is named.
     """
     checkpoint = open_checkpoint(folder)
-    tokenizer = checkpoint.tokenizer().fingerprint
+    tokenizer = checkpoint.tokenizer()
     models = {name: checkpoint.nesting(name) for name in checkpoint.nestings}
     if not models:
         raise WeightsError(f"{folder} has no nesting yet: there is nothing to publish.")
@@ -124,14 +126,17 @@ def push(publication: Publication, repository: str, *, private: bool = False) ->
     return str(commit.commit_url)
 
 
-def _reports(models: Mapping[str, NestAR], tokenizer: str, results: Path) -> dict[str, dict[str, Any]]:
-    """Reports on these very weights and this tokenizer, which goes by its fingerprint, by nesting."""
-    found = {}
+def _reports(models: Mapping[str, NestAR], tokenizer: Tokenizer, results: Path) -> dict[str, dict[str, Any]]:
+    """Reports on these very weights and this tokenizer, by the embedded features, by nesting."""
+    from nestar.evaluation.features import load_features
+    from nestar.evaluation.report import instruments
+
+    found, own = {}, instruments(tokenizer, load_features(EMBEDDED / "features"))
     for name, model in models.items():
         file = results / f"evaluate_{name}.json"
         report = read_json(file) if file.exists() else {}
-        decoded_by = report.get("instruments", {}).get("tokenizer", tokenizer)
-        if (report.get("fingerprint"), decoded_by) == (fingerprint_of(model), tokenizer):
+        measured_with = own | report.get("instruments", {})
+        if (report.get("fingerprint"), measured_with) == (fingerprint_of(model), own):
             found[name] = report
     return found
 
@@ -158,8 +163,11 @@ def _card(
     )
     yield from ("", "## Load", "", "```python", "from nestar.pipeline import NestARPipeline", "")
     yield f'pipe = NestARPipeline.from_pretrained("{repository}")'
-    nested = "" if nesting.kind == "nested" and nesting.k == 4 else f', nesting="{first}"'
-    yield f'pipe("{checkpoint.classes[0]}", seed=0{nested}).image.save("picture.png")'
+    default = "nested", SampleSettings.k, SampleSettings.order
+    by_default = (nesting.kind, nesting.k, nesting.order) == default
+    named = "" if by_default else f', nesting="{first}"'
+    class_name = json.dumps(checkpoint.classes[0], ensure_ascii=False)
+    yield f'pipe({class_name}, seed=0{named}).image.save("picture.png")'
     yield from ("```", "", "Or on the page: `python app.py --repo " + repository + "`.", "")
     yield from ("## What is here", "")
     yield "| nesting | modules | turns a picture | parameters | images seen in training | lambda |"
@@ -195,9 +203,10 @@ def _measured(reports: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
         settings = ", ".join(f"{key} {value}" for key, value in report["settings"].items())
         figures = " | ".join(f"{report[key]:.3g}" if key in report else "-" for key in RESULTS)
         yield f"| `{name}` | {report['samples']} | {settings} | {figures} |"
-    reference = next(iter(reports.values())).get("reference", {})
+    first = next(iter(reports.values()))
+    reference = first.get("reference", {})
     if reference:
         figures = ", ".join(
             f"{label} {reference[key]:.3g}" for key, label in RESULTS.items() if key in reference
         )
-        yield from ("", f"Pictures of the data itself, measured alike: {figures}.")
+        yield from ("", f"{first['samples']} pictures of the data itself: {figures}.")

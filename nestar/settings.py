@@ -142,6 +142,8 @@ def _available(nestings: Mapping[str, Nesting]) -> str:
 def check_choice(name: str, value: object, choices: tuple[str, ...]) -> str:
     """The one of `choices` that `value` names, whatever its case and surrounding whitespace."""
     if isinstance(value, str):
+        if value in choices:  # of names that differ in case alone the one that was written
+            return value
         for choice in choices:
             if _plain(choice) == _plain(value):
                 return choice

@@ -21,6 +21,8 @@ from nestar.model import fingerprint_of
 from nestar.nesting import Nesting
 
 CPU = torch.device("cpu")
+KEPT_WEIGHTS = 2**20
+"""Largest `fill_weights` that are kept, 4 MiB; a grid of 64 x 64 tokens has some of 64 MiB."""
 
 
 def build_autoencoder(*, patch: int, channels: Sequence[int], latent_channels: int) -> AutoencoderKL:
@@ -129,11 +131,16 @@ def filled(tokens_BNC: Tensor, nesting: Nesting, known: int) -> Tensor:
     return grid_BnC.transpose(1, 2).unflatten(2, (nesting.height, nesting.width))
 
 
-@lru_cache(maxsize=512)
-@torch.inference_mode(False)
 def fill_weights(nesting: Nesting, known: int, device: torch.device = CPU) -> Tensor:
     """What each grid place (row-major) takes of each of the first `known` tokens: (n, known), float32, rows
-    that add up to 1. Kept on the device, so that no preview waits for a copy."""
+    that add up to 1. Kept on the device, so that no preview waits for a copy, unless they are many."""
+    weigh = _kept_weights if nesting.n * known <= KEPT_WEIGHTS else _kept_weights.__wrapped__
+    return weigh(nesting, known, device)
+
+
+@lru_cache(maxsize=256)
+@torch.inference_mode(False)
+def _kept_weights(nesting: Nesting, known: int, device: torch.device) -> Tensor:
     places_n2 = torch.tensor([(i // nesting.width, i % nesting.width) for i in range(nesting.n)])
     made_k2 = torch.tensor(nesting.positions[:known])
     squared_nk = (places_n2[:, None] - made_k2[None]).square().sum(-1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import pickle
 import shutil
@@ -337,6 +338,48 @@ def test_assemble_refuses_parts_that_do_not_fit(tmp_path: Path) -> None:
     assert not (tmp_path / "made").exists()
     with pytest.raises(WeightsError, match=r"tokenizer\.json is missing"):
         assemble(tmp_path / "made", classes=CLASSES, nestings=[parts / K4.name])
+
+
+def test_assemble_renames_no_classes(tmp_path: Path) -> None:
+    parts = save_checkpoint(tmp_path / "parts")
+    small_model(K4).save_pretrained(parts / K4.name, record={"classes": list(CLASSES)})
+    for others in (CLASSES[::-1], ("owl", "wren", "kite")):
+        with pytest.raises(WeightsError, match="k4-lattice was trained on other classes"):
+            assemble(parts, classes=others)
+    assert open_checkpoint(parts).classes == CLASSES
+
+
+def test_what_cannot_be_copied_whole_leaves_what_stood_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parts, made = save_checkpoint(tmp_path / "parts"), save_checkpoint(tmp_path / "made")
+    trained = open_checkpoint(parts).nesting(K4.name)
+    with torch.no_grad():
+        next(trained.parameters()).add_(1)
+    trained.save_pretrained(parts / K4.name)
+    before = {file: file.read_bytes() for file in (made / K4.name).iterdir()}
+    copy, copied = shutil.copy, []
+
+    def until_full(file: Path, target: Path) -> None:
+        if copied:
+            raise OSError(errno.ENOSPC, "No space left on device", str(target))
+        copied.append(copy(file, target))
+
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="No space left"):
+        patch.setattr(shutil, "copy", until_full)
+        assemble(made, classes=CLASSES, nestings=[parts / K4.name])
+    assert copied and before == {file: file.read_bytes() for file in (made / K4.name).iterdir()}
+    assert sorted(each.name for each in made.iterdir()) == ["config.json", K2.name, K4.name, "tokenizer"]
+    assemble(made, classes=CLASSES, nestings=[parts / K4.name])
+    after = {file.name: file.read_bytes() for file in (made / K4.name).iterdir()}
+    assert after == {file.name: file.read_bytes() for file in (parts / K4.name).iterdir()}
+    assert after != {file.name: content for file, content in before.items()}
+
+
+def test_a_revision_is_of_a_repository(folder: Path) -> None:
+    for source, said in ((None, "the embedded weights have none"), (folder, "the folder .* has none")):
+        with pytest.raises(WeightsError, match=f"A revision is of a repository on the Hub; {said}"):
+            open_checkpoint(source, "main")
 
 
 def test_a_borrowed_tokenizer_stays_borrowed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

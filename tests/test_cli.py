@@ -164,8 +164,9 @@ def test_repo_goes_before_the_environment(
         (["--solver", "rk4"], "solver must be one of euler, midpoint, heun; got 'rk4'."),
         (["--schedule", "cosine"], "schedule must be one of constant, linear; got 'cosine'."),
         (["--device", "tpu"], "Unknown device 'tpu': allowed are auto, cpu and cuda."),
+        (["--repo", 300 * "x"], f"{300 * 'x'!r} is neither a folder here nor a Hub repository id"),
     ],
-    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+    ids=lambda value: " ".join(value)[:40] if isinstance(value, list) else "",
 )
 def test_bad_input_is_one_sentence(
     weights: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], said: str
@@ -187,6 +188,18 @@ def test_damaged_weights_and_an_unwritable_place_are_one_sentence(
     assert refusal(capsys, *sample, str(tmp_path)) == f"{tmp_path} cannot be written (Is a directory)."
     (tmp_path / "file").touch()
     assert "cannot be written" in refusal(capsys, *sample, str(tmp_path / "file" / "out.png"))
+
+
+def test_a_place_that_cannot_be_used_is_one_sentence(
+    tmp_path: Path, weights: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "file"
+    file.touch()
+    train = ["train", "nesting", "--preset", "smoke", "--steps", "1"]
+    assert refusal(capsys, *train, "--folder", str(file)) == f"--folder: {file} is a file."
+    k4 = f"{weights}/{K4.name}"
+    extrapolate = ["extrapolate", k4, "--away-from", k4, "--by", "1", "--out", str(file / "out")]
+    assert refusal(capsys, *extrapolate) == f"{file / 'out'} cannot be used (Not a directory)."
 
 
 def test_a_full_disk_is_one_sentence_and_leaves_no_half_file(
@@ -214,6 +227,10 @@ def test_a_full_disk_is_one_sentence_and_leaves_no_half_file(
         (["nesting", "--minutes", "nan"], "The budget must be a finite number above 0, got nan."),
         (["nesting", "--steps", "1", "--batch", "0"], "--batch must be at least 1, got 0."),
         (["nesting", "--steps", "1", "--pool", "0"], "--pool must be at least 1, got 0."),
+        (
+            ["nesting", "--steps", "1", "--seed", "9" * 20],
+            f"--seed must be from 0 to 2147483647, got {'9' * 20}.",
+        ),
         (
             ["nesting", "--steps", "1", "--pool", "9", "--data", "pictures", "--tokenizer", "mine"],
             "--pool is of Tiny Worlds; of a folder (--data) all pictures are used.",

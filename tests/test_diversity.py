@@ -147,6 +147,11 @@ def test_the_pipeline_streams_one_seed_at_all_temperatures(pipe: NestARPipeline)
     assert decibels(first, cold) >= SAME > decibels(hottest, cold)
 
 
+def test_no_temperatures_are_refused(pipe: NestARPipeline) -> None:
+    with pytest.raises(SettingsError, match=r"^temperatures must be at least one number\.$"):
+        pipe.temperatures("flower", temperatures=[])
+
+
 def test_without_previews_only_the_end_is_decoded(pipe: NestARPipeline) -> None:
     settings = pipe.settings(class_name="fish", k=4, steps=1)
     frames = list(pipe.stream_rows(settings, Rows((1, 2)), previews=False))

@@ -12,6 +12,7 @@ from torch import Tensor
 from nestar.cli import main
 from nestar.model import NestAR, WeightsError
 from nestar.settings import SettingsError
+from nestar.training.autoguidance import guided_modules
 from nestar.training.extrapolate import extrapolate
 from tests.small import CHANNELS, K2, K4, small_model
 
@@ -107,3 +108,17 @@ def test_refuses_to_go_on_from_weights_that_were_moved_on() -> None:
     with pytest.raises(WeightsError, match="Module 2 of the earlier weights was moved on"):
         extrapolate(small_model(K4), earlier, 0.5)
     extrapolate(small_model(K4), earlier, 0.5, [1])
+
+
+def test_what_a_later_training_left_as_it_was_is_still_moved_on() -> None:
+    moved = {"extrapolated": [{"modules": [2], "by": 0.5}], "modules": [3]}
+    for record, left in (
+        (moved, {2}),
+        ({"modules": [3], "init": moved}, {2}),
+        ({"modules": [1], "init": {"modules": [3], "init": moved}}, {2}),
+        ({"modules": [2], "init": moved}, set()),
+        ({"init": moved}, set()),
+        ({"modules": [1], "init": moved, "autoguided": [{"modules": [1], "by": 2.0}]}, {1, 2}),
+        ({"modules": [1], "init": None}, set()),
+    ):
+        assert guided_modules(record) == left, record

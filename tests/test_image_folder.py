@@ -64,6 +64,16 @@ def test_train_and_val_as_imagenet_has_them(tmp_path: Path) -> None:
         open_folder(tmp_path)
 
 
+def test_train_alone_holds_the_classes_unless_it_is_one(tmp_path: Path) -> None:
+    for name in ("owl", "wren"):
+        for number in (1, 2):
+            picture(tmp_path / "split" / "train" / name / f"{number}.png")
+            picture(tmp_path / "vehicles" / ("train" if name == "owl" else "tram") / f"{number}.png")
+    train, held = open_folder(tmp_path / "split")
+    assert (train.classes, len(train), len(held)) == (("owl", "wren"), 2, 2)
+    assert open_folder(tmp_path / "vehicles")[0].classes == ("train", "tram")
+
+
 def test_a_picture_is_the_square_in_its_middle_and_its_mirror(tmp_path: Path) -> None:
     wide = np.zeros((40, 120, 3), dtype=np.uint8)
     wide[:, 40:80] = HALVES  # black | black, white | black
@@ -90,9 +100,18 @@ def test_a_folder_that_will_not_do_is_one_sentence(tmp_path: Path, make: object,
         open_folder(tmp_path / "birds")
 
 
-def test_a_file_that_is_no_picture_is_named(root: Path) -> None:
+@pytest.mark.parametrize("damage", [None, SyntaxError("broken PNG file"), OSError("truncated")])
+def test_a_file_that_is_no_picture_is_named(
+    root: Path, monkeypatch: pytest.MonkeyPatch, damage: Exception | None
+) -> None:
     (root / "owl" / "0.png").write_text("nothing to see")
     train, _ = open_folder(root)
+    if damage is not None:  # as Pillow says it of some
+
+        def fails(*_: object) -> None:
+            raise damage
+
+        monkeypatch.setattr(Image, "open", fails)
     with pytest.raises(SettingsError, match=r"owl/0\.png cannot be read as a picture"):
         train.batch([0], 16)
 

@@ -29,3 +29,11 @@ def test_without_a_gpu_nothing_is_written_where_the_readme_looks(capsys: pytest.
     with pytest.raises(SystemExit):
         imagenet_step.main(["--device", "cpu"])
     assert "this is a rehearsal" in capsys.readouterr().err
+
+
+def test_a_batch_runs_in_equal_parts_of_at_most_the_rows_asked_for(tmp_path: Path) -> None:
+    out = tmp_path / "steps.json"
+    small = ["--sizes", "s", "--batch", "3", "--rows", "2", "--steps", "1"]
+    imagenet_step.main([*small, "--device", "cpu", "--out", str(out)])
+    (row,) = json.loads(out.read_text())["rows"]
+    assert (row["batch"], row["rows_at_once"]) == (3, 1)

@@ -9,7 +9,7 @@ from nestar.evaluation.metrics import psnr
 from nestar.evaluation.previews import coarse_to_fine, preview_psnr
 from nestar.nesting import Nesting
 from nestar.sampler import ModuleDone, PatchDone, SolverSettings, sample
-from nestar.tokenizer import filled
+from nestar.tokenizer import KEPT_WEIGHTS, fill_weights, filled
 from tests.small import K2, K4, small_model, small_tokenizer
 
 IDS, SEEDS, SETTINGS = torch.tensor([0, 2]), [3, 4], SolverSettings(steps=1)
@@ -81,3 +81,10 @@ def test_what_is_not_known_does_not_show() -> None:
     spoilt[:, 5:] = torch.nan
     nesting = Nesting.nested(4, 4, 2)
     assert torch.equal(filled(spoilt, nesting, 5), filled(tokens_BNC, nesting, 5))
+
+
+def test_many_weights_of_a_fill_are_not_kept() -> None:
+    nesting = Nesting.autoregressive(64, 64)
+    assert fill_weights(nesting, 3) is fill_weights(nesting, 3)
+    many = KEPT_WEIGHTS // nesting.n + 1
+    assert fill_weights(nesting, many) is not fill_weights(nesting, many)

@@ -1,5 +1,6 @@
 """Publishing on the Hub: what goes, the model card, and the upload, to a stand-in on 127.0.0.1."""
 
+import ast
 import json
 import os
 import subprocess
@@ -11,9 +12,12 @@ import pytest
 import torch
 
 from nestar import cli
-from nestar.checkpoints import load_tokenizer
+from nestar.checkpoints import EMBEDDED, load_tokenizer
 from nestar.data import tiny_worlds
+from nestar.evaluation.features import load_features
+from nestar.evaluation.report import instruments
 from nestar.model import NestAR, WeightsError, fingerprint_of
+from nestar.nesting import Nesting
 from nestar.publish import CARD, prepare
 from tests.hub import WRITER, Loader, WritableHub
 from tests.small import CLASSES, K2, K4, save_checkpoint, save_config, small_model
@@ -97,12 +101,24 @@ def test_the_card_says_how_to_load_what_is_here_and_what_was_measured(folder):
     assert "do not say what" in card and "Classes: flower, fish, hot-air balloon." in card
 
 
-@pytest.mark.parametrize("own", [True, False])
-def test_the_card_leaves_out_what_another_decoder_made(folder, own):
+@pytest.mark.parametrize("foreign", [(), ("tokenizer",), ("features",)])
+def test_the_card_leaves_out_what_another_decoder_made_or_other_features_measured(folder, foreign):
     file = folder / f"results/evaluate_{K4.name}.json"
-    tokenizer = load_tokenizer(folder / "tokenizer").fingerprint if own else "of another"
-    file.write_text(json.dumps(json.loads(file.read_text()) | {"instruments": {"tokenizer": tokenizer}}))
-    assert ("recall 0.94" in prepare(folder, REPOSITORY, results=folder / "results").card) == own
+    used = instruments(load_tokenizer(folder / "tokenizer"), load_features(EMBEDDED / "features"))
+    used |= dict.fromkeys(foreign, "of another")
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"instruments": used}))
+    card = prepare(folder, REPOSITORY, results=folder / "results").card
+    assert ("500 pictures of the data itself: recall 0.94." in card) == (not foreign)
+
+
+def test_the_card_names_weights_that_are_not_found_by_default(folder):
+    raster = Nesting.nested(4, 4, 4, order="raster")
+    for nesting, named in ((K4, False), (raster, True), (K2, True)):
+        small_model(nesting).save_pretrained(folder / nesting.name)
+        save_config(folder, (nesting,), ('"owl"', "b", "c"))
+        (line,) = [each for each in prepare(folder, REPOSITORY).card.splitlines() if each.startswith("pipe(")]
+        assert ast.literal_eval(line[len("pipe(") :].split(", seed")[0]) == '"owl"'
+        assert (f'nesting="{nesting.name}"' in line) == named
 
 
 def test_the_data_is_named_where_it_is_known_or_given(folder):

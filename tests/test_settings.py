@@ -18,6 +18,7 @@ from nestar.settings import (
     SOLVERS,
     SampleSettings,
     SettingsError,
+    check_choice,
     check_integer,
     check_number,
     check_settings,
@@ -275,3 +276,8 @@ def test_single_checks_serve_the_page():
     with pytest.raises(SettingsError, match="steps must be a whole number from 1 to 200"):
         check_integer("steps", 500)
     assert issubclass(SettingsError, ValueError)
+
+
+def test_of_names_that_differ_in_case_alone_the_one_that_was_written_is_taken():
+    assert check_choice("class", "cat", ("Cat", "cat")) == "cat"
+    assert check_choice("class", "CAT", ("Cat", "cat")) == "Cat"

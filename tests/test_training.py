@@ -36,6 +36,7 @@ from nestar.images import from_bytes
 from nestar.model import NestAR, WeightsError
 from nestar.nesting import Nesting, Scale
 from nestar.pipeline import NestARPipeline
+from nestar.settings import SettingsError
 from nestar.tokenizer import Tokenizer
 from nestar.training import loop, optim, presets
 from nestar.training import nesting as nesting_module
@@ -517,6 +518,26 @@ def test_an_image_pool_is_taken_up_where_it_stood(tmp_path: Path) -> None:
     assert (resumed.images[4:] == whole.images[4:]).all()
 
 
+def test_a_pool_counts_as_drawn_when_it_is_whole(tmp_path: Path) -> None:
+    assert ImagePool.drawn(tmp_path, 12, 16) is None
+    ImagePool(tmp_path, 12, 16)
+    assert len(ImagePool.drawn(tmp_path, 12, 16)) == 12
+    (progress,) = tmp_path.glob("*.progress")
+    progress.write_text("4")
+    assert ImagePool.drawn(tmp_path, 12, 16) is None and progress.read_text() == "4"
+
+
+def test_a_disk_without_room_for_a_pool_says_so_at_once(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Memory that is mapped to a file asks for room when it is written to, and ends the process for want of
+    it."""
+    train = ["train", "tokenizer", "--preset", "smoke", "--steps", "1", "--cache", str(tmp_path / "cache")]
+    with files_up_to(2**13):
+        said = refusal(capsys, *train, "--folder", str(tmp_path / "run"))
+    assert said.startswith("The disk is full (")
+
+
 def test_a_pool_gives_its_images_in_the_order_asked_for(tmp_path: Path) -> None:
     pool = ImagePool(tmp_path, 12, 16)
     index = torch.tensor([7, 2, 11, 2, 0])
@@ -756,9 +777,39 @@ def test_a_run_may_start_from_other_weights(cache: Path) -> None:
     for averaged in (second.model, second.ema.module):
         same = averaged.state_dict()
         assert all(torch.equal(value, same[name]) for name, value in first.model.state_dict().items())
-    with pytest.raises(WeightsError, match="another shape"):
+    with pytest.raises(WeightsError, match=r"another shape: dim \d+ \(the preset has 64\)\.$"):
         NestingTask(replace(smoke, dim=64), small_tokenizer(), CPU, cache, init=first.model)
     tokenizer = tokenizer_task(cache).tokenizer
     again = TokenizerTask(replace(presets.TOKENIZERS["smoke"], seed=1), CPU, cache, init=tokenizer)
     same = again.tokenizer.autoencoder.state_dict()
     assert all(torch.equal(value, same[name]) for name, value in tokenizer.autoencoder.state_dict().items())
+
+
+def test_weights_of_another_nesting_are_no_start(cache: Path) -> None:
+    """Of one shape with the preset's, they take the tokens in another order."""
+    raster = nesting_task(cache, nesting=Nesting.nested(4, 4, 4, order="raster"))
+    with pytest.raises(WeightsError, match=r"^--init is of k4-raster, the preset of k4-lattice\.$"):
+        nesting_task(cache, init=raster.model)
+
+
+@pytest.mark.parametrize(
+    ("record", "said"),
+    [({"latents": "0123abcd"}, "behind another tokenizer"), ({"classes": ["owl"]}, "on other classes")],
+)
+def test_modules_are_trained_beside_such_of_the_same_tokens_and_classes(
+    cache: Path, record: dict[str, Any], said: str
+) -> None:
+    init = nesting_task(cache).model
+    init.record = record
+    nesting_task(cache, init=init)  # where all of them are trained on, they may come from elsewhere
+    with pytest.raises(WeightsError, match=f"--init was trained {said}: all its modules"):
+        nesting_task(cache, init=init, modules=(2,))
+    init.record = {"latents": small_tokenizer().latents_fingerprint, "classes": list(tiny_worlds.CLASSES)}
+    nesting_task(cache, init=init, modules=(2,))
+
+
+def test_a_tokenizer_of_another_grid_is_refused_before_anything_is_drawn(tmp_path: Path) -> None:
+    config = replace(presets.NESTINGS["smoke"], size=2 * presets.NESTINGS["smoke"].size)
+    with pytest.raises(SettingsError, match=r"^The recipe is for 4 x 4 tokens; the tokenizer makes 8 x 8 of"):
+        NestingTask(config, small_tokenizer(), CPU, tmp_path / "cache")
+    assert not (tmp_path / "cache").exists()

@@ -373,3 +373,11 @@ def test_no_pickle_is_loaded() -> None:
             elif isinstance(node, ast.keyword):
                 assert node.arg != "allow_pickle" or ast.unparse(node.value) == "False", file
     assert found == [("inception.py", {"map_location": "'cpu'", "weights_only": "True"})]
+
+
+def test_a_grid_that_is_too_large_is_refused_before_it_is_laid_out() -> None:
+    grid = {"height": MAX_TOKENS, "width": MAX_TOKENS, "kind": "cells", "k": 1, "order": "blocks"}
+    before, began = peak(), time.process_time()
+    with pytest.raises(ValueError, match="at most 4096 tokens"):
+        NestARConfig.from_dict({**NestARConfig(K4).to_dict(), "nesting": grid})
+    assert time.process_time() - began < 1 and peak() - before < 2**26

@@ -70,20 +70,21 @@ class ImageFolder:
 
 
 def open_folder(root: Path) -> tuple[ImageFolder, ImageFolder]:
-    """The pictures for training and those held out.
+    """The pictures for training and those held out: `train/` and `val/`, where `root` has them.
 
     Raises:
         SettingsError: there is no such folder, no class in it, or a class without two pictures.
     """
     if not root.is_dir():
         raise SettingsError(f"--data: there is no folder {root}.")
-    if (root / "train").is_dir() and (root / "val").is_dir():
-        train, held = _classes(root / "train"), _classes(root / "val")
+    pictures = root / "train" if _has_folders(root / "train") else root
+    every = _classes(pictures)
+    if pictures != root and (root / "val").is_dir():
+        train, held = every, _classes(root / "val")
         strange = [name for name in held if name not in train]
         if strange:
-            raise SettingsError(f"{root / 'val'} has class {strange[0]!r}, which {root / 'train'} has not.")
+            raise SettingsError(f"{root / 'val'} has class {strange[0]!r}, which {pictures} has not.")
     else:
-        every = _classes(root)
         held = {
             name: files[HELD_OUT_EVERY - 1 :: HELD_OUT_EVERY] or files[-1:] for name, files in every.items()
         }
@@ -91,10 +92,15 @@ def open_folder(root: Path) -> tuple[ImageFolder, ImageFolder]:
         alone = [name for name, files in train.items() if not files]
         if alone:
             raise SettingsError(
-                f"Class {alone[0]!r} in {root} has one picture; it takes two, one to be held out."
+                f"Class {alone[0]!r} in {pictures} has one picture; it takes two, one to be held out."
             )
     names = list(train)
     return _folder(names, train), _folder(names, held)
+
+
+def _has_folders(folder: Path) -> bool:
+    """Whether a folder is one of classes: `train` may be a class itself."""
+    return folder.is_dir() and any(each.is_dir() for each in folder.iterdir())
 
 
 def _classes(root: Path) -> dict[str, list[Path]]:
@@ -123,7 +129,8 @@ def _square(file: Path, size: int, flip: bool) -> np.ndarray:
     try:
         with Image.open(file) as opened:
             picture = opened.convert("RGB")
-    except (OSError, ValueError, Image.DecompressionBombError) as error:
+    # Pillow says of some damaged PNGs that their syntax is wrong, with Python's own error for it.
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise SettingsError(f"{file} cannot be read as a picture ({type(error).__name__}).") from None
     while min(picture.size) >= 2 * size:
         picture = picture.resize((picture.width // 2, picture.height // 2), Image.Resampling.BOX)

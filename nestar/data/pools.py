@@ -7,6 +7,7 @@ stopped process left them, and several processes share the encoding.
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -29,10 +30,11 @@ TRAIN_SEED = 0
 HELD_OUT_SEED = 1
 """Streams of `tiny_worlds.draw_indices`: training data and held-out data never share a scene."""
 CPU = torch.device("cpu")
-CPU_BATCH = 64
+CPU_BATCH = 128
 DEVICE_BATCH = 4096
-"""Pictures drawn at once. On a GPU each of the painters queues hundreds of small kernels, with a few waits
-between them, however many pictures it paints."""
+"""Pictures drawn at once. On two cores 128 at a time were drawn and encoded in 0.5 to 0.9 of the time that 64
+at a time took; more were no faster. On a GPU each of the painters queues hundreds of small kernels, with a
+few waits between them, however many pictures it paints."""
 ENCODED_AT_ONCE = 256
 SHARD = 8192
 """Latents encoded between two writes: what a kill loses at most, and what lies in one file of a folder's."""
@@ -72,9 +74,10 @@ class ImagePool:
 
     @classmethod
     def drawn(cls, folder: Path, count: int, size: int, seed: int = TRAIN_SEED) -> ImagePool | None:
-        """The pool, if it stands already in `folder`."""
-        exists = _pool_file(folder, count, size, seed).exists()
-        return cls(folder, count, size, seed) if exists else None
+        """The pool, if it stands already in `folder`, drawn to the end."""
+        progress = _progress_file(_pool_file(folder, count, size, seed))
+        is_whole = progress.exists() and int(progress.read_text()) == count
+        return cls(folder, count, size, seed) if is_whole else None
 
     def __len__(self) -> int:
         return len(self.images)
@@ -95,16 +98,33 @@ def _drawn_to_disk(
     count = len(seeds)
     folder.mkdir(parents=True, exist_ok=True)
     file = _pool_file(folder, count, size, seed)
-    progress = file.with_suffix(".progress")
+    progress = _progress_file(file)
     drawn = int(progress.read_text()) if file.exists() and progress.exists() else 0
     mode = "r+" if drawn else "w+"
     images = np.lib.format.open_memmap(file, mode=mode, dtype=np.uint8, shape=(count, 3, size, size))
+    _take_room(file)
     for start in tqdm(range(drawn, count, batch), desc="drawing", disable=drawn >= count):
         part = slice(start, min(start + batch, count))
         images[part] = to_bytes(tiny_worlds.draw(class_ids[part], seeds[part], size).images).numpy()
         with whole(progress) as partial:
             partial.write_text(str(part.stop))
     return images
+
+
+def _take_room(file: Path) -> None:
+    """Ask for a file's whole room on the disk: a disk that fills up under mapped memory ends the process.
+
+    Raises:
+        OSError: there is not as much.
+    """
+    if hasattr(os, "posix_fallocate"):
+        with file.open("r+b") as opened:
+            os.posix_fallocate(opened.fileno(), 0, file.stat().st_size)
+
+
+def _progress_file(pool: Path) -> Path:
+    """Says how many pictures of a pool have been drawn."""
+    return pool.with_suffix(".progress")
 
 
 def _pool_file(folder: Path, count: int, size: int, seed: int) -> Path:

@@ -9,7 +9,7 @@ the held-out loss, which is measured on data, rises.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from typing import Any
 
@@ -76,7 +76,10 @@ def check_earlier(model: NestAR, earlier: NestAR, numbers: Sequence[int]) -> Non
         )
 
 
-def guided_modules(record: dict[str, Any]) -> set[int]:
-    """Numbers of the modules that a model's record tells of having been moved on or taught guidance."""
+def guided_modules(record: Mapping[str, Any]) -> set[int]:
+    """Numbers of the modules that a model's record tells of having been moved on or taught guidance; also
+    before the training recorded, if that left them as they were."""
     steps = [*record.get("extrapolated", []), *record.get("autoguided", [])]
-    return {number for step in steps for number in step["modules"]}
+    own = {number for step in steps for number in step["modules"]}
+    trained = record.get("modules") or ()  # none named: all
+    return own | (guided_modules(record.get("init") or {}) - set(trained) if trained else set())

@@ -32,7 +32,7 @@ from nestar.flow import (
     flow_matching_loss,
     shared_patch_losses,
 )
-from nestar.model import NestAR, NestARConfig
+from nestar.model import NestAR, NestARConfig, WeightsError
 from nestar.nesting import Nesting, Scale
 from nestar.processes import ALONE, Group, Worker
 from nestar.sampler import PatchDone, SolverSettings, sample
@@ -228,6 +228,41 @@ def parts_of(batch: int, worker: Worker, accumulate: int) -> list[Part]:
     return [Part(batch, slice(first, None, count)) for first in range(worker.rank, count, worker.world)]
 
 
+def check_grid(config: NestingTrainConfig, tokenizer: Tokenizer) -> None:
+    """Raises SettingsError where pictures of the recipe's size are no grid of its nesting's."""
+    nesting, side = config.nesting, config.size / tokenizer.stride
+    if (nesting.height, nesting.width) != (side, side):
+        raise SettingsError(
+            f"The recipe is for {nesting.height} x {nesting.width} tokens; the tokenizer makes {side:g} x "
+            f"{side:g} of pictures of {config.size} pixels."
+        )
+
+
+def check_start(config: NestingTrainConfig, tokenizer: Tokenizer, init: NestAR) -> None:
+    """Whether a run may start from these weights. Nestings of one shape may take tokens in different orders,
+    and a module that is not trained stays what it was.
+
+    Raises:
+        WeightsError: they are of another nesting or shape, or, where only some modules are trained, were
+            trained behind another tokenizer.
+    """
+    if init.config.nesting != config.nesting:
+        raise WeightsError(f"--init is of {init.config.nesting.name}, the preset of {config.nesting.name}.")
+    wanted = asdict(config.model_config(tokenizer.channels))
+    differ = [
+        f"{name} {value} (the preset has {wanted[name]})"
+        for name, value in asdict(init.config).items()
+        if value != wanted[name]
+    ]
+    if differ:
+        raise WeightsError(f"--init has another shape: {', '.join(differ)}.")
+    made_for = init.record.get("latents", tokenizer.latents_fingerprint)
+    if config.modules and made_for != tokenizer.latents_fingerprint:
+        raise WeightsError(
+            "--init was trained behind another tokenizer: all its modules have to be trained on."
+        )
+
+
 class NestingTask:
     """What `training.loop.train` needs to train a nesting on latents.
 
@@ -248,8 +283,10 @@ class NestingTask:
     Raises:
         SettingsError: the batch has no parts of equal size for so many processes and accumulated parts, or
             only some modules are to be trained, and there is no `init`, or autoguidance is asked for without
-            `init` and `away_from`, or these without it.
-        WeightsError: `away_from` is nothing to be guided by, see `autoguidance.check_earlier`.
+            `init` and `away_from`, or these without it, or the tokenizer makes another grid than the
+            nesting's.
+        WeightsError: `init` is no start for this, see `check_start`, or `away_from` is nothing to be guided
+            by, see `autoguidance.check_earlier`.
     """
 
     def __init__(
@@ -276,6 +313,9 @@ class NestingTask:
                 "--autoguidance leads from what a module was earlier to what it is and beyond: it takes "
                 "--away-from and --init, and --away-from takes both."
             )
+        check_grid(config, tokenizer)
+        if init is not None:
+            check_start(config, tokenizer, init)
         trained = [scale.number for scale in config.nesting.scales if config.trains(scale.number)]
         if init is not None and away_from is not None:
             check_earlier(init, away_from, trained)  # before the pools, which may take an hour
@@ -287,6 +327,9 @@ class NestingTask:
         if held != (config.pool, config.held_out, config.classes):
             expected = config.pool, config.held_out, config.classes
             raise ValueError(f"The pools hold {held} latents and classes, expected {expected}.")
+        known = init.record.get("classes") if init is not None and config.modules else None
+        if known is not None and list(known) != list(pools.classes):
+            raise WeightsError("--init was trained on other classes: all its modules have to be trained on.")
         self.latents, self.class_ids = pools.latents_NChw, pools.class_ids_N.to(device)
         if isinstance(self.latents, Tensor):
             self.latents = self._tokens(self.latents)

@@ -147,8 +147,8 @@ def _is_part(name: str, parts: Sequence[str]) -> bool:
 
 
 class MovingAverage(AveragedModel):
-    """A moving average that begins at a model, on its device, with decay min(decay, (1 + s) / (10 + s)) after
-    s updates.
+    """A moving average that begins at a model, on its device. Its first update takes the model as it is, the
+    one after s others keeps min(decay, (1 + s) / (10 + s)) of the average.
 
     `n_averaged` stays on the CPU, and the update reads it there: torch's own carries it to the parameters'
     device at each step, and whoever reads it there waits for the device. Buffers are constants in all
