@@ -135,7 +135,8 @@ def find_nesting(nestings: Mapping[str, Nesting], k: int, order: str, name: str 
 
 
 def _available(nestings: Mapping[str, Nesting]) -> str:
-    pairs = dict.fromkeys(f"k = {nesting.k} ({nesting.order})" for nesting in nestings.values())
+    ordered = sorted(nestings.values(), key=lambda nesting: (ORDERS.index(nesting.order), nesting.k))
+    pairs = dict.fromkeys(f"k = {nesting.k} ({nesting.order})" for nesting in ordered)
     return f"there are weights for {', '.join(pairs) or 'no nesting'}"
 
 
@@ -208,6 +209,6 @@ def _show(value: object, longest: int = 40) -> str:
     if isinstance(value, Integral) and int(value).bit_length() > 128:  # Python refuses to print huge ones
         return "a number of more than 38 digits"
     if isinstance(value, str):
-        text = repr(value)
+        text = repr(value) if value else "nothing"
         return text if len(text) <= longest else text[: longest - 3] + "..."
     return str(value) if value is None or isinstance(value, Real) else f"a {type(value).__name__}"

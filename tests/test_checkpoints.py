@@ -325,7 +325,7 @@ def test_assemble_keeps_the_names_of_variants(tmp_path: Path) -> None:
     assert any(value.any() for value in pipe.models[K4.name].state_dict().values())
     assert find_nesting(pipe.nestings, 4, "lattice") == K4.name
     assert find_nesting({variant: K4, K2.name: K2}, 4, "lattice") == variant
-    with pytest.raises(SettingsError, match=r"weights for k = 4 \(lattice\), k = 2 \(lattice\)\.$"):
+    with pytest.raises(SettingsError, match=r"weights for k = 2 \(lattice\), k = 4 \(lattice\)\.$"):
         pipe.settings(class_name="fish", k=8)
 
 

@@ -147,7 +147,7 @@ def test_repo_goes_before_the_environment(
         (["--class", "cat"], "class must be one of flower, fish, hot-air balloon; got 'cat'."),
         (
             ["--k", "8"],
-            "k = 8 with order lattice has no weights; there are weights for k = 4 (lattice), k = 2",
+            "k = 8 with order lattice has no weights; there are weights for k = 2 (lattice), k = 4",
         ),
         (["--k", "four"], "k must be a whole number, got 'four'; "),
         (["--steps", "0"], "steps must be a whole number from 1 to 200, got 0."),

@@ -119,6 +119,87 @@ def test_k_without_weights_is_marked_and_says_why(visit, pipeline):
         expect(page.locator("#hint-k")).to_contain_text(f"No weights for k = {k}")
 
 
+@pytest.mark.parametrize(
+    ("link", "k", "hint"),
+    [
+        ("?k=1&order=raster", "1", "One-shot flow: 1 module, 1 turn instead of 64."),
+        ("?k=16&order=blocks", "16", "Cells: 1 module, 4 turns instead of 64."),
+    ],
+)
+def test_the_dials_say_what_a_link_asked_for_without_a_position_for_it(visit, pipeline, link, k, hint):
+    page = visit(at=link).page
+    expect(page.locator(".message")).to_contain_text("The link's settings stand in the controls")
+    expect(page.locator('.dial[data-name="k"] output')).to_have_text(k)
+    expect(page.locator("#hint-k")).to_contain_text(hint)
+    expect(page.locator(".dials")).not_to_contain_text("No weights")
+    assert page.locator("#dial-k").get_attribute("aria-valuetext").endswith(f"k = {k}")
+    before = len(page.locator(".ticks .current").all())
+    page.locator("#dial-k").click(position={"x": 3, "y": 10})  # the first position, where no handle stands
+    expect(page.locator(".ticks .current")).to_have_count(1)
+    assert before == 0 and page.locator('.dial[data-name="k"] output').inner_text() != k
+
+
+def test_the_table_of_nestings_goes_as_menus_do(visit):
+    page = visit().page
+    table = page.locator(".nestings table")
+    for leave in (
+        lambda: page.keyboard.press("Escape"),
+        lambda: page.locator(".hero").click(),
+        lambda: page.get_by_role("tab", name="How it works").click(),
+    ):
+        page.locator(".nestings summary").click()
+        expect(table).to_be_visible()
+        leave()
+        expect(table).to_be_hidden()
+
+
+def test_the_table_of_nestings_covers_nothing_on_a_tablet(visit):
+    page = visit(viewport={"width": 768, "height": 1024}).page
+    page.locator(".nestings summary").click()
+    table = page.locator(".nestings table").bounding_box()
+    assert table["y"] + table["height"] <= page.locator("#tabs").bounding_box()["y"] + 1
+    assert page.evaluate("document.documentElement.scrollWidth") <= 768
+
+
+@pytest.mark.parametrize("width", [768, 1024])
+def test_the_track_has_room_for_every_turn(visit, pipeline, width):
+    """Token by token, too: a segment of it has a pixel and more."""
+    page = visit(viewport={"width": width, "height": 1024}, at="?k=64&order=raster&steps=1").page
+    expect(page.locator(".dial[data-name='k'] output")).to_have_text("64")
+    page.locator("#generate").click()
+    expect(page.locator(".segments i")).to_have_count(64)
+    widths = page.locator(".segments i").evaluate_all("all => all.map(e => e.getBoundingClientRect().width)")
+    assert min(widths) >= 3
+
+
+def test_generate_and_stop_say_when_they_are_off(visit, hold):
+    page = visit().page
+    generate, stop = page.locator("#generate"), page.locator("#stop")
+    expect(generate).to_have_attribute("aria-disabled", "false")
+    expect(stop).to_have_attribute("aria-disabled", "true")
+    page.get_by_label("Seed", exact=True).press("Enter")  # as a press of Generate
+    expect(generate).to_have_attribute("aria-disabled", "true")
+    expect(stop).to_have_attribute("aria-disabled", "false")
+    stop.click()
+    expect(generate).to_have_attribute("aria-disabled", "false")
+
+
+@pytest.mark.parametrize(
+    ("label", "bad", "good"),
+    [
+        ("Seed", "a lot", "7"),
+        ("Steps per patch, as a number", "500", "6"),
+        ("Steps per patch, as a number", "", "6"),
+        ("Guidance, as a number", "-1", "2.55"),
+    ],
+)
+def test_a_field_that_would_be_refused_is_marked(visit, label, bad, good):
+    field = visit().page.get_by_label(label, exact=True)
+    for value, invalid in ((bad, "true"), (good, "false")):
+        field.fill(value)
+        expect(field).to_have_attribute("aria-invalid", invalid)
+
+
 # ---- a run ---------------------------------------------------------------------------------------
 
 

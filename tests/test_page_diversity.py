@@ -282,7 +282,7 @@ def test_siblings_keep_their_parent_and_others_come_at_the_next_press(visit_tab)
     wait_for(page, "nearest")
     expect(page.locator("#diversity-nearest .chosen")).to_have_attribute("alt", made[1][1])
     # The parent stays the grid's picture.
-    expect(page.locator("#diversity-keep .parent")).to_contain_text("Siblings of seed 0")
+    expect(page.locator("#diversity-keep .parent")).to_contain_text("Siblings of flower, seed 0, keep")
 
 
 def test_each_module_gets_a_bar_with_its_share(visit_tab):
@@ -407,6 +407,31 @@ def test_stop_ends_every_kind_of_run_and_frees_the_worker(visit_tab, ended, butt
     press(page, "generate", "grid")
 
 
+def test_of_a_stopped_grid_no_distances_stand_and_nothing_can_be_chosen(visit_tab, ended):
+    page = visit_tab()
+    quick(page)
+    press(page, "generate", "grid")
+    wait_for(page, "distances")
+    expect(page.locator("#diversity-grid .after")).to_be_visible()
+    cells = page.locator("#diversity-distances .heat > div").first
+    row, cell = (each.bounding_box() for each in (cells, cells.locator("i").first))
+    assert cell["height"] == pytest.approx(row["height"], abs=1e-3)  # no line of the lightest colour below
+    page.get_by_label("Steps per patch, as a number").last.fill(str(MANY_STEPS))
+    page.locator("#diversity-generate").click()
+    wait_for(page, "grid", "running")
+    expect(page.locator("#diversity-generate")).to_have_attribute("aria-disabled", "true")
+    page.locator("#diversity-stop").click()
+    wait_for(page, "grid", "stopped")
+    for hidden in ("#diversity-grid .after", "#diversity-distances .heat >> nth=0"):
+        expect(page.locator(hidden)).to_be_hidden()
+    expect(page.locator("#diversity-distances .reading")).to_contain_text("between finished pictures")
+    expect(page.locator("#diversity-generate")).to_have_attribute("aria-disabled", "false")
+    expect(page.locator("#diversity-stop")).to_have_attribute("aria-disabled", "true")
+    quick(page)
+    press(page, "generate", "grid")
+    expect(page.locator("#diversity-distances .heat").first).to_be_visible()
+
+
 def test_a_refusal_is_a_sentence_where_it_arises(visit_tab):
     page = visit_tab()
     page.get_by_label("Temperature, as a number").last.fill("9")
@@ -427,7 +452,7 @@ def test_what_stands_there_survives_another_tab(visit_tab):
     expect(page.locator("#diversity-grid img")).to_have_count(4)
     page.locator("#diversity-grid .sample").nth(3).click()
     wait_for(page, "nearest")
-    expect(page.locator("#diversity-keep .parent")).to_contain_text("Siblings of seed 3")
+    expect(page.locator("#diversity-keep .parent")).to_contain_text("Siblings of flower, seed 3, keep")
 
 
 def test_what_is_chosen_at_once_stays_when_gradio_hands_the_first_value_back(browser, small_url):

@@ -1,6 +1,7 @@
 """ "When it fails": what is measured, healthy runs made once, and the tab in a real browser."""
 
 import json
+import re
 import threading
 from collections.abc import Callable, Iterator
 
@@ -22,9 +23,9 @@ from nestar.ui.assets import launch_options
 from nestar.ui.failure import signatures_to_json
 from nestar.ui.generate import first_settings
 from nestar.ui.laboratory import METERS, HealthyRuns, Laboratory, consequence, experiment_panels, pixels
-from nestar.ui.signatures import compared, unequal
+from nestar.ui.signatures import HOT, STRONG, compared, unequal
 from tests.conftest import visitors
-from tests.small import K2, K4, small_model, small_tokenizer
+from tests.small import CLASSES, K2, K4, small_model, small_tokenizer
 from tests.test_page import CONTRAST, PHONE, Hold
 
 K8 = Nesting.nested(4, 4, 8)
@@ -184,9 +185,28 @@ def test_the_consequence_in_words():
     said = "Measured, left to right: seams 20 % up, detail 25 % down, contrast alike."
     assert consequence(figures, labels, False) == said
     assert consequence(figures, labels, True) == f"{said} Stronger seams here: k = 8."
+    none = consequence([figure("seams", 0.96, 0.91)], labels, True)
+    assert none.endswith("seams 5 % down. No seams on either side.")
     assert consequence([figure("spread", 0.0, 5.0)], labels, False).endswith("5.0 in place of none.")
     nearly = consequence([figure("contrast", 51.84, 51.95)], labels, False)
     assert nearly == "Measured, left to right: contrast alike.", "no change of 0 %"
+
+
+@pytest.mark.parametrize(
+    ("failure", "values", "said"),
+    [
+        ("steps-1", {"steps": 1}, "steps must be above 1, with which it fails, got 1."),
+        ("hot", {"temperature": 2.0}, f"temperature must be below {HOT:g}, with which it fails, got 2."),
+        ("guidance", {"cfg": STRONG}, f"cfg must be below {STRONG:g}, with which it fails, got {STRONG:g}."),
+    ],
+)
+def test_a_healthy_side_is_milder_than_the_other(failure, values, said):
+    laboratory = Laboratory(pipeline_of(K4, K2))
+    one = laboratory.find(failure)
+    with pytest.raises(SettingsError, match=f"^{re.escape(said)}$"):
+        laboratory.sides(one, class_name=CLASSES[0], **values)
+    healthy, broken = laboratory.sides(one, class_name=CLASSES[0])
+    assert healthy != broken
 
 
 def test_what_lacks_weights_says_which():

@@ -427,6 +427,11 @@ def test_a_refused_setting_is_one_sentence(visit):
     start(page, steps=1)
     wait_for(page, "finished")
     expect(page.locator(".contest .said.alarm")).to_have_count(0)
+    pictures = page.locator(".lane img").evaluate_all("all => all.map(e => e.src)")
+    start(page, seed="a lot")  # what stands there stays
+    expect(page.locator(".contest .said.alarm")).to_contain_text("seed must be a whole number")
+    assert page.locator(".lane img").evaluate_all("all => all.map(e => e.src)") == pictures
+    expect(page.locator(".verdict")).to_be_visible()
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

@@ -179,7 +179,7 @@ def test_image_b_of_a_batch_has_seed_plus_b(pipe: NestARPipeline, seed: int) -> 
         ({"class_name": "cat"}, "class must be one of flower, fish, hot-air balloon; got 'cat'."),
         (
             {"k": 8},
-            "k = 8 with order lattice has no weights; there are weights for k = 4 (lattice), k = 2",
+            "k = 8 with order lattice has no weights; there are weights for k = 2 (lattice), k = 4",
         ),
         ({"order": "raster"}, "k = 4 with order raster has no weights"),
         ({"steps": 0}, "steps must be a whole number from 1 to 200, got 0."),

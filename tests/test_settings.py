@@ -135,7 +135,7 @@ def test_no_numbers_are_refused(name, value):
         ({"count": 1.5}, "count must be a whole number from 1 to 16, got 1.5."),
         ({"count": 10**50}, "count must be a whole number from 1 to 16, got a number"),
         ({"class_name": "cat"}, "class must be one of mountains, fish, hot-air balloon; got 'cat'."),
-        ({"class_name": ""}, "class must be one of mountains, fish, hot-air balloon; got ''."),
+        ({"class_name": ""}, "class must be one of mountains, fish, hot-air balloon; got nothing."),
         ({"class_name": None}, "class must be one of mountains, fish, hot-air balloon; got None."),
         ({"class_name": 1}, "class must be one of mountains, fish, hot-air balloon; got 1."),
         ({"class_name": ["fish"]}, "class must be one of mountains, fish, hot-air balloon; got a list."),
@@ -171,8 +171,8 @@ def test_long_text_is_cut_in_the_message():
 
 HUGE = "a number of more than 38 digits"
 AVAILABLE = (
-    "there are weights for k = 2 (lattice), k = 4 (lattice), k = 8 (lattice), k = 4 (raster), "
-    "k = 64 (raster), k = 16 (blocks), k = 1 (raster)."
+    "there are weights for k = 2 (lattice), k = 4 (lattice), k = 8 (lattice), k = 1 (raster), "
+    "k = 4 (raster), k = 64 (raster), k = 16 (blocks)."
 )
 
 

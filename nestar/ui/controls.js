@@ -16,17 +16,42 @@ function wireNumbers(set) {
     range.addEventListener("input", () => {
       number.value = range.value;
       set(name, Number(range.value));
+      mark(name);
     });
     number.addEventListener("input", () => {
       range.value = number.value;
       set(name, asTyped(number.value));
+      mark(name);
     });
   }
-  seedField.addEventListener("input", () => set("seed", seedField.value));
+  seedField.addEventListener("input", () => {
+    set("seed", seedField.value);
+    markSeed();
+  });
+  // Enter starts what these controls are for.
+  element.addEventListener("keydown", (event) => {
+    if (event.key === "Enter" && event.target.matches('input[type="number"], input[type="text"]')) {
+      document.getElementById(props.starts)?.click();
+    }
+  });
   dial("seed").querySelector(".dice").addEventListener("click", () => {
     seedField.value = Math.floor(Math.random() * LARGEST_ROLL);
     set("seed", seedField.value);
+    markSeed();
   });
+}
+
+// What the server would refuse is marked; its sentence says why.
+function mark(name) {
+  const number = dial(name).querySelector('input[type="number"]');
+  const [least, most] = props.ranges[name];
+  const value = asTyped(number.value);
+  const isWhole = name !== "steps" || Number.isInteger(value);
+  number.setAttribute("aria-invalid", String(!(value >= least && value <= most && isWhole) || value === ""));
+}
+
+function markSeed() {
+  seedField.setAttribute("aria-invalid", String(!/^\s*\d{1,19}\s*$/.test(seedField.value)));
 }
 
 function showNumbers(value) {
@@ -35,6 +60,8 @@ function showNumbers(value) {
     // Rewriting the field being typed in would move its cursor.
     if (number !== document.activeElement) number.value = value[name];
     dial(name).querySelector('input[type="range"]').value = value[name];
+    mark(name);
   }
   if (seedField !== document.activeElement) seedField.value = value.seed;
+  markSeed();
 }

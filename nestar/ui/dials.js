@@ -1,23 +1,26 @@
 // The dials: k, order, steps, temperature, cfg and seed as one value.
-const plans = props.plans;
+const plans = props.plans; // some have no position: a link or a saved picture may have asked for them
+const offered = plans.filter((plan) => plan.has_position);
 const kRange = element.querySelector("#dial-k");
 const ORDERS = {
   lattice: "Coarse first: module 1 spans the picture.",
   raster: "Corner first: module 1 begins at the top left.",
   blocks: "Square by square.",
 };
+const KINDS = { "one-shot": "One-shot flow", cells: "Cells", autoregressive: "Plain autoregression" };
 
 function set(name, value) {
   props.value = { ...props.value, [name]: value };
 }
 
-// The k positions of the order that is chosen.
+// The k positions of the order that is chosen; of one that has none, those of the first that has some.
 function positions() {
-  return plans.filter((plan) => plan.order === props.value.order);
+  const own = offered.filter((plan) => plan.order === props.value.order);
+  return own.length ? own : offered.filter((plan) => plan.order === offered[0].order);
 }
 
 function trainedIn(order) {
-  return plans.filter((plan) => plan.order === order && plan.has_weights).map((plan) => plan.k);
+  return offered.filter((plan) => plan.order === order && plan.has_weights).map((plan) => plan.k);
 }
 
 // Why this k cannot be had though another can; where the whole order has no weights, its own hint says so.
@@ -30,23 +33,26 @@ function whyMissing(plan) {
 
 // Weights that saw fewer pictures than others draw worse, and not because of their k.
 function trainedOn(plan) {
-  const counts = new Set(plans.filter((each) => each.has_weights).map((each) => each.images));
+  const counts = new Set(offered.filter((each) => each.has_weights).map((each) => each.images));
   return counts.size > 1 && plan.images ? ` Trained on ${plan.images.toLocaleString("en")} pictures.` : "";
 }
 
 function showK() {
-  const offered = positions();
-  const plan = offered.find((each) => each.k === props.value.k);
+  const along = positions();
+  const plan = plans.find((each) => each.k === props.value.k && each.order === props.value.order);
   if (!plan) return;
-  kRange.max = offered.length - 1;
-  kRange.value = offered.indexOf(plan);
-  kRange.setAttribute("aria-valuetext", plan.has_weights ? `k = ${plan.k}` : `k = ${plan.k}, no weights`);
+  kRange.max = along.length - 1;
+  kRange.value = along.indexOf(plan);
+  kRange.classList.toggle("aside", !plan.has_position);
+  const kind = plan.has_position ? "" : `${KINDS[plan.kind]}: `;
+  kRange.setAttribute("aria-valuetext", `${kind}k = ${plan.k}${plan.has_weights ? "" : ", no weights"}`);
   dial("k").querySelector("output").textContent = plan.k;
   dial("k").classList.toggle("missing", Boolean(whyMissing(plan)));
   const modules = plan.modules === 1 ? "1 module" : `${plan.modules} modules`;
-  const turns = plan.evaluations === plan.n ? "token by token" : `${plan.evaluations} turns instead of ${plan.n}`;
-  dial("k").querySelector(".hint").textContent = whyMissing(plan) || `${modules}, ${turns}.${trainedOn(plan)}`;
-  dial("k").querySelector(".ticks").innerHTML = offered
+  const turn = plan.evaluations === 1 ? "turn" : "turns";
+  const turns = plan.evaluations === plan.n ? "token by token" : `${plan.evaluations} ${turn} instead of ${plan.n}`;
+  dial("k").querySelector(".hint").textContent = whyMissing(plan) || `${kind}${modules}, ${turns}.${trainedOn(plan)}`;
+  dial("k").querySelector(".ticks").innerHTML = along
     .map((each) => {
       const classes = [each.has_weights ? "" : "missing", each === plan ? "current" : ""].join(" ").trim();
       return `<span class="${classes}">${each.k}</span>`;
@@ -57,7 +63,7 @@ function showK() {
 function showOrder() {
   for (const radio of dial("order").querySelectorAll("input")) radio.checked = radio.value === props.value.order;
   const { order } = props.value;
-  const missing = !trainedIn(order).length;
+  const missing = !plans.some((plan) => plan.order === order && plan.has_weights);
   dial("order").classList.toggle("missing", missing);
   dial("order").querySelector(".hint").textContent = missing
     ? `No weights for ${order} order: another order needs modules of its own.`
@@ -67,8 +73,8 @@ function showOrder() {
 // k stays where the new order offers it, or goes to the nearest that it has.
 function setOrder(order) {
   const { k } = props.value;
-  const offered = plans.filter((plan) => plan.order === order).map((plan) => plan.k);
-  const nearest = offered.reduce((best, each) => (Math.abs(each - k) < Math.abs(best - k) ? each : best));
+  const its = offered.filter((plan) => plan.order === order).map((plan) => plan.k);
+  const nearest = its.reduce((best, each) => (Math.abs(each - k) < Math.abs(best - k) ? each : best));
   props.value = { ...props.value, order, k: nearest };
 }
 
@@ -78,11 +84,16 @@ function show() {
   showNumbers(props.value);
 }
 
-kRange.addEventListener("input", () => {
-  set("k", positions()[Number(kRange.value)].k);
-  showK();
-});
-dial("order").querySelector(".choices").innerHTML = [...new Set(plans.map((plan) => plan.order))]
+// A click, too: where no handle is shown it may fall on the value that the slider has already.
+for (const kind of ["input", "click"]) {
+  kRange.addEventListener(kind, () => {
+    const { k, order } = positions()[Number(kRange.value)];
+    props.value = { ...props.value, k, order };
+    showK();
+    showOrder();
+  });
+}
+dial("order").querySelector(".choices").innerHTML = [...new Set(offered.map((plan) => plan.order))]
   .map(
     (order) =>
       `<label class="${trainedIn(order).length ? "" : "missing"}"><input type="radio" name="nestar-order" ` +

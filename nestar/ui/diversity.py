@@ -109,6 +109,7 @@ def build(pipeline: NestARPipeline, runs: Runs, index: Path | None = None) -> No
                 counts=COUNTS,
                 sliders=SLIDERS,
                 ranges=RANGES,
+                starts="diversity-generate",
             )
             with gr.Row(elem_id="diversity-actions"):
                 generate_button = gr.Button(

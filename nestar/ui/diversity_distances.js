@@ -74,6 +74,11 @@ element.addEventListener("pointerleave", () => {
 });
 // Until the new pictures are finished these are distances of the ones before.
 document.addEventListener("nestar:diversity-fresh", () => section.classList.add("stale"));
+document.addEventListener("nestar:diversity-unfinished", () => {
+  section.classList.remove("stale");
+  for (const figure of element.querySelectorAll("figure")) figure.hidden = true;
+  find(".reading").textContent = "Distances are measured between finished pictures.";
+});
 followRuns({
   draw(current) {
     section.classList.remove("stale");

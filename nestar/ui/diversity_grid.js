@@ -26,6 +26,7 @@ followRuns({
     }
     fillSheet(current);
     find(".progress").textContent = progress(current);
+    if (current.state === "stopped") document.dispatchEvent(new Event("nestar:diversity-unfinished"));
     if (current.state === "finished" && pressed < 0) {
       choose(0);
       tellParent();

@@ -5,7 +5,7 @@ function sentence() {
   const { sample, modules: kept } = props.value;
   const [standing, all] = [modules[kept - 1], modules.at(-1)];
   return (
-    `Siblings of seed ${sample.seed} keep ${kept === 1 ? "module 1" : `modules 1 to ${kept}`}: ` +
+    `Siblings of ${sample.class_name}, seed ${sample.seed}, keep ${kept === 1 ? "module 1" : `modules 1 to ${kept}`}: ` +
     `${standing} of ${all} tokens. The rest is made again from other noise.`
   );
 }

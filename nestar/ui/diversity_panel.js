@@ -4,6 +4,7 @@ const section = find("[data-state]");
 const STARTERS = ["generate", "warm", "measure", "resample"].map((name) => `#diversity-${name}`).join();
 
 let calls; // of this panel, see `followRuns`
+let starter; // id of the button that starts its runs, if one does
 
 function say(sentence, alarming = false) {
   const status = find(".status");
@@ -14,10 +15,15 @@ function say(sentence, alarming = false) {
 function show() {
   section.dataset.state = calls.state();
   section.setAttribute("aria-busy", String(calls.busy()));
+  // What the colours of the buttons say, for those who do not see them.
+  const going = document.querySelector('#diversity :is([data-state="running"], [data-state="waiting"])');
+  document.getElementById(starter)?.setAttribute("aria-disabled", String(calls.busy()));
+  document.getElementById("diversity-stop")?.setAttribute("aria-disabled", String(!going));
 }
 
 // `button`: the id of what starts a run, if a button does. `draw(value, fresh)`, `late(value)`: see `followCalls`.
 function followRuns({ button, draw, late }) {
+  starter = button;
   calls = followCalls({
     say,
     show,

@@ -127,6 +127,14 @@ def k_plans(pipeline: NestARPipeline) -> list[tuple[Nesting, bool]]:
     return plans
 
 
+def other_plans(pipeline: NestARPipeline) -> list[Nesting]:
+    """Nestings with weights that these controls have no position for; a link or a picture may ask for one."""
+    offered = {(nesting.k, nesting.order) for nesting, _ in k_plans(pipeline)}
+    pairs = dict.fromkeys((nesting.k, nesting.order) for nesting in pipeline.nestings.values())
+    names = [find_nesting(pipeline.nestings, *pair) for pair in pairs if pair not in offered]
+    return [pipeline.nestings[name] for name in names]
+
+
 def first_settings(pipeline: NestARPipeline) -> SampleSettings:
     """The settings that the page opens with: the defaults, as far as this checkpoint has them."""
     class_name = FIRST_CLASS if FIRST_CLASS in pipeline.classes else pipeline.classes[0]
@@ -337,10 +345,12 @@ def build(pipeline: NestARPipeline, runs: Runs) -> None:
             elem_id="dials",
             plans=plans_to_json(
                 k_plans(pipeline),
+                other_plans(pipeline),
                 {name: pipeline.models.outline(name).images_seen for name in pipeline.models},
             ),
             sliders=SLIDERS,
             ranges=RANGES,
+            starts=generate_button.elem_id,
         )
     # What the server answers beside runs: a sentence, or a place in the queue. It shows nothing itself.
     answers = gr.HTML(

@@ -33,6 +33,8 @@ from nestar.ui.signatures import Failure, compared, signatures, why_not
 
 log = logging.getLogger(__name__)
 
+NO_SEAMS = 1.0
+"""Of `metrics.seams`: the picture changes no more across token borders than inside tokens."""
 KEPT_RUNS = 32
 """Healthy runs kept; pictures of 128 pixels take 0.2 MB at most."""
 
@@ -128,7 +130,9 @@ def consequence(figures: list[dict[str, Any]], labels: list[str], versus: bool) 
             said.append(f"{label} {each['texts'][1]} in place of none")
     seams = next((each for each in figures if each["name"] == "seams"), None)
     more = ""
-    if versus and seams and seams["texts"][0] != seams["texts"][1]:
+    if versus and seams and max(map(float, seams["texts"])) <= NO_SEAMS:
+        more = " No seams on either side."
+    elif versus and seams and seams["texts"][0] != seams["texts"][1]:
         more = f" Stronger seams here: {labels[seams['values'].index(max(seams['values']))]}."
     return f"Measured, left to right: {', '.join(said)}.{more}" if said else ""
 
@@ -182,8 +186,16 @@ class Laboratory:
             SettingsError: a value is refused.
         """
         count = {"count": failure.count}
-        sides = (failure.healthy, failure.broken)
-        return [self.pipeline.settings(**{**values, **side.values, **count}) for side in sides]
+        healthy, broken = (
+            self.pipeline.settings(**{**values, **side.values, **count})
+            for side in (failure.healthy, failure.broken)
+        )
+        for name in ("steps", "temperature", "cfg"):
+            usual, bad, given = (getattr(each, name) for each in (SampleSettings, broken, healthy))
+            if name in failure.broken.values and (usual - bad) * (given - bad) <= 0:
+                where = "above" if usual > bad else "below"
+                raise SettingsError(f"{name} must be {where} {bad:g}, with which it fails, got {given:g}.")
+        return [healthy, broken]
 
     def provoke(
         self, failure: Failure, sides: list[SampleSettings], cancel: threading.Event

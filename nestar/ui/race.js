@@ -49,6 +49,11 @@ function lay() {
   sayRules();
 }
 
+// Of Generate's weights a variant runs where they saw more images than the others.
+function moreTrained() {
+  return field().find(({ weights, nesting }) => nesting.kind === "nested" && weights !== nesting.name)?.label;
+}
+
 function sayRules() {
   const counts = field().map((entrant) => entrant.parameters);
   const [least, most] = [Math.min(...counts), Math.max(...counts)];
@@ -59,6 +64,7 @@ function sayRules() {
   const sentences = [
     `Same class, noise, steps and device (${rules.device}); parameters differ by ${within}.`,
     "Guidance rises over the patches; a lane with a single patch has it in full.",
+    ...(moreTrained() ? [`${moreTrained()} runs here with weights that saw as many images as the others’: not Generate’s.`] : []),
     turns,
     "A clock counts its own lane’s sampling alone. Previews are decoded off the clock.",
     "Networks that have not run yet run once beforehand, off the clock: first passes are slow.",
@@ -219,7 +225,6 @@ form.addEventListener("submit", (event) => {
   const { class_name, k, steps, seed } = form.elements;
   const values = { class_name: class_name.value, steps: asTyped(steps.value), seed: seed.value };
   sliceDone = false;
-  lay();
   calls.start("race", () => trigger("race", { ...values, k: entrants.nested ? Number(k.value) : null }));
 });
 find(".halt").addEventListener("click", () => {

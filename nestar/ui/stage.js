@@ -3,6 +3,7 @@
 const { module: MODULE_MS, frame: FRAME_MS } = props.pace; // the least time that each takes on screen at 1×
 const PATIENCE_MS = 600; // a longer wait for the server's answer is explained
 const PLACE_MS = 1000; // how often a run that waits asks for its place in the queue
+const MANY = 30; // more segments of the track than this stand without gaps
 const ASK_MS = 3000; // how often the server is asked whether it is there, while a run is on its way
 
 const find = (selector) => element.querySelector(selector);
@@ -12,7 +13,8 @@ const scrubber = find(".scrubber");
 const asItComes = find(".as-it-comes");
 const speed = find(".speed");
 const picker = find(".saved-picture");
-const MAP_HINT = "Number and colour: the module. Darker: a later patch. Choose a token to see what it could see.";
+const MAP_HINT =
+  "Number and colour: the module. Darker: a later patch. Ringed: the last one made. Choose a token to see what it could see.";
 
 let run = null; // the stage value being shown
 let patches = []; // of its nesting, in the order they are made
@@ -206,6 +208,7 @@ function lay() {
   find(".segments").innerHTML = patches
     .map((patch) => `<i style="${moduleStyle(patch.module, patch.tint)}"></i>`)
     .join("");
+  find(".segments").classList.toggle("many", patches.length > MANY);
   scrubber.min = 1;
   scrubber.max = patches.length;
   find(".film").innerHTML = nesting.modules
@@ -248,6 +251,18 @@ function setState(state) {
   play.setAttribute("aria-label", playing ? "Pause" : "Replay");
   play.title = playing ? "Pause" : "Replay";
   keeps();
+  markButtons();
+}
+
+// What the colours of Generate and Stop say, for those who do not see them. Gradio may mount them after this runs.
+function markButtons() {
+  const [generate, stop] = ["generate", "stop"].map((id) => document.getElementById(id));
+  if (!generate || !stop) {
+    requestAnimationFrame(markButtons);
+    return;
+  }
+  generate.setAttribute("aria-disabled", String(busy()));
+  stop.setAttribute("aria-disabled", String(!busy()));
 }
 
 function stopTimer() {
@@ -589,6 +604,19 @@ setInterval(async () => {
   if (!there && busy() && run === before) breakOff("The connection was lost.");
   asking = false;
 }, ASK_MS);
+
+// The table in the page's head lies over what is below: it goes as menus do.
+const nestings = () => document.querySelector(".nestings[open]");
+document.addEventListener("keydown", (event) => {
+  const open = event.key === "Escape" && nestings();
+  if (!open) return;
+  open.open = false;
+  open.querySelector("summary").focus();
+});
+document.addEventListener("click", (event) => {
+  const open = nestings();
+  if (open && !open.contains(event.target)) open.open = false;
+});
 
 watch("value", update);
 update();
