@@ -123,7 +123,7 @@ def test_k_without_weights_is_marked_and_says_why(visit, pipeline):
     ("link", "k", "hint"),
     [
         ("?k=1&order=raster", "1", "One-shot flow: 1 module, 1 turn instead of 64."),
-        ("?k=16&order=blocks", "16", "Cells: 1 module, 4 turns instead of 64."),
+        ("?k=4&order=blocks", "4", "Cells: 1 module, 4 turns instead of 64."),
     ],
 )
 def test_the_dials_say_what_a_link_asked_for_without_a_position_for_it(visit, pipeline, link, k, hint):

@@ -151,7 +151,7 @@ def test_a_picture_is_chosen_and_its_neighbour_found(visit_tab):
     expect(real).to_have_attribute("alt", re.compile(f"nearest of {IMAGES} training pictures"))
     expect(real).to_have_js_property("naturalWidth", 128)
     expect(page.locator("#diversity-nearest .finding")).to_contain_text("training never saw")
-    expect(page.locator("#diversity-keep .parent")).to_contain_text("seed 2 keep module 1: 4 of 16 tokens")
+    expect(page.locator("#diversity-keep .parent")).to_contain_text("seed 2, keep module 1: 4 of 16 tokens")
 
 
 VERDICTS = {  # of a distance, where unseen pictures stand 3 to 7 away and copies 1 to 4

@@ -64,10 +64,11 @@ function showOrder() {
   for (const radio of dial("order").querySelectorAll("input")) radio.checked = radio.value === props.value.order;
   const { order } = props.value;
   const missing = !plans.some((plan) => plan.order === order && plan.has_weights);
+  const atOnce = plans.some((plan) => plan.kind === "one-shot" && plan.order === order && plan.k === props.value.k);
   dial("order").classList.toggle("missing", missing);
   dial("order").querySelector(".hint").textContent = missing
     ? `No weights for ${order} order: another order needs modules of its own.`
-    : ORDERS[order] ?? "";
+    : atOnce ? "" : ORDERS[order] ?? "";
 }
 
 // k stays where the new order offers it, or goes to the nearest that it has.
