@@ -154,7 +154,7 @@ def test_who_waits_for_weights_gives_the_sampler_to_who_waits_for_it(
     [
         ("/generate", {"k": 2}),
         ("/diversity", {"k": 2, "count": 2}),
-        ("/failure", {"k": 2, "failure": "steps-1"}),
+        ("/failure", {"k": 2, "failure": "hot"}),
     ],
 )
 def test_a_call_by_name_gives_the_sampler_up_too(
