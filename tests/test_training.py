@@ -260,11 +260,26 @@ def test_stopped_and_resumed_is_the_same_as_in_one_go(what: str, cache: Path, tm
 
 
 def test_a_finished_run_is_not_trained_on(cache: Path, tmp_path: Path) -> None:
-    train(nesting_task(cache), Budget(steps=2), tmp_path, cadence=QUIET)
-    before = load_file(tmp_path / "state.safetensors")
+    first = train(nesting_task(cache), Budget(steps=2), tmp_path, cadence=QUIET)
+    before, log = load_file(tmp_path / "state.safetensors"), logged(tmp_path)
     record = train(nesting_task(cache), Budget(steps=2), tmp_path, cadence=QUIET)
     assert (record["steps"], record["finished"]) == (2, True)
     assert_equal_states(load_file(tmp_path / "state.safetensors"), before)
+    assert record == first and "m1" in record, "its losses are not forgotten"
+    assert logged(tmp_path) == log, "it closed once"
+
+
+@pytest.mark.parametrize("lost", ["export", "picture", "line"])
+def test_an_end_that_was_cut_short_is_made_up_for(cache: Path, tmp_path: Path, lost: str) -> None:
+    """A kill between the last step and the end of the export."""
+    first = train(nesting_task(cache), Budget(steps=1), tmp_path, cadence=QUIET)
+    final, config = tmp_path / "samples/final.png", next(tmp_path.glob("k4*")) / "config.json"
+    before = final.read_bytes()
+    {"export": config, "picture": final, "line": tmp_path / "log.jsonl"}[lost].unlink()
+    record = train(nesting_task(cache), Budget(steps=1), tmp_path, cadence=QUIET)
+    assert config.exists() and final.read_bytes() == before
+    assert record["finished"] and record["held_clean_1"] == first["held_clean_1"]
+    assert logged(tmp_path)[-1] == record
 
 
 def test_signals_are_handed_back_after_training(cache: Path, tmp_path: Path) -> None:

@@ -197,9 +197,14 @@ def train(
         **_rounded(_read(losses)),
     }
     if finished and group.leads:
-        closing |= _rounded(task.validate())
-        _log(folder, closing)
-        task.picture(folder / "samples" / "final.png")
+        final, logged = folder / "samples" / "final.png", _logged_closing(folder, step)
+        if logged is None:
+            closing |= _rounded(task.validate())
+            _log(folder, closing)
+        else:  # a call after the last step has no losses to tell
+            closing = logged
+        if logged is None or not final.exists():
+            task.picture(final)
         task.export(folder, closing)
     return closing
 
@@ -244,6 +249,17 @@ def _save(task: Task, state_file: Path, step: int, seconds: float) -> None:
 def _log(folder: Path, entry: dict[str, Any]) -> None:
     with (folder / "log.jsonl").open("a") as log:
         log.write(json.dumps(entry) + "\n")
+
+
+def _logged_closing(folder: Path, step: int) -> dict[str, Any] | None:
+    """The closing record of a run that ended at this step, as the last line of its log; None without one."""
+    log = folder / "log.jsonl"
+    lines = log.read_text().splitlines() if log.exists() else []
+    try:
+        entry = json.loads(lines[-1]) if lines else {}
+    except ValueError:  # a kill in the middle of the line
+        return None
+    return entry if entry.get("finished") and entry["steps"] == step else None
 
 
 def _read(losses: Mapping[str, Tensor]) -> dict[str, float]:
