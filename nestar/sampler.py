@@ -227,7 +227,7 @@ class _Run:
             )
         self.engines, self.times = engines, settings.times
         self.t_1T = torch.tensor([self.times], device=device)
-        self.guidance = self._guidance()
+        self.guidance = dict(zip(self.nesting.patches, self._guidance(), strict=True))
         self.evaluations = self.function_evaluations = 0
         self.elapsed = time.perf_counter() - self.began
 
@@ -279,7 +279,7 @@ class _Run:
 
     def solve(self, patch: Patch) -> Iterator[SolverStep]:
         """Solve dy/dt = v from noise to data for one patch, in place; the state stays in float32."""
-        cfg = self.guidance[self.nesting.patches.index(patch)]
+        cfg = self.guidance[patch]
         steps = self.settings.steps
         self.norms_BS = torch.empty(len(self.sequence_BNC), steps, device=self.model.device)
         for step in range(steps):

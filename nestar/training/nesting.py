@@ -25,6 +25,7 @@ from nestar.data.pools import (
     latents_file,
 )
 from nestar.engine import PRECISIONS, autocast, products_in
+from nestar.engines import Engines
 from nestar.flow import (
     CLEAN_SHARE,
     Part,
@@ -544,10 +545,11 @@ def sample_images(
     seeds: Sequence[int],
     settings: SolverSettings | None = None,
     given_BKC: Tensor | None = None,
+    engines: Engines | None = None,
 ) -> Tensor:
-    """Finished images (B, 3, H, W) in [-1, 1] on the CPU; not streamed. `given_BKC` as in `sample`."""
-    nesting = model.config.nesting
-    for event in sample(model, class_ids_B, seeds, settings or SolverSettings(), given_BKC=given_BKC):
+    """Finished images (B, 3, H, W) in [-1, 1] on the CPU; not streamed. The last two as in `sample`."""
+    nesting, settings = model.config.nesting, settings or SolverSettings()
+    for event in sample(model, class_ids_B, seeds, settings, given_BKC=given_BKC, engines=engines):
         if isinstance(event, PatchDone) and event.known == nesting.n:
             parts = event.sequence_BNC.split(64)
     return torch.cat([tokenizer.preview(part, nesting, nesting.n).cpu() for part in parts])

@@ -109,8 +109,17 @@ def _folder(study: Study, arm: Arm) -> Path:
 
 def _asked(study: Study, arm: Arm) -> dict[str, Any]:
     """What `run.json` holds: all that decides the arm's weights."""
-    images, made_by = study.options.images_per_arm, study.pipeline.tokenizer.latents_fingerprint
-    return asked_for(arm.config, study.pipeline.device, images=images, tokenizer=made_by)
+    more = {
+        "images": study.options.images_per_arm,
+        "tokenizer": study.pipeline.tokenizer.latents_fingerprint,
+        "budget": asdict(_budget(study)),
+    }
+    return asked_for(arm.config, study.pipeline.device, **more)
+
+
+def _budget(study: Study) -> Budget:
+    steps = steps_of(study)
+    return Budget(steps=steps, warmup_steps=max(1, min(Budget.warmup_steps, steps // WARMUP)))
 
 
 def _finished(study: Study, arm: Arm, asked: Mapping[str, Any]) -> Trained | None:
@@ -140,10 +149,10 @@ def _train(study: Study, arm: Arm, asked: Mapping[str, Any], pools: LatentPools)
         compile_modules=options.compile_modules,
         pools=pools,
     )
-    steps = steps_of(study)
+    budget = _budget(study)
     record = train(
         task,
-        Budget(steps=steps, warmup_steps=max(1, min(Budget.warmup_steps, steps // WARMUP))),
+        budget,
         folder,
         cadence=CADENCE,
         record={"experiment": study.name, "arm": arm.name, "device": device.type},
@@ -154,7 +163,7 @@ def _train(study: Study, arm: Arm, asked: Mapping[str, Any], pools: LatentPools)
         torch._dynamo.reset()  # compiled blocks hold on to their modules
     gc.collect()
     if not record["finished"]:
-        raise OutOfTime(f"The arm {arm.name} was stopped at step {record['steps']} of {steps}.")
+        raise OutOfTime(f"The arm {arm.name} was stopped at step {record['steps']} of {budget.steps}.")
 
 
 def _described(study: Study, done: Trained) -> dict[str, Any]:

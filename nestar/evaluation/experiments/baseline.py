@@ -55,9 +55,12 @@ def measure(study: Study) -> None:
         "settings": asdict(settings),
     }
     found = study.once("module 1's tokens were compared", key, lambda: _compared(study, done, settings))
-    study.rows.append({"part": "gaussian", "member": "gaussian", "loss": found["gaussian_loss"]})
+    counted = {"samples": options.samples}
+    study.rows.append({"part": "gaussian", "member": "gaussian", **counted, "loss": found["gaussian_loss"]})
     study.bar.update()
-    study.rows += [{"part": "tokens", "member": name, **row} for name, row in found["tokens"].items()]
+    study.rows += [
+        {"part": "tokens", "member": name, **counted, **row} for name, row in found["tokens"].items()
+    ]
     study.rows += [{"part": "curve", "member": "module 1", **entry} for entry in curve(done)]
     study.bar.update()
 
@@ -114,15 +117,16 @@ def gaussian_loss(x_NKC: Tensor, class_ids_N: Tensor, sizes: Sequence[int]) -> f
     for class_id in classes_N.unique():
         own = classes_N == class_id
         x_ND[own] -= x_ND[own].mean(0)
-    covariance = torch.atleast_2d(torch.cov(x_ND.T))
+    scatter, free = x_ND.T @ x_ND, len(x_ND) - len(classes_N.unique())
     t_T = sample_times(QUADRATURE, 1, torch.Generator().manual_seed(0), torch.device("cpu")).double()[:, 0]
     total, start = 0.0, 0
     for size in sizes:
         stop = start + size * channels
         past, own = slice(0, start), slice(start, stop)
-        across = covariance[own, past]
-        given = covariance[own, own] - across @ torch.linalg.pinv(covariance[past, past]) @ across.T
-        for s in torch.linalg.eigvalsh(given).clamp_min(0):
+        across = scatter[own, past]
+        given = scatter[own, own] - across @ torch.linalg.pinv(scatter[past, past]) @ across.T
+        # What was fitted to these very rows, means and regression, is no freedom left: unbiased so.
+        for s in torch.linalg.eigvalsh(given / max(1, free - start)).clamp_min(0):
             total += (s / (t_T.square() * s + (1 - t_T).square())).mean().item()
         start = stop
     return total / start

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from nestar import plots
 from nestar.evaluation.experiments.findings import falls, known, lowest, minus, pick
 from nestar.evaluation.experiments.rows import Row
-from nestar.evaluation.experiments.search import SLACK, as_good
+from nestar.evaluation.experiments.search import SLACK, as_good, effective
 from nestar.evaluation.experiments.study import Experiment, Study
 from nestar.sampler import SolverSettings
 from nestar.settings import SCHEDULES, SOLVER_CALLS
@@ -65,8 +65,12 @@ FIELDS = {"solver": ("solver", "steps"), "guidance": ("cfg", "schedule"), "tempe
 def measure(study: Study) -> None:
     member = study.options.nesting
     model = study.members([member])[member]
-    centre = study.options.settings
-    axes = {axis: points(centre) for axis, points in AXES.items()}
+    patches = model.config.nesting.evaluations
+    centre = effective(study.options.settings, patches)
+    axes = {
+        axis: list(dict.fromkeys(effective(point, patches) for point in points(centre)))
+        for axis, points in AXES.items()
+    }
     study.design |= {
         "design": "star: one axis at a time around the defaults, then the best of each alone and together",
         "member": member,
@@ -123,9 +127,11 @@ def find(rows: list[Row], arms: list[Row]) -> dict[str, Any]:
         },
         "fid_falls_with_euler_steps": falls([row["fid"] for row in euler]),
         "second_order_better_than_euler_at_equal_calls": _second_order(solver),
-        "linear_schedule_better_than_constant": _linear(pick(star, axis="guidance")),
     }
     default, winner = lowest(pick(finals, which="defaults")), lowest(finals)
+    if default:
+        guidance = pick(star, axis="guidance")
+        found["linear_schedule_better_than_constant"] = _linear(guidance, default["settings"])
     if default and winner and len(finals) > 1:
         level = [row for row in finals if as_good(row, default)]
         bound = lowest(level)["fid"] * (1 + TOLERANCE)
@@ -214,13 +220,20 @@ def _second_order(solver: list[Row]) -> dict[str, bool]:
     return answers
 
 
-def _linear(guidance: list[Row]) -> bool | None:
-    """Whether the best strength of the linear schedule beats the best of the constant one."""
-    best = [
-        lowest(row for row in guidance if _is(row, schedule=name) and not _is(row, cfg=1.0))
+def _linear(guidance: list[Row], centre: Mapping[str, Any]) -> bool | None:
+    """Whether the best strength of the linear schedule beats the best of the constant one, of those as good
+    as the centre; a schedule that has none such is beaten by one that has. None where but one was tried."""
+    start = next((row for row in guidance if row["settings"] == centre), None)
+    tried = [
+        [row for row in guidance if _is(row, schedule=name) and not _is(row, cfg=1.0)]
         for name in ("linear", "constant")
     ]
-    return best[0]["fid"] < best[1]["fid"] if all(best) else None
+    if start is None or not all(tried):
+        return None
+    linear, constant = (lowest(row for row in rows if as_good(row, start)) for rows in tried)
+    if linear and constant:
+        return linear["fid"] < constant["fid"]
+    return linear is not None if linear or constant else None
 
 
 EXPERIMENT = Experiment(

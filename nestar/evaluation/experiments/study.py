@@ -22,6 +22,7 @@ from tqdm import tqdm
 
 from nestar import plots
 from nestar.checkpoints import alike
+from nestar.engine import has_bf16
 from nestar.evaluation.experiments.latency import latencies
 from nestar.evaluation.experiments.rows import Row, Rows, rounded
 from nestar.evaluation.experiments.search import (
@@ -49,7 +50,7 @@ from nestar.settings import SampleSettings, SettingsError
 from nestar.training.loop import has_passed
 from nestar.training.nesting import NestingTrainConfig
 
-MEASURE = 1
+MEASURE = 2
 """Part of every row's key: raise it when what is measured changes, and old rows are measured again."""
 
 FIGURES = (
@@ -155,6 +156,8 @@ class Study:
             )
         seen = {each: models.outline(each).images_seen for each in found.values()}
         self.design["images_seen"] = {**self.design.get("images_seen", {}), **seen}
+        prints = {each: models.fingerprint(each) for each in found.values()}
+        self.design["fingerprints"] = {**self.design.get("fingerprints", {}), **prints}
         stand_ins = {name: weights for name, weights in found.items() if weights != name}
         if stand_ins:
             self.design["weights_that_stand_for"] = stand_ins
@@ -338,8 +341,14 @@ class Study:
         """What all pictures are made and measured with, as a part of keys."""
         return instruments(self.pipeline.tokenizer, self.features)
 
+    @property
+    def _computed_on(self) -> dict[str, Any]:
+        """What rounds: rows of one report are of one kind of device and product."""
+        device = self.pipeline.device
+        return {"device": device.type, "bf16": has_bf16(device)}
+
     def _key(self, key: Mapping[str, Any]) -> dict[str, Any]:
-        return {"measure": MEASURE, **self._instruments, **key}
+        return {"measure": MEASURE, **self._computed_on, **self._instruments, **key}
 
     def _ceilings_key(self, samples: int) -> dict[str, Any]:
         return {"size": self._sizes[samples], "ceilings": samples}
