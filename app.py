@@ -98,7 +98,8 @@ def open_page(source: str | None, revision: str | None, device: str) -> gr.Block
     step, and a picture takes 2.4 times as long.
 
     Raises:
-        WeightsError: the embedded weights cannot be used either, or there is no such device.
+        WeightsError: the embedded weights cannot be used either, a revision of them was asked for, or there
+            is no such device.
     """
     with ThreadPoolExecutor(1) as opener:
         return opener.submit(_opened, source, revision, device).result()
@@ -118,7 +119,8 @@ def _opened(source: str | None, revision: str | None, device: str) -> gr.Blocks:
             if isinstance(page, gr.Blocks):
                 return page
         notice = f"{page} The page runs on the embedded weights instead."
-    return build_page(NestARPipeline.from_pretrained(device=device), notice)
+    of_none = None if source else revision  # refused: what is embedded has no revisions
+    return build_page(NestARPipeline.from_pretrained(revision=of_none, device=device), notice)
 
 
 def _page_on(names: Sequence[str], revision: str | None, device: str, notice: str = "") -> gr.Blocks | str:

@@ -192,7 +192,9 @@ def _is_folder(source: str | Path) -> bool:
 
 def sources_of(source: str) -> list[str]:
     """The folders and repositories that `source` names, parted by commas; a folder's name may have some."""
-    return [source] if _is_folder(source) else [name.strip() for name in source.split(",")]
+    if _is_folder(source):
+        return [source]
+    return [name for part in source.split(",") if (name := part.strip())] or [source]
 
 
 def check_beside(first: Checkpoint, tokenizer: Tokenizer, other: Checkpoint) -> None:

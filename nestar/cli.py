@@ -412,6 +412,8 @@ def _budget(arguments: argparse.Namespace, preset: str) -> Budget:
     minutes, steps = arguments.minutes, arguments.steps
     if minutes is None and steps is None:
         steps = STEPS.get(preset)
+    if (minutes is None) == (steps is None):
+        raise SettingsError("Give --minutes or --steps, one of the two.")
     try:
         return Budget(minutes=minutes, steps=steps)
     except ValueError as error:

@@ -58,8 +58,8 @@ class Result:
         return self.frames[-1].seconds
 
     def summary(self) -> dict[str, Any]:
-        """Settings and figures as plain JSON values; `stages` holds each module's end, `nesting` is there if
-        weights were named."""
+        """Settings and figures as plain JSON values; `stages` holds each module's end (`seconds` since the
+        call), `nesting` is there if weights were named."""
         s = self.settings
         return {
             "class": s.class_name,

@@ -16,7 +16,14 @@ from safetensors.torch import load_file, save_file
 
 from nestar import checkpoints, files
 from nestar import model as model_module
-from nestar.checkpoints import assemble, free_name, load_tokenizer, open_checkpoint, resolve_device
+from nestar.checkpoints import (
+    assemble,
+    free_name,
+    load_tokenizer,
+    open_checkpoint,
+    resolve_device,
+    sources_of,
+)
 from nestar.model import FORMAT_VERSION, NestAR, WeightsError
 from nestar.nesting import Nesting
 from nestar.pipeline import NestARPipeline
@@ -380,6 +387,13 @@ def test_a_revision_is_of_a_repository(folder: Path) -> None:
     for source, said in ((None, "the embedded weights have none"), (folder, "the folder .* has none")):
         with pytest.raises(WeightsError, match=f"A revision is of a repository on the Hub; {said}"):
             open_checkpoint(source, "main")
+
+
+def test_commas_part_sources_and_name_none(folder: Path) -> None:
+    assert sources_of("user/repo, other/repo") == ["user/repo", "other/repo"]
+    assert sources_of("user/repo,") == sources_of(" ,user/repo,, ") == ["user/repo"]
+    assert sources_of(str(folder)) == [str(folder)]
+    assert sources_of(",") == [","], "which is refused by its name"
 
 
 def test_a_borrowed_tokenizer_stays_borrowed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -510,9 +510,9 @@ def test_k_says_on_how_many_pictures_its_weights_were_trained_where_they_differ(
 ):
     page = visit_small().page
     expect(page.locator("#hint-k")).to_have_text(
-        re.compile(r"turns instead of 16\. Trained on 4,000 pictures\.$")
+        re.compile(r"turns instead of 16\. 4,000 images seen in training\.$")
     )
     page.locator("#dial-k").fill("0")
-    expect(page.locator("#hint-k")).to_have_text(re.compile(r"Trained on 2,000 pictures\.$"))
+    expect(page.locator("#hint-k")).to_have_text(re.compile(r" 2,000 images seen in training\.$"))
     with visitors(browser, lattice_only[1]) as open_page:
         expect(open_page().page.locator("#hint-k")).to_have_text(re.compile(r"turns instead of 16\.$"))

@@ -149,6 +149,11 @@ def test_who_waits_for_weights_gives_the_sampler_to_who_waits_for_it(
     expect(far.page.locator(".film .ready img")).to_have_count(len(K2.scales))
 
 
+def test_a_revision_of_the_embedded_weights_is_refused_before_a_page_opens() -> None:
+    with pytest.raises(WeightsError, match="the embedded weights have none"):
+        app.open_page(None, "v1", "cpu")
+
+
 @pytest.mark.parametrize(
     ("name", "values"),
     [

@@ -281,3 +281,13 @@ def test_single_checks_serve_the_page():
 def test_of_names_that_differ_in_case_alone_the_one_that_was_written_is_taken():
     assert check_choice("class", "cat", ("Cat", "cat")) == "cat"
     assert check_choice("class", "CAT", ("Cat", "cat")) == "Cat"
+
+
+def test_of_a_thousand_classes_a_refusal_names_the_first():
+    names = tuple(f"class {number}" for number in range(1000))
+    with pytest.raises(SettingsError) as refused:
+        check_choice("class", "dragon", names)
+    sentence = str(refused.value)
+    assert sentence.startswith("class must be one of class 0, class 1,") and len(sentence) < 400
+    assert sentence.endswith("class 23 and 976 others; got 'dragon'.")
+    assert check_choice("class", "Class 999", names) == "class 999"

@@ -106,15 +106,18 @@ function followCalls({ say, show, draw, sentence, late, paused, stopped, failed,
 // no more will come; `failed`: the document's event for a call that ended without a value; `ask()`: ask for the place.
 function attend({ busy, waits, say, breakOff, failed, ask }) {
   let since = null; // when the present wait began
+  let asked = 0; // when it last asked for its place
   setInterval(() => {
     if (!waits()) {
       since = null;
       return;
     }
     since ??= Date.now();
-    if (Date.now() - since < PATIENCE_MS) return;
+    const now = Date.now();
+    if (now - since < PATIENCE_MS || now - asked < PLACE_MS) return;
+    asked = now;
     ask();
-  }, PLACE_MS / 2);
+  }, PLACE_MS / 4);
   document.addEventListener("nestar:place", ({ detail }) => {
     if (!waits() || !detail.place) return;
     const [place, all] = detail.place;

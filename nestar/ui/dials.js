@@ -7,6 +7,10 @@ const ORDERS = {
   raster: "Corner first: module 1 begins at the top left.",
   blocks: "Square by square.",
 };
+const PULL = {
+  growing: "Pull of the class: from 1, which is off, at the first patch to this at the last.",
+  whole: "Pull of the class; 1 is off.", // one patch alone is guided in full
+};
 const KINDS = { "one-shot": "One-shot flow", cells: "Cells", autoregressive: "Plain autoregression" };
 
 function set(name, value) {
@@ -34,7 +38,7 @@ function whyMissing(plan) {
 // Weights that saw fewer pictures than others draw worse, and not because of their k.
 function trainedOn(plan) {
   const counts = new Set(offered.filter((each) => each.has_weights).map((each) => each.images));
-  return counts.size > 1 && plan.images ? ` Trained on ${plan.images.toLocaleString("en")} pictures.` : "";
+  return counts.size > 1 && plan.images ? ` ${plan.images.toLocaleString("en")} images seen in training.` : "";
 }
 
 function showK() {
@@ -52,6 +56,7 @@ function showK() {
   const turn = plan.evaluations === 1 ? "turn" : "turns";
   const turns = plan.evaluations === plan.n ? "token by token" : `${plan.evaluations} ${turn} instead of ${plan.n}`;
   dial("k").querySelector(".hint").textContent = whyMissing(plan) || `${kind}${modules}, ${turns}.${trainedOn(plan)}`;
+  dial("cfg").querySelector(".hint").textContent = plan.evaluations === 1 ? PULL.whole : PULL.growing;
   dial("k").querySelector(".ticks").innerHTML = along
     .map((each) => {
       const classes = [each.has_weights ? "" : "missing", each === plan ? "current" : ""].join(" ").trim();

@@ -4,7 +4,6 @@ picture beside any of them."""
 import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import gradio as gr
@@ -78,11 +77,10 @@ def committed(pipeline: NestARPipeline, space: FeatureSpace) -> dict[str, Any]:
     return found
 
 
-def build(pipeline: NestARPipeline, runs: Runs, index: Path | None = None) -> None:
+def build(pipeline: NestARPipeline, runs: Runs) -> None:
     """Lay out the tab and bind its events and `/diversity`, `/siblings`, `/temperatures`, `/explained` and
-    `/nearest`. Nothing is computed before the visitor asks. `index`: folder of the training pictures' index,
-    by default the embedded one."""
-    desk = Desk(pipeline, index or neighbours.FOLDER)
+    `/nearest`. Nothing is computed before the visitor asks."""
+    desk = Desk(pipeline, neighbours.FOLDER)
     page = gr.context.Context.root_block
     first = first_controls(pipeline)
 

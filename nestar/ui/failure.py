@@ -102,9 +102,9 @@ def build(pipeline: NestARPipeline, runs: Runs, page: gr.Blocks) -> None:
                 yield from laboratory.provoke(found, sides, cancel)
 
     def alignment_api(request: gr.Request, nesting: str = "", pictures: int = PICTURES) -> dict:
-        """How far neighbouring modules' velocities are apart on the tokens both know, on held-out pictures,
-        for the weights named by `nesting` (default: the page's). Streams lines, one a pair of modules, of
-        points t, difference (mean squared), cosine, error_former, error_latter."""
+        """How far neighbouring modules' velocities are apart on the earlier one's last patch, of held-out
+        pictures, for the weights named by `nesting` (default: the page's). Streams lines, one a pair of
+        modules, of points t, difference (mean squared), cosine, error_former, error_latter."""
         with sentences():
             if no_velocities:
                 raise SettingsError(no_velocities)

@@ -87,12 +87,12 @@ def frame_to_json(frame: Frame, kept: Mapping[str, Any] | None = None) -> dict[s
 
 
 def thin(frames: list[dict[str, Any]], limit: int = MAX_PREVIEW_CHARACTERS) -> None:
-    """Take the picture from every second patch, in place, until all together are below `limit` characters.
+    """Take the picture from every second patch, in place, until all previews are below `limit` characters.
 
     Those that end a module stay, and so do all counts; the page shows a frame without a picture with the
     picture before it.
     """
-    while sum(len(frame["image"]) for frame in frames) > limit:
+    while sum(len(frame["image"]) for frame in frames if not frame["final"]) > limit:
         dispensable = [frame for frame in frames[1:] if frame["image"] and not frame["module_done"]]
         if not dispensable:
             return

@@ -47,7 +47,7 @@ function download(uri, name) {
   link.click();
 }
 
-// The page's address with every control in it; what else the address asks for stays. `names` are the link's.
+// The page's address with every control in it and nothing else. `names` are the link's.
 function linkTo(settings, names) {
   // Without what else stands in the address: a Space's signs the visitor in.
   const address = new URL(location.pathname, location.href);

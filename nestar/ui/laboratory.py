@@ -94,7 +94,7 @@ MEASURES: dict[str, Callable[[Tensor, int], float]] = {
 VELOCITY_GAP = Meter(
     "velocity_gap",
     "Velocity gap",
-    "Mean squared difference of neighbouring modules' velocities on the tokens both know.",
+    "Mean squared difference of neighbouring modules' velocities on the earlier one's last patch.",
     3,
 )
 METERS = {

@@ -39,7 +39,7 @@ function lay() {
         `<dl><div><dt>Turns</dt><dd data-name="evaluations">${nesting.evaluations}</dd></div>` +
         `<div><dt>Function evaluations</dt><dd data-name="function_evaluations"></dd></div>` +
         `<div><dt>Parameters</dt><dd>${million(parameters)}</dd></div>` +
-        (images ? `<div><dt>Training images</dt><dd>${images.toLocaleString("en")}</dd></div>` : "") +
+        (images ? `<div><dt>Images seen</dt><dd>${images.toLocaleString("en")}</dd></div>` : "") +
         `</dl></div></li>`,
     )
     .join("");

@@ -305,7 +305,7 @@ function play(from) {
 
 function announce() {
   const status = element.querySelector('[role="status"]');
-  const count = plural(run.frames.length, "frame");
+  const count = plural(run.frames.at(-1)?.evaluations ?? 0, "turn");
   if (run.state === "finished") status.textContent = `Finished after ${count}.`;
   if (run.state === "stopped") status.textContent = `Stopped after ${count}.`;
 }
