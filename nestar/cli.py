@@ -37,7 +37,7 @@ MANY_FLAGS = ("accumulate", "checkpoint_activations", "precision")
 """Flags of `train` for nestings alone, by their names here."""
 GUIDED = ("autoguidance", "away_from")
 """Those of `train nesting` that guide it by earlier weights."""
-MAX_TRAINING_SEED = 2**31 - 1
+MAX_TRAINING_SEED = MAX_POOL_FROM = 2**31 - 1
 """Steps' and modules' seeds are made of it by multiplication."""
 READER_LEFT = 141
 """Exit status where nobody reads the output any more: a shell's of a command that SIGPIPE ended."""
@@ -313,6 +313,12 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
         type=int,
         help="pictures drawn before the first step, in place of the preset's: fewer begin sooner",
     )
+    parser.add_argument(
+        "--pool-from",
+        type=int,
+        help="for nestings: number of the pool's first picture of Tiny Worlds; those that weights to begin "
+        "with (--init) have seen lie before it (default: 0)",
+    )
     parser.add_argument("--coordination", type=float, help="lambda, in place of the preset's")
     parser.add_argument(
         "--modules",
@@ -381,7 +387,16 @@ def _recipe(arguments: argparse.Namespace) -> tuple[str, Any]:
         raise SettingsError(f"Unknown preset {name!r}: allowed are {', '.join(registry)}.")
     given = {
         key: getattr(arguments, key)
-        for key in ("batch", "pool", "coordination", "seed", "precision", "modules", "autoguidance")
+        for key in (
+            "batch",
+            "pool",
+            "pool_from",
+            "coordination",
+            "seed",
+            "precision",
+            "modules",
+            "autoguidance",
+        )
     }
     given = {key: value for key, value in given.items() if value is not None}
     _check_batch(arguments)
@@ -389,8 +404,11 @@ def _recipe(arguments: argparse.Namespace) -> tuple[str, Any]:
         raise SettingsError(f"--seed must be from 0 to {MAX_TRAINING_SEED}, got {arguments.seed}.")
     if arguments.pool is not None and arguments.pool < 1:
         raise SettingsError(f"--pool must be at least 1, got {arguments.pool}.")
-    if arguments.pool is not None and arguments.data is not None:
-        raise SettingsError("--pool is of Tiny Worlds; of a folder (--data) all pictures are used.")
+    if not 0 <= given.get("pool_from", 0) <= MAX_POOL_FROM:
+        raise SettingsError(f"--pool-from must be from 0 to {MAX_POOL_FROM}, got {arguments.pool_from}.")
+    for flag, value in (("--pool", arguments.pool), ("--pool-from", arguments.pool_from)):
+        if value is not None and arguments.data is not None:
+            raise SettingsError(f"{flag} is of Tiny Worlds; of a folder (--data) all pictures are used.")
     if arguments.accumulate is not None and arguments.accumulate < 1:
         raise SettingsError(f"--accumulate must be at least 1, got {arguments.accumulate}.")
     if not 0 <= given.get("coordination", 0) < math.inf:
@@ -398,7 +416,7 @@ def _recipe(arguments: argparse.Namespace) -> tuple[str, Any]:
         raise SettingsError(f"--coordination must be a finite number of at least 0, got {given_value}.")
     for key in given:
         if key not in registry[name].__dataclass_fields__:
-            raise SettingsError(f"--{key} does not apply to {arguments.what}.")
+            raise SettingsError(f"--{key.replace('_', '-')} does not apply to {arguments.what}.")
     try:
         return name, replace(registry[name], **given)
     except ValueError as error:
@@ -461,7 +479,7 @@ def _train_family(arguments: argparse.Namespace) -> int:
     began = time.monotonic()
     _refuse_flags(
         arguments,
-        *("preset", "steps", "init", "pool", "coordination", "seed", "data", "modules"),
+        *("preset", "steps", "init", "pool", "pool_from", "coordination", "seed", "data", "modules"),
         *GUIDED,
         *MANY_FLAGS,
     )

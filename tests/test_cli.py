@@ -228,6 +228,15 @@ def test_a_full_disk_is_one_sentence_and_leaves_no_half_file(
         (["nesting", "--steps", "1", "--batch", "0"], "--batch must be at least 1, got 0."),
         (["nesting", "--steps", "1", "--pool", "0"], "--pool must be at least 1, got 0."),
         (
+            ["nesting", "--steps", "1", "--pool-from", "-1"],
+            "--pool-from must be from 0 to 2147483647, got -1.",
+        ),
+        (["tokenizer", "--steps", "1", "--pool-from", "9"], "--pool-from does not apply to tokenizer."),
+        (
+            ["nesting", "--steps", "1", "--pool-from", "9", "--data", "pictures", "--tokenizer", "mine"],
+            "--pool-from is of Tiny Worlds; of a folder (--data) all pictures are used.",
+        ),
+        (
             ["nesting", "--steps", "1", "--seed", "9" * 20],
             f"--seed must be from 0 to 2147483647, got {'9' * 20}.",
         ),

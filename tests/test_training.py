@@ -559,6 +559,17 @@ def test_a_pool_gives_its_images_in_the_order_asked_for(tmp_path: Path) -> None:
     assert torch.equal(pool.batch(index), from_bytes(torch.from_numpy(pool.images[index.numpy()])))
 
 
+def test_a_pool_begins_where_it_is_told(cache: Path, tmp_path: Path) -> None:
+    """So that weights are trained on on pictures that they have not seen."""
+    tokenizer, config = small_tokenizer(), replace(presets.NESTINGS["smoke"], pool=40, held_out=12)
+    whole = LatentPools.load(config, tokenizer, tmp_path)
+    later = LatentPools.load(replace(config, pool=16, pool_from=24), tokenizer, tmp_path)
+    assert torch.equal(later.class_ids_N, whole.class_ids_N[24:])
+    torch.testing.assert_close(later.latents_NChw, whole.latents_NChw[24:], rtol=0, atol=2e-3)
+    assert torch.equal(later.held_latents_NChw, whole.held_latents_NChw), "measured on the same"
+    assert not torch.equal(later.latents_NChw, whole.latents_NChw[:16])
+
+
 def test_encoding_goes_on_after_the_last_whole_shard(
     cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -131,9 +131,10 @@ def _pool_file(folder: Path, count: int, size: int, seed: int) -> Path:
     return folder / f"tiny_worlds_v{tiny_worlds.DRAWING}_{size}_{seed}_{count}.npy"
 
 
-def latents_file(folder: Path, count: int, size: int, seed: int, made_by: str) -> Path:
+def latents_file(folder: Path, count: int, size: int, seed: int, made_by: str, first: int = 0) -> Path:
     """Where `latent_pool` keeps the latents that a tokenizer with `latents_fingerprint` `made_by` makes."""
-    return folder / f"latents_v{tiny_worlds.DRAWING}_{size}_{seed}_{count}_{made_by}.safetensors"
+    which = f"{count}_from_{first}" if first else f"{count}"
+    return folder / f"latents_v{tiny_worlds.DRAWING}_{size}_{seed}_{which}_{made_by}.safetensors"
 
 
 def latent_pool(
@@ -143,16 +144,18 @@ def latent_pool(
     size: int,
     *,
     seed: int = TRAIN_SEED,
+    first: int = 0,
     images: ImagePool | None = None,
     worker: Worker | None = None,
     shard: int = SHARD,
 ) -> tuple[Tensor, Tensor]:
-    """Scaled latents (N, C, h, w) float16 and class ids (N,) of Tiny Worlds, on the CPU, from `file`.
+    """Scaled latents (N, C, h, w) float16 and class ids (N,) of Tiny Worlds, on the CPU, from `file`: of
+    pictures `first` ... `first + count - 1` of the stream `seed`.
 
     Images come from `images` where a pool has been drawn, and are drawn batch by batch otherwise. Where the
     file does not exist yet it is encoded in shards, which the first process joins in the end.
     """
-    class_ids, seeds = tiny_worlds.draw_indices(0, count, seed)
+    class_ids, seeds = tiny_worlds.draw_indices(first, count, seed)
     worker = worker or Worker()
 
     def pictures(part: slice, device: torch.device) -> Tensor:

@@ -74,6 +74,8 @@ class NestingTrainConfig:
         draw_power: exponent of how often a module draws each image's noise in a step, see `draws`.
         pool: latents encoded beforehand; Tiny Worlds' are read at random, a folder's epoch by epoch. Five
             times over 180,000 module 2 did as well on others; ten times over 65,536 it learned them alone.
+        pool_from: number of the pool's first picture in Tiny Worlds' stream: beyond those that the weights to
+            begin with have learned from, all are new to them.
         held_out: latents that the modules are measured on; of a folder's held-out pictures at most so many.
         classes: number of classes; Tiny Worlds' unless a folder of pictures has others.
         variant: tells apart trainings of one nesting; the weights go to `<nesting>.<variant>`.
@@ -89,6 +91,7 @@ class NestingTrainConfig:
     classes: int = len(tiny_worlds.CLASSES)
     batch: int = 128
     pool: int = 180_000
+    pool_from: int = 0
     held_out: int = 1024
     label_drop: float = 0.1
     clean_share: float = CLEAN_SHARE
@@ -205,12 +208,14 @@ class LatentPools:
         """Of Tiny Worlds, from files in `cache`, or drawn and encoded, and kept there."""
         made_by = tokenizer.latents_fingerprint
 
-        def pool(count: int, seed: int) -> tuple[Tensor, Tensor]:
-            file = latents_file(cache, count, config.size, seed, made_by)
-            images = ImagePool.drawn(cache, count, config.size, seed)
-            return latent_pool(file, tokenizer, count, config.size, seed=seed, images=images, worker=worker)
+        def pool(count: int, seed: int, first: int = 0) -> tuple[Tensor, Tensor]:
+            file = latents_file(cache, count, config.size, seed, made_by, first)
+            images = None if first else ImagePool.drawn(cache, count, config.size, seed)
+            return latent_pool(
+                file, tokenizer, count, config.size, seed=seed, first=first, images=images, worker=worker
+            )
 
-        return cls(*pool(config.pool, TRAIN_SEED), *pool(config.held_out, HELD_OUT_SEED))
+        return cls(*pool(config.pool, TRAIN_SEED, config.pool_from), *pool(config.held_out, HELD_OUT_SEED))
 
 
 def parts_of(batch: int, worker: Worker, accumulate: int) -> list[Part]:
