@@ -51,16 +51,34 @@ def pipeline() -> Any:
     return NestARPipeline.from_pretrained(device="cpu")
 
 
-@pytest.fixture(scope="session")
-def page_url(pipeline: Any) -> Iterator[str]:
-    """Address of the page, served in this process for the whole session."""
-    import app
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """For what is compared bit for bit, or too small to gain by more."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@contextmanager
+def served(demo: Any) -> Iterator[str]:
+    """Address of a page, served in this process inside the block."""
     from nestar.ui.assets import launch_options
 
-    demo = app.build_page(pipeline)
     _, url, _ = demo.launch(prevent_thread_lock=True, quiet=True, **launch_options())
     yield url
     demo.close(verbose=False)
+
+
+@pytest.fixture(scope="session")
+def page_url(pipeline: Any) -> Iterator[str]:
+    """Address of the page for the whole session."""
+    import app
+
+    with served(app.build_page(pipeline)) as url:
+        yield url
 
 
 @dataclass
@@ -115,3 +133,17 @@ def visitors(browser: Any, page_url: str) -> Iterator[Callable[..., Visit]]:
     for context in contexts:
         context.close()
     assert [complaint for visited in visits for complaint in visited.complaints] == []
+
+
+@contextmanager
+def tab_visitors(browser: Any, page_url: str, tab: str, ready: str) -> Iterator[Callable[..., Any]]:
+    """As `visitors`, but the function turns to a tab and gives the page once `ready` selects something."""
+    with visitors(browser, page_url) as open_page:
+
+        def open_tab(**options: Any) -> Any:
+            page = open_page(**options).page
+            page.get_by_role("tab", name=tab).first.click()
+            page.locator(ready).first.wait_for(state="attached")
+            return page
+
+        yield open_tab

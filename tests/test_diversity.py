@@ -45,12 +45,7 @@ SAME = 35.0
 """PSNR in dB that a picture is to keep in any batch; products of other shapes round otherwise."""
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")

@@ -12,9 +12,8 @@ from playwright.sync_api import Locator, expect
 
 import app
 from nestar.data.imagenet import imagenet_classes
-from nestar.ui.assets import launch_options
 from nestar.ui.generate import AT_A_GLANCE, class_cards
-from tests.conftest import visitors
+from tests.conftest import served, visitors
 from tests.small import K4, save_checkpoint
 
 PHONE = {"viewport": {"width": 390, "height": 844}, "has_touch": True, "is_mobile": True}
@@ -24,11 +23,8 @@ PHONE = {"viewport": {"width": 390, "height": 844}, "has_touch": True, "is_mobil
 def open_page(browser: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Any]]:
     names = [row.name for row in imagenet_classes()]
     folder = save_checkpoint(tmp_path_factory.mktemp("imagenet"), [K4], names)
-    demo = app.open_page(str(folder), None, "cpu")
-    _, url, _ = demo.launch(prevent_thread_lock=True, quiet=True, **launch_options())
-    with visitors(browser, url) as opened:
+    with served(app.open_page(str(folder), None, "cpu")) as url, visitors(browser, url) as opened:
         yield opened
-    demo.close(verbose=False)
 
 
 def shown(page: Any) -> Locator:

@@ -23,10 +23,10 @@ from nestar.evaluation.diversity import FeatureSpace
 from nestar.pipeline import NestARPipeline
 from nestar.settings import SampleSettings, SettingsError
 from nestar.ui import diversity, frames
-from nestar.ui.assets import asset, launch_options
+from nestar.ui.assets import asset
 from nestar.ui.diversity_api import SIBLINGS
 from nestar.ui.diversity_desk import Desk
-from tests.conftest import visitors
+from tests.conftest import served, tab_visitors, visitors
 from tests.small import CLASSES, K2, K4, save_checkpoint
 from tests.test_page import CONTRAST, PHONE, wait_for_entry
 
@@ -52,9 +52,8 @@ def small_url(small, tmp_path_factory) -> Iterator[str]:
         weights = ["--repo", small.origin, "--nesting", "k2-lattice", "--device", "cpu"]
         benchmark.main([*weights, "--parents", "3", "--steps", "1", "--classes", "flower"])
         demo = app.build_page(small)
-    _, url, _ = demo.launch(prevent_thread_lock=True, quiet=True, **launch_options())
-    yield url
-    demo.close(verbose=False)
+    with served(demo) as url:
+        yield url
 
 
 @pytest.fixture(scope="module")
@@ -65,14 +64,7 @@ def client(small_url) -> Client:
 @pytest.fixture
 def visit_tab(browser, small_url) -> Iterator[Callable[..., Page]]:
     """Opens the page and turns to the tab."""
-    with visitors(browser, small_url) as open_page:
-
-        def open_tab(**context_options) -> Page:
-            page = open_page(**context_options).page
-            page.get_by_role("tab", name="Diversity").first.click()
-            page.locator("#diversity-class option").first.wait_for(state="attached")
-            return page
-
+    with tab_visitors(browser, small_url, "Diversity", "#diversity-class option") as open_tab:
         yield open_tab
 
 

@@ -19,12 +19,11 @@ from nestar.nesting import Nesting
 from nestar.pipeline import NestARPipeline
 from nestar.settings import SampleSettings, SettingsError
 from nestar.ui import laboratory as laboratory_module
-from nestar.ui.assets import launch_options
 from nestar.ui.failure import signatures_to_json
 from nestar.ui.generate import first_settings
 from nestar.ui.laboratory import METERS, HealthyRuns, Laboratory, consequence, experiment_panels, pixels
 from nestar.ui.signatures import HOT, STRONG, compared, unequal
-from tests.conftest import visitors
+from tests.conftest import served, tab_visitors, visitors
 from tests.small import CLASSES, K2, K4, small_model, small_tokenizer
 from tests.test_page import CONTRAST, PHONE, Hold
 
@@ -306,10 +305,8 @@ def test_the_experiment_is_drawn_from_its_file(tmp_path):
 
 @pytest.fixture(scope="module")
 def url(family) -> Iterator[str]:
-    demo = app.build_page(family)
-    _, address, _ = demo.launch(prevent_thread_lock=True, quiet=True, **launch_options())
-    yield address
-    demo.close(verbose=False)
+    with served(app.build_page(family)) as address:
+        yield address
 
 
 @pytest.fixture(scope="module")
@@ -320,14 +317,7 @@ def client(url) -> Client:
 @pytest.fixture
 def visit(browser, url) -> Iterator[Callable[..., Page]]:
     """Opens the page and turns to the tab."""
-    with visitors(browser, url) as open_page:
-
-        def open_tab(**options) -> Page:
-            page = open_page(**options).page
-            page.get_by_role("tab", name="When it fails").first.click()
-            page.locator(".signature").first.wait_for()
-            return page
-
+    with tab_visitors(browser, url, "When it fails", ".signature") as open_tab:
         yield open_tab
 
 
@@ -438,10 +428,8 @@ def test_it_fits_a_phone_and_can_be_read(visit, scheme):
 @pytest.fixture(scope="module")
 def bare_url() -> Iterator[str]:
     """A page with k = 4 alone, for classes that are not Tiny Worlds'."""
-    demo = app.build_page(pipeline_of(K4, classes=("flower", "<b>${fish}</b>")))
-    _, address, _ = demo.launch(prevent_thread_lock=True, quiet=True, **launch_options())
-    yield address
-    demo.close(verbose=False)
+    with served(app.build_page(pipeline_of(K4, classes=("flower", "<b>${fish}</b>")))) as address:
+        yield address
 
 
 def test_what_cannot_be_shown_is_off_and_says_why(browser, bare_url):

@@ -20,10 +20,9 @@ from nestar.nesting import Nesting
 from nestar.pipeline import NestARPipeline
 from nestar.settings import SampleSettings
 from nestar.ui import generate
-from nestar.ui.assets import launch_options
 from nestar.ui.frames import from_uri
 from nestar.ui.generate import FIRST_SEED
-from tests.conftest import Visit, visitors
+from tests.conftest import Visit, served, visitors
 from tests.small import K2, K4, save_checkpoint
 from tests.test_keepsakes import BAD_FILES, KEPT, with_international_text, with_text
 from tests.test_page import PHONE, RECORD_FRAMES, Hold, decode
@@ -37,10 +36,8 @@ def serve(folder, nestings) -> Iterator[tuple[NestARPipeline, str]]:
     pipeline = NestARPipeline.from_pretrained(save_checkpoint(folder, nestings), device="cpu")
     for model in pipeline.models.values():
         model.record = {"images_seen": 1000 * model.config.nesting.k}
-    demo = app.build_page(pipeline)
-    _, url, _ = demo.launch(prevent_thread_lock=True, quiet=True, **launch_options())
-    yield pipeline, url
-    demo.close(verbose=False)
+    with served(app.build_page(pipeline)) as url:
+        yield pipeline, url
 
 
 @pytest.fixture(scope="module")

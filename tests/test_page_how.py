@@ -12,8 +12,8 @@ import app
 from nestar.nesting import Nesting
 from nestar.pipeline import NestARPipeline
 from nestar.ui import how
-from nestar.ui.assets import asset, launch_options
-from tests.conftest import visitors
+from nestar.ui.assets import asset
+from tests.conftest import served, tab_visitors, visitors
 from tests.small import save_checkpoint
 from tests.test_page import CONTRAST, PHONE, contrast
 
@@ -25,23 +25,14 @@ SCRIPT = "".join(asset(name) for name in how.SCRIPTS if name != "how.js")
 def small_url(tmp_path_factory) -> Iterator[str]:
     """Address of the whole page on small random weights."""
     folder = save_checkpoint(tmp_path_factory.mktemp("weights"))
-    demo = app.build_page(NestARPipeline.from_pretrained(folder, device="cpu"))
-    _, url, _ = demo.launch(prevent_thread_lock=True, quiet=True, **launch_options())
-    yield url
-    demo.close(verbose=False)
+    with served(app.build_page(NestARPipeline.from_pretrained(folder, device="cpu"))) as url:
+        yield url
 
 
 @pytest.fixture
 def visit_how(browser, small_url) -> Iterator[Callable[..., Page]]:
     """Opens the page and turns to the tab."""
-    with visitors(browser, small_url) as open_page:
-
-        def open_tab(**context_options) -> Page:
-            page = open_page(**context_options).page
-            page.get_by_role("tab", name="How it works").first.click()
-            page.locator(".how .tile").first.wait_for()
-            return page
-
+    with tab_visitors(browser, small_url, "How it works", ".how .tile") as open_tab:
         yield open_tab
 
 

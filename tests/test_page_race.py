@@ -22,9 +22,8 @@ from nestar.pipeline import NestARPipeline
 from nestar.settings import SOLVER_CALLS, SampleSettings, SettingsError
 from nestar.ui import lanes
 from nestar.ui import race as race_module
-from nestar.ui.assets import launch_options
 from nestar.ui.lanes import Allowance, Entrant, Lane, PausedRaces, Race, Starter, tokens_through
-from tests.conftest import visitors
+from tests.conftest import served, tab_visitors
 from tests.small import CLASSES, K2, K4, small_model, small_tokenizer
 from tests.test_page import CONTRAST, PHONE
 
@@ -267,10 +266,8 @@ def test_networks_run_once_off_the_clock(family, monkeypatch):
 
 @pytest.fixture(scope="module")
 def url(family) -> Iterator[str]:
-    demo = app.build_page(family)
-    _, address, _ = demo.launch(prevent_thread_lock=True, quiet=True, **launch_options())
-    yield address
-    demo.close(verbose=False)
+    with served(app.build_page(family)) as address:
+        yield address
 
 
 @pytest.fixture(scope="module")
@@ -281,14 +278,7 @@ def client(url) -> Client:
 @pytest.fixture
 def visit(browser, url) -> Iterator[Callable[..., Page]]:
     """Opens the page and turns to the tab."""
-    with visitors(browser, url) as open_page:
-
-        def open_tab(**options) -> Page:
-            page = open_page(**options).page
-            page.get_by_role("tab", name="Race").first.click()
-            page.locator(".lane").first.wait_for()
-            return page
-
+    with tab_visitors(browser, url, "Race", ".lane") as open_tab:
         yield open_tab
 
 

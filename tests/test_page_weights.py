@@ -17,9 +17,8 @@ import app
 from nestar.hub import Progress
 from nestar.model import NestAR, WeightsError
 from nestar.pipeline import Models, NestARPipeline
-from nestar.ui.assets import launch_options
 from nestar.ui.generate import K_POSITIONS
-from tests.conftest import visitors
+from tests.conftest import served, visitors
 from tests.small import CLASSES, K2, K4, small_model, small_tokenizer
 
 FILE = "k2-lattice/module_1.safetensors"
@@ -56,11 +55,10 @@ def open_page(browser: Any, distant: Distant) -> Iterator[Callable[..., Any]]:
     pipeline = NestARPipeline(models, small_tokenizer(), classes=CLASSES, origin="user/far", device=device)
     demo = app.build_page(pipeline)
     assert list(models.loaded) == [K4.name], "the page opens on one nesting and loads no other"
-    _, url, _ = demo.launch(prevent_thread_lock=True, quiet=True, **launch_options())
-    with visitors(browser, url) as opened:
-        yield opened
-    distant.arrived.set()
-    demo.close(verbose=False)
+    with served(demo) as url:
+        with visitors(browser, url) as opened:
+            yield opened
+        distant.arrived.set()
 
 
 def ask_for_k2(visit: Any) -> None:
