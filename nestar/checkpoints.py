@@ -175,7 +175,7 @@ def open_checkpoints(source: str | Path | None = None, revision: str | None = No
         WeightsError: as there; or a revision is given for several.
     """
     if source is None:
-        return [open_checkpoint()]
+        return [open_checkpoint(None, revision)]
     names = sources_of(str(source))
     if len(names) > 1 and revision is not None:
         raise WeightsError(f"A revision goes with one repository; of several, write {names[0]}@{revision}.")
