@@ -63,6 +63,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=RESULTS / "first_picture.json")
     arguments = parser.parse_args()
     pipeline = NestARPipeline.from_pretrained(device=arguments.device)
+    pipeline.record()  # as the page does
     report = {
         "k": arguments.k,
         "cfg": arguments.cfg,

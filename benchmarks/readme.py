@@ -1,4 +1,5 @@
-"""Write the README's figures from `results/*.json` and the embedded configs: `python -m benchmarks.readme`.
+"""Write the README's figures, and a page of what experiments found, from `results/*.json` and the embedded
+configs: `python -m benchmarks.readme`.
 
 No figure in the README's results is typed by hand; run this after the commands that the table names.
 """
@@ -7,19 +8,23 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from benchmarks.peers import FEWER_BLOCKS
 from nestar.evaluation.experiments import NAMES
 from nestar.evaluation.experiments.study import arms_said
-from nestar.model import summed_over_runs
+from nestar.model import NestAR, fingerprint_of, summed_over_runs
 from nestar.nesting import Nesting
 from nestar.registry import FACTORS, SIZES, XAR_MILLIONS, imagenet_config
 from nestar.settings import SampleSettings
+from nestar.training.presets import NESTINGS
 
 ROOT = Path(__file__).parents[1]
 RESULTS = Path(__file__).parent / "results"
+EXPERIMENTS = RESULTS / "experiments"
+FINDINGS = EXPERIMENTS / "README.md"
 BY = "written by `python -m benchmarks.readme` -->\n"
 SECTIONS = {name: f"<!-- {name}: {BY}" for name in ("results", "family", "speed", "findings", "sizes")}
 """Where the README's written parts begin; each ends with `<!-- end of NAME -->`."""
@@ -35,6 +40,7 @@ TARGETS: dict[str, tuple[float, ...]] = {
     "rising": (0.95,),
     "worst_r2": (0.8,),
     "worst_accuracy": (0.9,),
+    "told_by_colour": (0.8,),
     "first_module_seconds": (0.4, 0.12),
     "whole_picture_seconds": (1.5, 0.5),
     "memory_mib": (1536,),
@@ -42,16 +48,25 @@ TARGETS: dict[str, tuple[float, ...]] = {
     "light": (0.5,),
     "growth": (0.05,),
     "same": (0.99,),
+    "autoregression_over_k4_at_64": (10,),
+    "autoregression_over_k4_at_256": (30,),
+    "autoregression_over_k4_at_1024": (100,),
+    "one_shot_over_k4": (2.5,),
+    "one_shot_over_k2": (4,),
+    "share_of_matrix_rate": (0.35,),
+    "streamed_over_not": (1.3,),
 }
 """What the project set out to reach: the first value soon, the second in the end."""
 AT_MOST = (
     "seams",
+    "told_by_colour",
     "first_module_seconds",
     "whole_picture_seconds",
     "memory_mib",
     "errors",
     "light",
     "growth",
+    "streamed_over_not",
 )
 
 FINAL_FIGURES = ("fid", "inception_score", "precision", "recall", "class_accuracy", "seams", "diversity")
@@ -181,11 +196,21 @@ def preview_rows(k: int) -> Iterator[Row]:
 
 
 def factor_rows() -> Iterator[Row]:
-    """Whether every factor of Tiny Worlds can be read from the picture."""
+    """Whether a class of Tiny Worlds is given away by colour, and every factor is seen in the picture."""
+    thumbnails = read(RESULTS / "thumbnails.json")
+    if thumbnails:
+        share, side = thumbnails["accuracy"], thumbnails["side"]
+        yield (
+            f"class told from {side} × {side} pixels by a linear classifier",
+            f"{share:.1%}",
+            f"{thumbnails['pictures']} pictures of {thumbnails['classes']} classes",
+            goal("told_by_colour", share, ".0%"),
+            "`python -m benchmarks.thumbnails`",
+        )
     record = training_of("features/config.json")
     if not record:
         return
-    command = "`python -m nestar train features`"
+    command = "`python -m nestar train features --minutes 12`"
     scores = [
         (f"{name} of {owner}", score)
         for owner, own in record["held_out"].items()
@@ -228,8 +253,10 @@ def speed_rows() -> Iterator[Row]:
             page["as_it_comes"],
             page["memory_mib"],
         )
-        yield "click to first paint", f"{live['first_s']:.2f} s", "Chromium beside the sampler", "", command
-        yield "click to finished picture", f"{live['finished_s']:.2f} s", "as it comes", "", command
+        steps = f"{page['steps']} steps of {page['solver'].capitalize()}"
+        note = f"Chromium beside the sampler, {steps}, as the page begins"
+        yield "click to first paint", f"{live['first_s']:.2f} s", note, "", command
+        yield "click to finished picture", f"{live['finished_s']:.2f} s", f"{note}, as it comes", "", command
         yield "memory of the page", f"{memory} MiB", "", goal("memory_mib", memory, unit=" MiB"), command
 
 
@@ -283,6 +310,7 @@ def same_picture_rows() -> Iterator[Row]:
         "after_others": "same seed after other pictures",
         "another_process": "in another process",
         "in_a_batch_of_16": "inside a batch of 16",
+        "among_visitors": "made together with those of 7 visitors who want other things",
         "on_one_thread": "on one thread",
         "on_the_cpu": "on the CPU in place of the GPU",
     }
@@ -356,9 +384,11 @@ def family_parts() -> Iterator[str]:
 def family_rows(reports: dict[str, dict[str, Any]]) -> Iterator[list[str]]:
     for name, report in reports.items():
         config = read(ROOT / "assets" / name / "config.json")
-        seen = summed_over_runs(config.get("training"), "images_seen")
+        seen = f"{summed_over_runs(config.get('training'), 'images_seen'):,}"
+        more = summed_over_runs(config.get("training"), "images_seen_by_modules")
+        seen += f" (single modules {more:,} more)" if more else ""
         turns = Nesting.from_dict(config["nesting"]).evaluations
-        yield [f"`{name}`", f"{seen:,}", str(turns), *family_figures(report)]
+        yield [f"`{name}`", seen, str(turns), *family_figures(report)]
 
 
 def ceiling_rows(report: dict[str, Any]) -> Iterator[list[str]]:
@@ -377,6 +407,8 @@ def speed_parts() -> Iterator[str]:
     report, peers = read(RESULTS / "speed.json"), read(RESULTS / "peers.json")
     if report:
         yield from (*side_by_side(report), "", *streamed(report["streaming"]), "", *grown(report["growth"]))
+        yield ""
+        yield from table(("aims for speed", "measured", "target"), speed_aims(report))
     if peers:
         yield from ("", *peer_lines(peers))
     steps = read(RESULTS / "imagenet_step.json")
@@ -463,19 +495,53 @@ def grown(report: dict[str, Any]) -> Iterator[str]:
     yield "![Turns, time and work over the number of tokens](benchmarks/results/speed.png)"
 
 
+def speed_aims(report: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
+    """What the project set out to reach side by side, and what it did."""
+    engine, growth = report["engine"], report["growth"]
+    for n, times in growth["speed_up_of_k4_over_autoregression"].items():
+        key = f"autoregression_over_k4_at_{n}"
+        if key in TARGETS:
+            what = f"plain autoregression over *k* = 4, n = {n}, {growth['steps']} steps, 1 at a time"
+            yield what, f"{times:.3g} x", goal(key, times, unit=" x")
+    for k in (4, 2):
+        found = engine["speed_up"].get("64", {}).get(f"k{k}-lattice", {}).get("one-shot")
+        if found:
+            what = f"one-shot flow over *k* = {k}, 64 at a time"
+            yield what, between(found, " x"), goal(f"one_shot_over_k{k}", found["median"], unit=" x")
+    batch = engine["members"].get("k4-lattice", {}).get("batches", {}).get("64")
+    if batch:
+        share = batch["share_of_matrix_rate"]
+        reach = goal("share_of_matrix_rate", share, ".0%")
+        yield "share of peak of *k* = 4, 64 at a time", f"{share:.0%}", reach
+    found = report["streaming"].get("k4-lattice")
+    if found:
+        times = found["streamed_over_not"]
+        what = "streaming over not streaming, *k* = 4"
+        yield what, between(times, " x"), goal("streamed_over_not", times["median"], unit=" x")
+
+
+def between(found: dict[str, float], unit: str) -> str:
+    """A median and its spread."""
+    return f"{found['median']:.3g}{unit} ({found['lowest']:.3g} to {found['highest']:.3g})"
+
+
 def peer_lines(report: dict[str, Any]) -> Iterator[str]:
     """NestAR beside its peers at ImageNet's shape."""
     timed = "" if report["device"] else " Nothing was timed: there was no GPU."
     yield (
         "`python -m benchmarks.peers`: arithmetic at ImageNet's shape (256 x 256, guided, decoder left out); "
         f"peers as timing models written from their papers.{timed} Nobody has trained NestAR-B or -L, so "
-        "nothing here says which quality they reach, and 50 steps per patch is our choice. The last columns "
-        f"divide a peer's operations by those of {OURS['B']} (for B) or of {OURS['L']} (for L and DiT-XL/2), "
-        "which is no larger than the MAR of its letter:"
+        "nothing here says which quality they reach, and 50 steps of Euler a patch are our choice. The last "
+        f"columns divide a peer's operations by those of {OURS['B']} (for B) or of {OURS['L']} (for L and "
+        "DiT-XL/2), which is no larger than the MAR of its letter:"
     )
     yield ""
     heads = ("", "shape", "parameters, 10⁶", "operations, 10¹²", "times NestAR, k = 4", "times NestAR, k = 2")
     yield from table(heads, peer_rows(report))
+    for batch in report["rows"][0].get("batches", ()):
+        yield ""
+        heads = (f"{batch} at a time", "s per picture", "share of peak", "times k = 4", "times k = 2")
+        yield from table(heads, timed_peer_rows(report, batch))
 
 
 OURS = {"B": "NestAR-B", "L": f"NestAR-L of {FEWER_BLOCKS} blocks"}
@@ -483,15 +549,36 @@ OURS = {"B": "NestAR-B", "L": f"NestAR-L of {FEWER_BLOCKS} blocks"}
 
 def peer_rows(report: dict[str, Any]) -> Iterator[list[str]]:
     for row in report["rows"]:
-        ours = OURS["B" if "-B" in row["name"] else "L"]
-        times = [report["ratios"][f"{ours}, k = {k}"].get(row["name"]) for k in (4, 2)]
         yield [
             row["name"],
             row["shape"],
             f"{row['parameters'] / 1e6:.0f}",
             f"{row['operations'] / 1e12:.3g}",
-            *("" if each is None else f"{each['operations']:.3g}" for each in times),
+            *("" if each is None else f"{each['operations']:.3g}" for each in peer_ratios(report, row)),
         ]
+
+
+def timed_peer_rows(report: dict[str, Any], batch: str) -> Iterator[list[str]]:
+    """Seconds beside those that the arithmetic allows; marked as in `ratio`."""
+    for row in report["rows"]:
+        own = row["batches"][batch]
+        yield [
+            row["name"],
+            f"{own['seconds']['median'] / int(batch):.3g}",
+            f"{own['share_of_matrix_rate']:.0%}",
+            *("" if each is None else timed_ratio(each, batch) for each in peer_ratios(report, row)),
+        ]
+
+
+def timed_ratio(found: dict[str, Any], batch: str) -> str:
+    mark = "" if found[f"fair_at_batch_{batch}"] else " °"
+    return f"{found[f'seconds_at_batch_{batch}']:.3g} x{mark}"
+
+
+def peer_ratios(report: dict[str, Any], row: dict[str, Any]) -> list[dict[str, Any] | None]:
+    """A peer over NestAR of its letter, at k = 4 and 2; None for NestAR itself."""
+    ours = OURS["B" if "-B" in row["name"] else "L"]
+    return [report["ratios"][f"{ours}, k = {k}"].get(row["name"]) for k in (4, 2)]
 
 
 def training_lines(report: dict[str, Any]) -> Iterator[str]:
@@ -559,19 +646,64 @@ def size_parts() -> Iterator[str]:
     yield "Parameters in millions, of all modules together; *xAR*: those of the xAR of the same letter."
 
 
-def finding_parts() -> Iterator[str]:
-    """A paragraph an experiment that has been run, with its findings, its members' best and its figure."""
-    for name in NAMES:
-        report = read(RESULTS / "experiments" / f"{name}.json")
-        if report:
-            yield "\n".join(finding_lines(name, report)) + "\n"
-    missing = [name for name in NAMES if not (RESULTS / "experiments" / f"{name}.json").exists()]
+HEADLINES: dict[str, tuple[str, ...]] = {
+    "coordination": ("difference_falls_with_lambda", "coordination_lowers_fid"),
+    "scaling": (
+        "fid",
+        "best_nested_no_worse_than_baselines",
+        "speed_up_over_autoregression_one_at_a_time",
+        "speed_up_over_one_shot_at_a_batch",
+    ),
+    "independence": ("together_better_than_alone", "alone_then_together_better_than_alone"),
+    "order": ("lattice_has_less_fid", "lattice_minus_raster"),
+    "sampler": ("recommended_defaults", "defaults_are_recommended"),
+    "precision": ("precision_moved_most_by", "gap_in_precision_at_defaults", "gap_in_recall_at_defaults"),
+    "baseline": ("knows_more_than_means_and_covariance", "frechet_distance_of_tokens"),
+    "modules": tuple(f"k{k}-lattice_recall_lost_by" for k in (4, 2, 8)),
+}
+"""Of each experiment's findings those that the README tells; the others stand in FINDINGS."""
+SHOWN = "scaling"
+"""The experiment whose figure the README shows."""
+
+
+def headline_parts() -> Iterator[str]:
+    """A row an experiment that has been run: what it asks and what it found."""
+    reports = {name: read(EXPERIMENTS / f"{name}.json") for name in NAMES}
+    rows = [
+        (f"`{name}`", report["question"], "; ".join([*headlines(name, report), *weights_said(report)]))
+        for name, report in reports.items()
+        if report
+    ]
+    yield from table(("experiment", "asks", "found"), rows)
+    yield ""
+    if reports[SHOWN]:
+        yield f"![{reports[SHOWN]['question']}]({(EXPERIMENTS / f'{SHOWN}.png').relative_to(ROOT)})"
+        yield ""
+    page = FINDINGS.relative_to(ROOT)
+    yield f"All findings, their figures and the commands that measured them: [`{page}`]({page})."
+    missing = [f"`{name}`" for name, report in reports.items() if not report]
     if missing:
-        yield f"Not run yet: {', '.join(f'`{name}`' for name in missing)}.\n"
+        yield f"Not run yet: {', '.join(missing)}."
+
+
+def headlines(name: str, report: dict[str, Any]) -> Iterator[str]:
+    for statement in HEADLINES[name]:
+        if statement in report["finding"]:
+            yield f"{statement.replace('_', ' ')}: {said(report['finding'][statement])}"
+
+
+def findings_page() -> str:
+    """All that the experiments found, one after another, for the folder of their results."""
+    reports = {name: read(EXPERIMENTS / f"{name}.json") for name in NAMES}
+    parts = ["# What the experiments found\n", "Written by `python -m benchmarks.readme`.\n"]
+    parts += ["\n".join(finding_lines(name, report)) + "\n" for name, report in reports.items() if report]
+    return "\n".join(parts)
 
 
 def finding_lines(name: str, report: dict[str, Any]) -> Iterator[str]:
-    yield f"**`python -m nestar experiment {name}`**. {report['question']}"
+    yield f"## {name}"
+    yield ""
+    yield report["question"]
     yield ""
     for statement, value in report["finding"].items():
         yield f"- {statement.replace('_', ' ')}: {said(value)}"
@@ -579,10 +711,29 @@ def finding_lines(name: str, report: dict[str, Any]) -> Iterator[str]:
     if finals:
         yield from ("", *final_table(finals))
     yield ""
-    yield " ".join(conditions(report))
-    if (RESULTS / "experiments" / f"{name}.png").exists():
+    yield f"`{command_of(name, report)}`. {' '.join(conditions(report))}"
+    if (EXPERIMENTS / f"{name}.png").exists():
         yield ""
-        yield f"![{report['question']}](benchmarks/results/experiments/{name}.png)"
+        yield f"![{report['question']}]({name}.png)"
+
+
+def command_of(name: str, report: dict[str, Any]) -> str:
+    """What measured it."""
+    parts = ["python -m nestar experiment", name]
+    parts += ["--samples", f"{report['samples']}", "--final-samples", f"{report['final_samples']}"]
+    for arm in report.get("arms", [])[:1]:
+        parts += ["--images", f"{report['images_per_arm']}"]
+        parts += [f"--preset {preset}" for preset in NESTINGS if parameters_of(preset) == arm["parameters"]][
+            :1
+        ]
+    return " ".join(parts)
+
+
+@cache
+def parameters_of(preset: str) -> int:
+    """Of the nesting that a recipe trains behind the embedded tokenizer."""
+    channels = read(ROOT / "assets" / FAIR_K4 / "config.json")["channels"]
+    return NESTINGS[preset].model_config(channels).parameters
 
 
 def final_table(finals: list[dict[str, Any]]) -> Iterator[str]:
@@ -606,12 +757,28 @@ def conditions(report: dict[str, Any]) -> Iterator[str]:
         yield f"Times on {threads} threads, {'with' if bf16 else 'without'} products in bf16."
     if report.get("arms"):
         yield arms_said(report)
+    yield from (f"{words[0].upper()}{words[1:]}." for words in weights_said(report))
     for name, weights in report.get("settings", {}).get("weights_that_stand_for", {}).items():
-        yield f"{weights} stands for {name}: it saw as many images as the others."
+        yield f"Where nestings are compared, {weights} stands for {name}: it saw as many images as they."
     if report["missing"]:
         yield f"Without weights, left out: {', '.join(report['missing'])}."
     if not report["finished"]:
         yield "Not finished."
+
+
+def weights_said(report: dict[str, Any]) -> Iterator[str]:
+    """Which of its weights are not those that are embedded now."""
+    prints = report.get("settings", {}).get("fingerprints", {})
+    others = [name for name, fingerprint in prints.items() if fingerprint != embedded_fingerprint(name)]
+    if others:
+        yield f"of other weights than the embedded: {', '.join(others)}"
+
+
+@cache
+def embedded_fingerprint(name: str) -> str | None:
+    """Of the embedded weights of this name; None without."""
+    folder = ROOT / "assets" / name
+    return fingerprint_of(NestAR.from_pretrained(folder)) if folder.exists() else None
 
 
 def said(value: Any) -> str:
@@ -644,12 +811,13 @@ def written(text: str) -> str:
     text = rewritten(text, "family", "".join(f"{line}\n" for line in family_parts()) or NO_FAMILY)
     text = rewritten(text, "sizes", "".join(f"{line}\n" for line in size_parts()))
     text = rewritten(text, "speed", "".join(f"{line}\n" for line in speed_parts()) or NO_SPEED)
-    return rewritten(text, "findings", "\n".join(finding_parts()))
+    return rewritten(text, "findings", "".join(f"{line}\n" for line in headline_parts()))
 
 
 def main() -> None:
     readme = ROOT / "README.md"
     readme.write_text(written(readme.read_text()))
+    FINDINGS.write_text(findings_page())
 
 
 if __name__ == "__main__":

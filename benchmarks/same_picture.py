@@ -1,8 +1,9 @@
 """Whether a seed's picture is always the same: `python -m benchmarks.same_picture` writes
 `results/same_picture.json`.
 
-Each picture is made alone, and then again: after others, in another process, on one thread, and inside a
-batch of 16. Of each arrangement: how many pictures are equal bit for bit, and the PSNR of the others.
+Each picture is made alone, and then again: after others, in another process, on one thread, inside a batch of
+16, and as the page makes the pictures of visitors who wait: eight together of different classes, temperatures
+and guidance. Of each arrangement: how many pictures are equal bit for bit, and the PSNR of the others.
 """
 
 from __future__ import annotations
@@ -20,14 +21,20 @@ import numpy as np
 import torch
 
 from benchmarks.first_picture import RESULTS
+from nestar.batches import Rows
 from nestar.pipeline import NestARPipeline
-from nestar.settings import RANGES
+from nestar.settings import RANGES, find_nesting
+from nestar.ui.together import MOST
 
 Pictures = dict[int, np.ndarray]
 
 BATCH = int(RANGES["count"][1])
 BOUND = 35.0
 """PSNR in dB that a picture is to keep wherever it is made."""
+
+
+TEMPERATURES, CFGS = (0.8, 1.0, 1.15, 1.3, 1.5), (1.5, 3.0, 6.0)
+"""Of visitors who do not agree."""
 
 
 def class_of(pipeline: NestARPipeline, seed: int) -> str:
@@ -49,6 +56,37 @@ def in_batches(pipeline: NestARPipeline, seeds: Sequence[int], **settings: Any) 
         result = pipeline(class_of(pipeline, own[0]), seed=own[0], count=len(own), **settings)
         made |= {seed: np.asarray(image) for seed, image in zip(own, result.images, strict=True)}
     return made
+
+
+def wish(pipeline: NestARPipeline, seed: int) -> dict[str, Any]:
+    """What the visitor with this seed asks for."""
+    return {
+        "class_name": pipeline.classes[seed % len(pipeline.classes)],
+        "temperature": TEMPERATURES[seed % len(TEMPERATURES)],
+        "cfg": CFGS[seed % len(CFGS)],
+        "seed": seed,
+    }
+
+
+def among_visitors(pipeline: NestARPipeline, seeds: Sequence[int], **settings: Any) -> dict[str, Any]:
+    """Visitors' pictures made as `nestar.ui.together` makes them, against each alone."""
+    alone, made = {}, {}
+    for first in range(0, len(seeds), MOST):
+        own = [wish(pipeline, seed) for seed in seeds[first : first + MOST]]
+        for each in own:
+            alone[each["seed"]] = np.asarray(pipeline(**each, **settings).image)
+        rows = Rows(
+            seeds=tuple(each["seed"] for each in own),
+            temperatures=tuple(each["temperature"] for each in own),
+            cfgs=tuple(each["cfg"] for each in own),
+            classes=tuple(each["class_name"] for each in own),
+        )
+        checked = pipeline.settings(**own[0], **settings)
+        for frame in pipeline.stream_rows(checked, rows, previews=False):
+            if frame.final:
+                finished = zip(own, frame.images, strict=True)
+                made |= {each["seed"]: np.asarray(image) for each, image in finished}
+    return compared(alone, made)
 
 
 def _elsewhere(source: str | None, device: str, seeds: Sequence[int], settings: dict[str, Any]) -> Pictures:
@@ -86,6 +124,7 @@ def measure(source: str | None, device: str, count: int, few: int, **settings: A
     threads = torch.get_num_threads()
     expected = alone(pipeline, seeds, **settings)
     report = {
+        "fingerprint": pipeline.models.fingerprint(find_nesting(pipeline.nestings, settings["k"], "lattice")),
         "device": str(pipeline.device),
         "threads": threads,
         "cores": os.cpu_count(),
@@ -94,6 +133,7 @@ def measure(source: str | None, device: str, count: int, few: int, **settings: A
             expected, in_another_process(source, device, list(seeds[:few]), **settings)
         ),
         "in_a_batch_of_16": compared(expected, in_batches(pipeline, seeds, **settings)),
+        "among_visitors": among_visitors(pipeline, seeds, **settings),
     }
     if pipeline.device.type == "cpu":
         torch.set_num_threads(1)

@@ -237,6 +237,7 @@ def speed_ups(
 
 def streaming(pipeline: NestARPipeline, solved: SolverSettings, runs: int) -> dict[str, Any]:
     """A streamed picture, a frame a patch encoded as the page does, against the finished picture alone."""
+    pipeline.record()  # as the page does
     names = [name for name, nesting in pipeline.nestings.items() if nesting.kind == "nested"]
     report: dict[str, Any] = {}
     given = asdict(solved)

@@ -19,6 +19,8 @@ REPORT = {
     "finished": False,
     "missing": ["k8-lattice"],
     "finding": {"best_member": "k4-lattice", "fid": {"k4-lattice": 12.3456, "one-shot": 20.0}, "rises": True},
+    "samples": 100,
+    "final_samples": 500,
     "images_per_arm": 25_600,
     "arms": [{"arm": "a", "parameters": 1_506_408}],
     "device": "cpu",
@@ -55,6 +57,29 @@ def test_findings_are_written_as_they_are():
         assert said in text
 
 
+def test_a_finding_names_the_command_that_measured_it():
+    arm = {"arm": "a", "parameters": readme.parameters_of("tiny-worlds-k4-small")}
+    text = "\n".join(readme.finding_lines("coordination", REPORT | {"arms": [arm]}))
+    flags = "--samples 100 --final-samples 500 --images 25600 --preset tiny-worlds-k4-small"
+    assert f"`python -m nestar experiment coordination {flags}`" in text
+    text = "\n".join(readme.finding_lines("scaling", REPORT | {"arms": []}))
+    assert "`python -m nestar experiment scaling --samples 100 --final-samples 500`" in text
+
+
+def test_findings_of_other_weights_say_so(two_nestings, monkeypatch):
+    monkeypatch.setattr(readme, "embedded_fingerprint", {"k4-lattice": "new", "one-shot": "same"}.get)
+    for fingerprint, said in (("old", True), ("new", False)):
+        settings = {"fingerprints": {"k4-lattice": fingerprint, "one-shot": "same"}}
+        report = REPORT | {"settings": settings, "arms": []}
+        page = "\n".join(readme.finding_lines("scaling", report))
+        assert ("Of other weights than the embedded: k4-lattice." in page) is said
+        write(readme.EXPERIMENTS / "scaling.json", report)
+        lines = list(readme.headline_parts())
+        assert any("of other weights than the embedded: k4-lattice |" in line for line in lines) is said
+        assert any(line.startswith("| `scaling` | Which is best? | fid: k4-lattice 12.3,") for line in lines)
+        assert lines[-1].startswith("Not run yet: `coordination`,")
+
+
 def test_a_part_is_replaced_between_its_marks_alone():
     text = f"above\n{readme.SECTIONS['findings']}old\n<!-- end of findings -->\nbelow"
     once = readme.rewritten(text, "findings", "new\n")
@@ -72,10 +97,12 @@ def two_nestings(tmp_path, monkeypatch) -> Path:
     """A repository with two nestings that have been measured alike."""
     monkeypatch.setattr(readme, "ROOT", tmp_path)
     monkeypatch.setattr(readme, "RESULTS", tmp_path / "results")
+    monkeypatch.setattr(readme, "EXPERIMENTS", tmp_path / "results/experiments")
+    monkeypatch.setattr(readme, "FINDINGS", tmp_path / "results/experiments/README.md")
     names = [nesting.name for nesting in (K4, K2)]
     write(tmp_path / "assets/config.json", {"nestings": [*names, "k9-not-measured"]})
     for nesting, images in ((K4, 700), (K2, 300)):
-        training = {"images_seen": images, "init": {"images_seen": 50}}
+        training = {"images_seen": images, "init": {"images_seen": 50, "images_seen_by_modules": images // 7}}
         write(
             tmp_path / "assets" / nesting.name / "config.json",
             {"nesting": nesting.to_dict(), "training": training},
@@ -88,8 +115,9 @@ def two_nestings(tmp_path, monkeypatch) -> Path:
 
 def test_the_family_stands_beside_each_other_with_what_it_saw(two_nestings):
     lines = list(readme.family_parts())
-    assert f"| `{K4.name}` | 750 | {K4.evaluations} | 90.0% | 0.800 | 0.700 | 12.3 | 1.10 |" in lines
-    assert f"| `{K2.name}` | 350 | {K2.evaluations} | 90.0% | 0.800 | 0.700 | 12.3 | 1.10 |" in lines
+    measured = "90.0% | 0.800 | 0.700 | 12.3 | 1.10 |"
+    assert f"| `{K4.name}` | 750 (single modules 100 more) | {K4.evaluations} | {measured}" in lines
+    assert f"| `{K2.name}` | 350 (single modules 42 more) | {K2.evaluations} | {measured}" in lines
     assert "| real pictures |  |  | 90.0% | 0.800 | 0.700 | 5.0 | 1.10 |" in lines
     assert not any("k9" in line for line in lines)
 
@@ -140,9 +168,15 @@ def test_the_figures_are_those_of_the_embedded_weights(file):
     assert report.get("instruments", own) == own, "reports of before it was noted have none"
 
 
+def test_the_same_pictures_are_those_of_the_embedded_weights():
+    report = json.loads((readme.RESULTS / "same_picture.json").read_text())
+    assert report["fingerprint"] == readme.embedded_fingerprint(f"k{report['k']}-lattice")
+
+
 def test_the_readme_stands_as_its_command_writes_it():
     text = (readme.ROOT / "README.md").read_text()
     assert readme.written(text) == text
+    assert readme.findings_page() == readme.FINDINGS.read_text()
 
 
 @pytest.mark.parametrize("name", NAMES)

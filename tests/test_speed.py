@@ -6,6 +6,7 @@ import json
 import math
 from dataclasses import replace
 from itertools import pairwise
+from typing import Any
 
 import pytest
 import torch
@@ -102,13 +103,39 @@ def test_mar_makes_every_token_once_and_one_a_round_at_least() -> None:
         assert all(before < after for before, after in pairwise(known))
 
 
-def test_peers_have_the_sizes_that_their_papers_give() -> None:
+@pytest.fixture(scope="module")
+def counted() -> dict[str, Any]:
+    return peers.measure(None, 1)
+
+
+def test_peers_have_the_sizes_that_their_papers_give(counted: dict[str, Any]) -> None:
     """Millions of parameters: MAR-B 208, MAR-L 479, DiT-XL/2 675, xAR-B 172, xAR-L 608."""
-    rows = {row["name"]: row for row in peers.measure(None, 1)["rows"]}
+    rows = {row["name"]: row for row in counted["rows"]}
     sizes = {"MAR-B, 64 rounds": 208, "MAR-L, 256 rounds": 479, "DiT-XL/2, 50 steps": 675}
     for name, millions in {**sizes, "xAR-B": 172, "xAR-L": 608}.items():
         assert rows[name]["parameters"] == pytest.approx(millions * 1e6, rel=0.02)
     for letter, name in readme.OURS.items():
         for k in (4, 2):
             assert rows[f"{name}, k = {k}"]["parameters"] <= rows[f"MAR-{letter}, 64 rounds"]["parameters"]
-    assert rows["DiT-XL/2, 250 steps"]["operations"] == 5 * rows["DiT-XL/2, 50 steps"]["operations"]
+
+
+def test_the_committed_peers_are_counted_by_this_code(counted: dict[str, Any]) -> None:
+    committed = json.loads((peers.RESULTS / "peers.json").read_text())
+    assert [(row["name"], row["shape"], row["operations"]) for row in committed["rows"]] == [
+        (row["name"], row["shape"], row["operations"]) for row in counted["rows"]
+    ]
+    for name, others in counted["ratios"].items():
+        for other, found in others.items():
+            assert committed["ratios"][name][other]["operations"] == found["operations"]
+
+
+def test_a_peer_far_below_nestars_share_is_marked() -> None:
+    def row(name: str, share: float) -> dict[str, Any]:
+        batch = {"seconds": {"median": 2.0}, "share_of_matrix_rate": share}
+        return {"name": name, "operations": 10, "batches": {"64": batch}}
+
+    found = peers.ratios([row("NestAR-B, k = 4", 0.5), row("slow", 0.34), row("fair", 0.36)])
+    assert {name: each["fair_at_batch_64"] for name, each in found["NestAR-B, k = 4"].items()} == {
+        "slow": False,
+        "fair": True,
+    }

@@ -6,16 +6,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from benchmarks import thumbnails
 from nestar.data.tiny_worlds import CLASSES, DRAWING, FACTORS, MAX_FACTORS, draw, draw_indices, uniform
 from nestar.images import to_bytes
 
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def of_class(class_id: int, count: int, start: int = 0) -> tuple[Tensor, Tensor]:
@@ -118,24 +113,4 @@ def test_bad_requests_are_refused():
 
 def test_no_class_is_given_away_by_colour_alone():
     """A multinomial logistic classifier on 4x4 thumbnails is above chance but below 80 %."""
-
-    def thumbnails(count: int, seed: int) -> tuple[Tensor, Tensor]:
-        ids, seeds = draw_indices(0, count, seed)
-        return torch.nn.functional.adaptive_avg_pool2d(draw(ids, seeds, size=64).images, 4).flatten(1), ids
-
-    (x, y), (x_test, y_test) = thumbnails(1500, 10), thumbnails(600, 11)
-    mean, std = x.mean(0), x.std(0)
-    x, x_test = (x - mean) / std, (x_test - mean) / std
-    linear = torch.nn.Linear(x.shape[1], len(CLASSES))
-    torch.nn.init.zeros_(linear.weight)
-    optimiser = torch.optim.LBFGS(linear.parameters(), max_iter=100, line_search_fn="strong_wolfe")
-
-    def loss() -> Tensor:
-        optimiser.zero_grad()
-        value = torch.nn.functional.cross_entropy(linear(x), y) + 1e-3 * linear.weight.square().sum()
-        value.backward()
-        return value
-
-    optimiser.step(loss)
-    accuracy = (linear(x_test).argmax(1) == y_test).float().mean().item()
-    assert 2 / len(CLASSES) < accuracy < 0.80
+    assert 2 / len(CLASSES) < thumbnails.accuracy() < 0.80
