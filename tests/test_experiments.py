@@ -45,7 +45,7 @@ from nestar.evaluation.experiments.rows import Rows, rounded
 from nestar.evaluation.experiments.study import Options, OutOfTime, Study, conduct
 from nestar.evaluation.features import FeatureNetwork, FeatureNetworkConfig
 from nestar.evaluation.report import check_classes
-from nestar.model import NestAR, WeightsError
+from nestar.model import NestAR, WeightsError, fingerprint_of
 from nestar.nesting import Nesting
 from nestar.pipeline import NestARPipeline
 from nestar.sampler import SolverSettings
@@ -274,8 +274,10 @@ def test_weights_of_equal_images_stand_for_a_nesting_where_several_are_compared(
         K4.name: models[f"{K4.name}.together"],
         raster.name: models[raster.name],
     }
+    compared = {f"{K4.name}.together": 101, raster.name: 102}
     assert made.design == {
-        "images_seen": {f"{K4.name}.together": 101, raster.name: 102},
+        "images_seen": compared,
+        "fingerprints": {name: fingerprint_of(models[name]) for name in compared},
         "weights_that_stand_for": {K4.name: f"{K4.name}.together"},
     }
     assert made.members([K4.name]) == {K4.name: models[K4.name]}, "alone it stands for itself"
@@ -478,6 +480,13 @@ def test_arms_of_other_images_are_refused_and_equal_ones_shared(world: Path, tmp
     other = [arms.Arm("one", "one", replace(SMOKE, clean_share=0.1))]
     with pytest.raises(SettingsError, match=r"with clean_share 0\.8; now asked for: clean_share 0\.1"):
         arms.trained(study_of("coordination", world, tmp_path, **places), other)
+    run = first.folder / "run.json"
+    stored = json.loads(run.read_text())
+    stored["rate"]["warmup_steps"] = 100
+    run.write_text(json.dumps(stored))
+    (first.folder / SMOKE.weights_name / "config.json").unlink()
+    with pytest.raises(SettingsError, match=r"warmup_steps 100; now asked for: .*warmup_steps 1"):
+        arms.trained(study_of("coordination", world, tmp_path, **places), one)
 
 
 def test_arms_differ_in_what_is_compared_and_see_equal_images() -> None:
@@ -898,10 +907,10 @@ def test_independence_reports_whatever_came_out() -> None:
     described = [
         {"arm": name, "label": name, "held_out": {"held_clean_1": 0.7}} for name in ("alone", "together")
     ]
-    rows = [row("final", "alone", 20.0, precision=0.9), row("final", "together", 24.0, precision=0.8)]
+    rows = [row("final", "alone", 20.0, precision=0.9), row("final", "together", 25.0, precision=0.8)]
     found = independence.find(rows, described)
     assert found["together_better_than_alone"] is False and found["best_arm_by_fid"] == "alone"
-    assert found["together_minus_alone"] == pytest.approx({"fid": 4, "precision": -0.1})
+    assert found["together_minus_alone"] == pytest.approx({"fid": 5, "precision": -0.1})
     assert "alone_then_together_better_than_alone" not in found
 
 

@@ -109,10 +109,12 @@ def _folder(study: Study, arm: Arm) -> Path:
 
 def _asked(study: Study, arm: Arm) -> dict[str, Any]:
     """What `run.json` holds: all that decides the arm's weights."""
+    budget = _budget(study)
     more = {
         "images": study.options.images_per_arm,
         "tokenizer": study.pipeline.tokenizer.latents_fingerprint,
-        "budget": asdict(_budget(study)),
+        # Its steps are the images'.
+        "rate": {"warmup_steps": budget.warmup_steps, "decay_from": budget.decay_from},
     }
     return asked_for(arm.config, study.pipeline.device, **more)
 
