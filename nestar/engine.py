@@ -73,7 +73,7 @@ class Engine:
     Whoever runs it holds `torch.inference_mode()`. It reads the module's weights once, at the beginning.
 
     Args:
-        class_ids_R: class of each row.
+        class_ids_R: class of each row; on the CPU, so that a GPU need not be waited for.
         t_RT: (R, T) or (1, T), every time that will be asked for.
         copies: how many rows share their tokens: with guidance 2, the first half conditional, the second not.
         weights: the module's, as `EngineWeights.of` reads them; by default in the module's own dtype.
@@ -105,9 +105,15 @@ class Engine:
         self.begin(class_ids_R, t_RT)
 
     def begin(self, class_ids_R: Tensor, t_RT: Tensor) -> None:
-        """Forget the context and condition all times for as many rows as ever."""
+        """Forget the context and condition all times for as many rows as ever. Where these share their times
+        each class is conditioned once and copied to its rows: half of a guided batch's have none."""
         self.length = 0  # tokens of the context
-        self.modulations = _by_time(self.module.condition(t_RT, class_ids_R), self.dtype)
+        rows_R = None
+        if len(t_RT) == 1:
+            class_ids_R, rows_R = class_ids_R.unique(return_inverse=True)
+            rows_R = rows_R.to(self.device)
+        given = self.module.condition(t_RT, class_ids_R.to(self.device))
+        self.modulations = _by_time(given, rows_R, self.dtype)
         self._views: tuple[int, int, list[_Views] | list[_PackedViews], Tensor] | None = None
 
     @property
@@ -144,15 +150,14 @@ class Engine:
         """
         self.length = start
         b, (views, place_SD) = self._room(size), self._around(size)
-        shape = self.rows // self.copies * size, b.v_XC.shape[1]
-        y_ZC = torch.randn(shape, device=self.device, dtype=self.dtype)
+        b.y_BSC.normal_()
         held = _Conditioned.of(self.modulations[0].all_FR1D.clone())
 
         def work() -> None:
-            self._compute(b, y_ZC, held, views, place_SD, alone)
+            self._compute(b, held, views, place_SD, alone)
 
-        again = _Recorded(y_ZC, held, recorder(work))
-        y_ZC.copy_(torch.randn_like(y_ZC))
+        again = _Recorded(held, recorder(work))
+        b.y_BSC.normal_()
         held.all_FR1D.copy_(self.modulations[-1].all_FR1D)
         b.v_XC.zero_()
         again.work()
@@ -166,12 +171,12 @@ class Engine:
         """`alone`: a token that sees nothing but itself, whose attention is its own value."""
         size = y_BSC.shape[1]
         b = self._room(size)
-        y_ZC, given = y_BSC.reshape(-1, y_BSC.shape[2]), self.modulations[time]
+        b.y_BSC.copy_(y_BSC)
+        given = self.modulations[time]
         recorded = self._recorded.get((self.length, size, alone))
         if recorded is None:
-            self._compute(b, y_ZC.to(self.dtype), given, *self._around(size), alone)
+            self._compute(b, given, *self._around(size), alone)
         else:
-            recorded.y_ZC.copy_(y_ZC)
             recorded.given.all_FR1D.copy_(given.all_FR1D)
             recorded.work()
         return b.v_RSC
@@ -179,7 +184,6 @@ class Engine:
     def _compute(
         self,
         b: _Buffers,
-        y_ZC: Tensor,
         given: _Conditioned,
         views: list[_Views] | list[_PackedViews],
         place_SD: Tensor,
@@ -187,7 +191,7 @@ class Engine:
     ) -> None:
         """All operations of a pass; none waits for the device or depends on a value that lies there."""
         x, h, own = b.x_RSD, b.h_RSD, self.weights
-        torch.mm(y_ZC, own.embed_CD, out=b.e_ZD)
+        torch.mm(b.y_ZC, own.embed_CD, out=b.e_ZD)
         torch.add(b.e_ABSD, place_SD, out=b.x_ABSD)
         for block, parts, at in zip(own.blocks, given.blocks, views, strict=True):
             shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = parts
@@ -220,7 +224,8 @@ class Engine:
         torch.div(b.turned_RS2HE, b.qk_norm_RS2H1, out=at.qk_RS2HE)
         at.v_RSHE.copy_(b.v_RSHE)
         a_RHSE = F.scaled_dot_product_attention(at.q_RHSE, at.keys_RHNE, at.values_RHNE, scale=1.0)
-        return a_RHSE.transpose(1, 2).reshape(b.h_XD.shape)
+        b.attended_RHSE.copy_(a_RHSE)
+        return b.attended_XD
 
     def _as_products(self, b: _Buffers, at: _PackedViews) -> Tensor:
         """Attention as products of G = R * H matrices, (X, D)."""
@@ -324,9 +329,8 @@ class _Conditioned(NamedTuple):
 
 
 class _Recorded(NamedTuple):
-    """A pass over one patch that is started as a whole, and where it reads."""
+    """A pass over one patch that is started as a whole, and what it reads beside the patch's buffers."""
 
-    y_ZC: Tensor
     given: _Conditioned
     work: Work
 
@@ -408,7 +412,9 @@ class _Buffers:
         def empty(*shape: int) -> Tensor:
             return torch.empty(shape, device=engine.device, dtype=engine.dtype)
 
-        self.e_ZD = empty(tokens // copies, dim)  # of the samples
+        self.y_ZC = empty(tokens // copies, channels)  # of the samples
+        self.y_BSC = self.y_ZC.view(-1, size, channels)
+        self.e_ZD = empty(tokens // copies, dim)
         self.e_ABSD = self.e_ZD.view(1, -1, size, dim).expand(copies, -1, -1, -1)
         self.x_RSD, self.h_RSD, self.norm_RS1 = (empty(rows, size, last) for last in (dim, dim, 1))
         self.x_ABSD, self.h_XD = self.x_RSD.view(copies, -1, size, dim), self.h_RSD.view(tokens, dim)
@@ -421,6 +427,8 @@ class _Buffers:
         )
         self.qk_low, self.qk_high = self.qk_RS2HE.chunk(2, -1)
         self.swapped_low, self.swapped_high = self.swapped_RS2HE.chunk(2, -1)
+        self.attended_XD = empty(tokens, dim)
+        self.attended_RHSE = self.attended_XD.view(rows, size, heads, width).transpose(1, 2)
         on_cpu, scores = engine.device.type == "cpu", tokens * heads * engine.tokens
         self.as_products = (
             engine.dtype == torch.bfloat16 and on_cpu and tokens >= PRODUCTS_FROM and scores <= MOST_SCORES
@@ -428,10 +436,8 @@ class _Buffers:
         if self.as_products:
             self.scores, self.shares = empty(scores), empty(scores)
             self.q_GSE, self.mixed_GSE = (empty(rows * heads, size, width) for _ in range(2))
-            self.attended_XD = empty(tokens, dim)
             self.q_RSHE = self.q_GSE.view(rows, heads, size, width).transpose(1, 2)
             self.mixed_RHSE = self.mixed_GSE.view(rows, heads, size, width)
-            self.attended_RHSE = self.attended_XD.view(rows, size, heads, width).transpose(1, 2)
         self.up_XF, self.hidden_XM = empty(tokens, 2 * hidden), empty(tokens, hidden)
         self.gate_XM, self.value_XM = self.up_XF.chunk(2, -1)
         self.v_XC = empty(tokens, channels)
@@ -455,15 +461,16 @@ def _turns(module: ScaledModule, block: Block, dtype: torch.dtype) -> _Turns:
     return _Turns(cos, sin)
 
 
-def _by_time(grid: Modulation, dtype: torch.dtype) -> list[_Conditioned]:
-    """One for each time."""
+def _by_time(grid: Modulation, rows_R: Tensor | None, dtype: torch.dtype) -> list[_Conditioned]:
+    """One for each time; `rows_R`: which row of the grid each row takes, None: its own."""
     root = grid.head[0].shape[-1] ** 0.5
     parts = [
         part * root if number in scales else part
         for group, scales in (*((block, (1, 4)) for block in grid.blocks), (grid.head, (1,)))
         for number, part in enumerate(group)
     ]
-    by_time_TFR1D = torch.stack(parts).permute(2, 0, 1, 3, 4).to(dtype).contiguous()
+    by_time_TFR1D = torch.stack(parts).permute(2, 0, 1, 3, 4).to(dtype)
+    by_time_TFR1D = by_time_TFR1D.contiguous() if rows_R is None else by_time_TFR1D.index_select(2, rows_R)
     return [_Conditioned.of(one_FR1D) for one_FR1D in by_time_TFR1D]
 
 

@@ -89,7 +89,7 @@ class Engines:
         """Record every pass of a run of so many samples; once more, and two such runs at a time have them.
         Whether that succeeded: otherwise such runs go on as before."""
         copies = 2 if guided else 1
-        class_ids_R = torch.zeros(copies * samples, dtype=torch.long, device=self.model.device)
+        class_ids_R = torch.zeros(copies * samples, dtype=torch.long)
         t_1T = torch.tensor([[0.5, 1.0]], device=self.model.device)
         gc.collect()  # what is collected while a graph is recorded could spoil it
         ready: dict[int, Engine] = {}

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -185,22 +186,49 @@ def _noised(
     return interpolate(x_BNC, noise_BNC, t_BN1), x_BNC - noise_BNC
 
 
+class Room(NamedTuple):
+    """What solver steps write into, each of the state's shape: two velocities, and the state between."""
+
+    first: Tensor
+    second: Tensor
+    between: Tensor
+
+    @classmethod
+    def like(cls, y: Tensor) -> Room:
+        """For states like y."""
+        return cls(*(torch.empty_like(y) for _ in cls._fields))
+
+
 def solver_step(
-    velocity: Callable[[Tensor, float], Tensor], y: Tensor, t: float, dt: float, solver: str
-) -> tuple[Tensor, Tensor]:
-    """One step of an explicit solver from t to t + dt; returns the new state and the velocity at t.
+    velocity: Callable[[Tensor, float, Tensor], object],
+    y: Tensor,
+    t: float,
+    dt: float,
+    solver: str,
+    room: Room,
+) -> None:
+    """One step of an explicit solver: moves y from t to t + dt, in place, and leaves the velocity at t in
+    `room.first`.
 
     euler is of order 1; midpoint and heun of order 2. diffusers' flow-match schedulers were not used:
     their time grids end in a tail of their own, and Heun there takes 2N - 1 calls.
+
+    Args:
+        velocity: writes the velocity of a state, at a time, into its third argument.
     """
-    v = velocity(y, t)
+    if solver not in SOLVERS:
+        raise ValueError(f"Unknown solver {solver!r}: allowed are {', '.join(SOLVERS)}.")
+    first, second, between = room
+    velocity(y, t, first)
     if solver == "euler":
-        return torch.add(y, v, alpha=dt), v
+        y.add_(first, alpha=dt)
+        return
+    ahead = 0.5 * dt if solver == "midpoint" else dt
+    velocity(torch.add(y, first, alpha=ahead, out=between), t + ahead, second)
     if solver == "midpoint":
-        return torch.add(y, velocity(torch.add(y, v, alpha=0.5 * dt), t + 0.5 * dt), alpha=dt), v
-    if solver == "heun":
-        return torch.add(y, v + velocity(torch.add(y, v, alpha=dt), t + dt), alpha=0.5 * dt), v
-    raise ValueError(f"Unknown solver {solver!r}: allowed are {', '.join(SOLVERS)}.")
+        y.add_(second, alpha=dt)
+    else:
+        y.add_(second.add_(first), alpha=0.5 * dt)
 
 
 def guidance_scale(cfg: float, schedule: str, evaluation: int, evaluations: int) -> float:
@@ -212,9 +240,11 @@ def guidance_scale(cfg: float, schedule: str, evaluation: int, evaluations: int)
     raise ValueError(f"Unknown guidance schedule {schedule!r}: allowed are {', '.join(SCHEDULES)}.")
 
 
-def guide(conditional: Tensor, unconditional: Tensor, scale: float | Tensor) -> Tensor:
+def guide(
+    conditional: Tensor, unconditional: Tensor, scale: float | Tensor, out: Tensor | None = None
+) -> Tensor:
     """Classifier-free guidance, `v = v_u + s (v_c - v_u)`; a tensor's scales are those of rows."""
-    return torch.lerp(unconditional, conditional, scale)
+    return torch.lerp(unconditional, conditional, scale, out=out)
 
 
 def grid_noise(seeds: Sequence[int], grid_tokens: int, channels: int) -> Tensor:

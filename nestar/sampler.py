@@ -13,7 +13,7 @@ from torch import Tensor
 
 from nestar.engine import Engine
 from nestar.engines import Engines
-from nestar.flow import grid_noise, guidance_scale, guide, solver_step
+from nestar.flow import Room, grid_noise, guidance_scale, guide, solver_step
 from nestar.model import NestAR, NestARConfig
 from nestar.nesting import Patch, Scale
 from nestar.settings import SOLVER_CALLS, SampleSettings
@@ -220,11 +220,9 @@ class _Run:
         temperatures = temperatures or [settings.temperature] * len(seeds)
         noise_BNC = sequence_noise(model.config, seeds, temperatures, keep)
         self.sequence_BNC = noise_BNC.to(device)  # solved in place, patch by patch
-        self.class_ids_R = class_ids_B.to(device)
+        self.class_ids_R = class_ids_B  # on the caller's device: an engine looks at them
         if self.guided:  # conditional rows, then unconditional ones
-            self.class_ids_R = torch.cat(
-                [self.class_ids_R, torch.full_like(self.class_ids_R, model.config.classes)]
-            )
+            self.class_ids_R = torch.cat([class_ids_B, torch.full_like(class_ids_B, model.config.classes)])
         self.engines, self.times = engines, settings.times
         self.t_1T = torch.tensor([self.times], device=device)
         self.guidance = dict(zip(self.nesting.patches, self._guidance(), strict=True))
@@ -281,15 +279,15 @@ class _Run:
         """Solve dy/dt = v from noise to data for one patch, in place; the state stays in float32."""
         cfg = self.guidance[patch]
         steps = self.settings.steps
-        self.norms_BS = torch.empty(len(self.sequence_BNC), steps, device=self.model.device)
+        self._make_room(patch)
         for step in range(steps):
             if self.cancelled:
                 return
             began = time.perf_counter()
-            self._step(patch, step, cfg)
+            self._step(step, cfg)
             self.elapsed += time.perf_counter() - began
             if self.solver_events:
-                norm = self.norms_BS[:, step].square().mean().sqrt().item()
+                norm = self.norms_BS[:, step].square().mean().sqrt().item() / self.root
                 yield SolverStep(patch.module, patch.index, step + 1, (step + 1) / steps, norm, self.elapsed)
         self.evaluations += 1
 
@@ -305,21 +303,32 @@ class _Run:
         return list(torch.tensor(rows_EB, device=self.model.device)[:, :, None, None])
 
     @torch.inference_mode()
-    def _step(self, patch: Patch, step: int, cfg: float | Tensor) -> None:
+    def _make_room(self, patch: Patch) -> None:
+        """What the steps of a patch write into."""
+        self.state_BSC = self.sequence_BNC[:, patch.start : patch.stop]
+        self.room = Room.like(self.state_BSC)
+        rows, *token = self.state_BSC.shape
+        self.v_RSC = self.state_BSC.new_empty(2 * rows, *token) if self.guided else None
+        self.root = self.state_BSC[0].numel() ** 0.5
+        self.norms_BS = self.state_BSC.new_empty(rows, self.settings.steps)
+
+    @torch.inference_mode()
+    def _step(self, step: int, cfg: float | Tensor) -> None:
         """Move the patch on by one solver step and note its velocity, without waiting for the device."""
         steps = self.settings.steps
 
-        def velocity(y_BNC: Tensor, at: float) -> Tensor:
+        def velocity(y_BSC: Tensor, at: float, out_BSC: Tensor) -> None:
             self.function_evaluations += 1
-            v_RNC = self.engine.velocity(y_BNC, self._place(at)).float()
-            return guide(*v_RNC.chunk(2), cfg) if self.guided else v_RNC.clone()
+            v_RSC = self.engine.velocity(y_BSC, self._place(at))
+            if self.v_RSC is None:
+                out_BSC.copy_(v_RSC)
+            else:
+                guide(*self.v_RSC.copy_(v_RSC).chunk(2), cfg, out=out_BSC)
 
-        state_BNC = self.sequence_BNC[:, patch.start : patch.stop]
-        after_BNC, v_BNC = solver_step(velocity, state_BNC, step / steps, 1 / steps, self.settings.solver)
-        state_BNC.copy_(after_BNC)
-        norm_B = torch.linalg.vector_norm(v_BNC, dim=(1, 2))
-        torch.div(norm_B, v_BNC[0].numel() ** 0.5, out=self.norms_BS[:, step])
+        solver_step(velocity, self.state_BSC, step / steps, 1 / steps, self.settings.solver, self.room)
+        torch.linalg.vector_norm(self.room.first, dim=(1, 2), out=self.norms_BS[:, step])
 
+    @torch.inference_mode()
     def patch_done(self, patch: Patch) -> PatchDone:
         places = self.nesting.flat[patch.start : patch.stop]
         return PatchDone(
@@ -331,7 +340,7 @@ class _Run:
             self.function_evaluations,
             self.elapsed,
             self.sequence_BNC,
-            self.norms_BS,
+            self.norms_BS / self.root,
         )
 
     def _place(self, at: float) -> int:

@@ -13,8 +13,9 @@ from tests.test_model import CHANNELS, CLASSES, make_model
 
 
 def solve(velocity, y: Tensor, steps: int, solver: str) -> Tensor:
+    y, room = y.clone(), flow.Room.like(y)
     for i in range(steps):
-        y, _ = flow.solver_step(velocity, y, i / steps, 1 / steps, solver)
+        flow.solver_step(lambda y, t, out: out.copy_(velocity(y, t)), y, i / steps, 1 / steps, solver, room)
     return y
 
 
@@ -56,7 +57,9 @@ def test_a_straight_path_needs_one_step(solver: str) -> None:
 
 def test_unknown_solver_and_schedule_are_refused_by_name() -> None:
     with pytest.raises(ValueError, match=r"'rk4'.*euler"):
-        flow.solver_step(lambda y, t: y, torch.ones(1), 0.0, 1.0, "rk4")
+        flow.solver_step(
+            lambda y, t, out: out.copy_(y), torch.ones(1), 0.0, 1.0, "rk4", flow.Room.like(torch.ones(1))
+        )
     with pytest.raises(ValueError, match=r"'cosine'.*linear"):
         flow.guidance_scale(2.0, "cosine", 0, 4)
 

@@ -3,12 +3,14 @@
 import itertools
 import math
 import threading
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
 import torch
 from torch import Tensor
+from torch.profiler import ProfilerActivity
 
 from nestar import engine
 from nestar.engine import Engine
@@ -319,3 +321,27 @@ def test_given_tokens_are_all_that_some_modules_know(shape: tuple[int, ...]) -> 
 def test_seeds_and_classes_must_match() -> None:
     with pytest.raises(ValueError, match="2 classes and 1 seeds"):
         next(sample(make_model(K4), torch.zeros(2, dtype=torch.long), (0,), FEW))
+
+
+def allocations(model: NestAR, settings: SolverSettings, rows: int) -> Counter[str]:
+    """How often each operation that a run calls allocates memory."""
+    with torch.profiler.profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profile:
+        run(model, settings, tuple(range(rows)))
+    counted: Counter[str] = Counter()
+    for event in profile.events():
+        if event.self_cpu_memory_usage > 0 and event.name.startswith("aten::"):
+            while event.cpu_parent is not None:
+                event = event.cpu_parent
+            counted[event.name] += 1
+    return counted
+
+
+@pytest.mark.parametrize("solver", ["euler", "midpoint", "heun"])
+@pytest.mark.parametrize("cfg", [1.0, 2.0])
+def test_a_solver_step_allocates_nothing_but_what_attention_answers(solver: str, cfg: float) -> None:
+    """More steps, no more of other allocations: all else is written into what a patch made at its start."""
+    model = make_model(K4)
+    few, more = (
+        allocations(model, SolverSettings(steps=steps, solver=solver, cfg=cfg), 3) for steps in (3, 6)
+    )
+    assert set(more - few) == {"aten::scaled_dot_product_attention"}
