@@ -342,6 +342,8 @@ def training_rows() -> Iterator[tuple[str, str, str, str]]:
             seen = f", {total['images_seen']:,} images seen" if total["images_seen"] else ""
             more = summed_over_runs(record, "images_seen_by_modules")
             seen += f", {more:,} more by some of its modules" if more else ""
+            before = record.get("pictures_before")
+            seen += f" (pictures numbered below {before:,})" if before else ""
             for moved in record.get("extrapolated", []):
                 modules = " and ".join(map(str, moved["modules"]))
                 seen += f"; module {modules} moved on by {moved['by']:g}"

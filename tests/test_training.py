@@ -209,6 +209,21 @@ def test_some_modules_are_trained_and_the_others_stay(
     assert exported.record["images_seen_by_modules"] == seen
 
 
+def test_weights_say_which_pictures_are_new_to_them(cache: Path, tmp_path: Path) -> None:
+    """The number is the highest that any of the runs behind them has seen, whichever came last."""
+
+    def exported(folder: str, init: NestAR | None = None, **changes: Any) -> NestAR:
+        task = nesting_task(cache, init=init, **changes)
+        train(task, Budget(steps=1, warmup_steps=1), tmp_path / folder, cadence=QUIET)
+        return NestAR.from_pretrained(tmp_path / folder / task.config.weights_name)
+
+    first = exported("first")
+    assert first.record["pictures_before"] == presets.NESTINGS["smoke"].pool
+    later = exported("later", first, pool_from=100, pool=16)
+    assert later.record["pictures_before"] == 116
+    assert exported("again", later, modules=(2,)).record["pictures_before"] == 116
+
+
 def test_some_modules_alone_need_the_others(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], cache: Path
 ) -> None:

@@ -336,6 +336,8 @@ class NestingTask:
         known = init.record.get("classes") if init is not None and config.modules else None
         if known is not None and list(known) != list(pools.classes):
             raise WeightsError("--init was trained on other classes: all its modules have to be trained on.")
+        seen = init.record.get("pictures_before", 0) if init is not None else 0
+        self.pictures_before = seen if pools.made_of else max(seen, config.pool_from + config.pool)
         self.latents, self.class_ids = pools.latents_NChw, pools.class_ids_N.to(device)
         if isinstance(self.latents, Tensor):
             self.latents = self._tokens(self.latents)
@@ -528,6 +530,8 @@ class NestingTask:
             **(
                 {"modules": modules, "images_seen_by_modules": images} if modules else {"images_seen": images}
             ),
+            # Of Tiny Worlds' stream: those from here on are new to all modules, see `pool_from`.
+            **({"pictures_before": self.pictures_before} if self.pictures_before else {}),
             "products": products_in(self.device, self.config.precision),
             "latents": self.tokenizer.latents_fingerprint,
             "classes": list(self.class_names),
