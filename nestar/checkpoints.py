@@ -262,7 +262,12 @@ def assemble(
     copied = {} if place else {"tokenizer": tokenizer or folder / "tokenizer"}
     loaded = there.tokenizer() if place else load_tokenizer(copied["tokenizer"])
     parts = {name: folder / name for name in (there.nestings if there else ())}
-    parts |= {_name_of(part): part for part in nestings}
+    given: dict[str, Path] = {}
+    for part in nestings:
+        name = _name_of(part)
+        if given.setdefault(name, part) != part:
+            raise WeightsError(f"{given[name]} and {part} are both called {name}: a checkpoint has one.")
+    parts |= given
     sizes: dict[int, Path] = {}
     for part in parts.values():
         model = NestAR.from_pretrained(part)

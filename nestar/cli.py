@@ -22,6 +22,7 @@ from nestar.settings import RANGES, SCHEDULES, SOLVERS, SampleSettings, Settings
 if TYPE_CHECKING:
     import torch
 
+    from nestar.data.image_folder import ImageFolder
     from nestar.model import NestAR
     from nestar.pipeline import NestARPipeline
     from nestar.processes import Group, Worker
@@ -37,8 +38,12 @@ MANY_FLAGS = ("accumulate", "checkpoint_activations", "precision")
 """Flags of `train` for nestings alone, by their names here."""
 GUIDED = ("autoguidance", "away_from")
 """Those of `train nesting` that guide it by earlier weights."""
-MAX_TRAINING_SEED = MAX_POOL_FROM = 2**31 - 1
+MAX_TRAINING_SEED = 2**31 - 1
 """Steps' and modules' seeds are made of it by multiplication."""
+MAX_POOL_FROM = 2**31 - 1
+"""Far below the number at which the stream of held-out pictures begins."""
+INTERRUPTED = 130
+"""Exit status of what was stopped by hand: a shell's of a command that SIGINT ended."""
 READER_LEFT = 141
 """Exit status where nobody reads the output any more: a shell's of a command that SIGPIPE ended."""
 
@@ -54,6 +59,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return status
     except (SettingsError, WeightsError) as error:
         print(f"nestar: {error}", file=sys.stderr)
+    except KeyboardInterrupt:
+        return INTERRUPTED
     except BrokenPipeError:  # nobody reads standard output any more, as after `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is still to be flushed
         return READER_LEFT
@@ -372,7 +379,8 @@ def _train(arguments: argparse.Namespace) -> int:
         record = _train_part(arguments, name, config, budget, device, group)
     if group.leads:
         print(json.dumps(record))
-    return 0
+    # What follows in a shell's line needs the export; a launcher would call its process broken.
+    return 0 if record["finished"] or worker.world > 1 else INTERRUPTED
 
 
 def _recipe(arguments: argparse.Namespace) -> tuple[str, Any]:
@@ -455,14 +463,16 @@ def _train_part(
         raise SettingsError(f"--folder: {folder} is a file.")
     weights = _weights(arguments)
     more: dict[str, Any] = _fingerprints(weights)
+    pictures = None
     if arguments.what == "nesting":
-        pools, config = _folder_pools(arguments, config, weights["tokenizer"].to(device), group.worker)
-        weights = {**weights, "pools": pools}
-        if arguments.data:
-            more["data"] = pools.made_of
+        config, pictures = _of_data(arguments, config, weights["tokenizer"])
+        if pictures is not None:
+            more["data"] = pictures[0].fingerprint
     asked = asked_for(config, device, **more)
     if (folder / STATE_FILE).exists():
         check_run(folder, asked, type(config))
+    if pictures is not None:
+        weights["pools"] = _encoded(arguments, config, pictures, weights, device, group.worker)
     task = _task(arguments, config, device, weights, group)
     if group.leads:
         write_run(folder, asked)
@@ -623,35 +633,46 @@ def _task(
         compile_modules=_compiles(arguments, device),
         init=weights["init"],
         away_from=weights.get("away_from"),
-        pools=weights["pools"],
+        pools=weights.get("pools"),
         group=group,
         accumulate=arguments.accumulate or 1,
         checkpoint_activations=bool(arguments.checkpoint_activations),
     )
 
 
-def _folder_pools(
-    arguments: argparse.Namespace, config: NestingTrainConfig, tokenizer: Tokenizer, worker: Worker
-) -> tuple[LatentPools | None, NestingTrainConfig]:
-    """The latents of --data, and the recipe for as many and their classes; None for Tiny Worlds, which the
-    task draws itself."""
+def _of_data(
+    arguments: argparse.Namespace, config: NestingTrainConfig, tokenizer: Tokenizer
+) -> tuple[NestingTrainConfig, tuple[ImageFolder, ImageFolder] | None]:
+    """The recipe for as many pictures as --data has, and for their classes; and these, for training and held
+    out. None for Tiny Worlds, which the task draws itself."""
     from nestar.data import tiny_worlds
-    from nestar.training.nesting import LatentPools
+    from nestar.data.image_folder import open_folder
 
     if arguments.data is None:
         if config.classes != len(tiny_worlds.CLASSES):
             raise SettingsError(f"This preset is for {config.classes:,} classes of pictures: give --data.")
-        return None, config
+        return config, None
+    train, held = open_folder(arguments.data)
+    held = held.at_most(config.held_out)
     size = config.nesting.height * tokenizer.stride
-    pools = LatentPools.of_folder(
-        arguments.data, size, tokenizer, arguments.cache, held_out=config.held_out, worker=worker
-    )
-    counts = {
-        "pool": len(pools.class_ids_N),
-        "held_out": len(pools.held_ids_N),
-        "classes": len(pools.classes),
-    }
-    return pools, replace(config, size=size, **counts)
+    counts = {"pool": 2 * len(train), "held_out": len(held), "classes": len(train.classes)}  # and mirrored
+    return replace(config, size=size, **counts), (train, held)
+
+
+def _encoded(
+    arguments: argparse.Namespace,
+    config: NestingTrainConfig,
+    pictures: tuple[ImageFolder, ImageFolder],
+    weights: Mapping[str, Any],
+    device: torch.device,
+    worker: Worker,
+) -> LatentPools:
+    """The latents of --data, once nothing is left to refuse for which they need not be there."""
+    from nestar.training.nesting import LatentPools, check_weights
+
+    tokenizer = weights["tokenizer"]
+    check_weights(config, tokenizer, weights["init"], weights.get("away_from"))
+    return LatentPools.of_folder(*pictures, config.size, tokenizer.to(device), arguments.cache, worker=worker)
 
 
 def _add_extrapolate(parser: argparse.ArgumentParser) -> None:

@@ -14,17 +14,21 @@ if TYPE_CHECKING:
 
 
 @contextmanager
-def whole(file: Path) -> Iterator[Path]:
+def whole(file: Path, shared: bool = False) -> Iterator[Path]:
     """Where to write what becomes `file` when the block ends. A kill at any moment, a full disk or a failure
     leaves what stood there before.
 
     Links are followed, and what is no file (a device, a pipe) is written to as it is.
+
+    Args:
+        shared: other processes may be writing the same file. What a kill leaves half written then stays
+            there, where it otherwise is in the next one's way, and written over.
     """
     file = file.resolve()
     if file.exists() and not file.is_file():
         yield file
         return
-    partial = file.with_name(f"{file.name}.partial")
+    partial = file.with_name(f"{file.name}.{os.getpid()}.partial" if shared else f"{file.name}.partial")
     try:
         yield partial
         # safetensors makes files that nobody else may read, and who serves them may be another user.
@@ -42,11 +46,17 @@ def write_json(file: Path, value: Mapping[str, Any], allow_nan: bool = True) -> 
         partial.write_text(text)
 
 
-def write_tensors(file: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> None:
-    """safetensors, whole or not at all."""
+def write_tensors(
+    file: Path,
+    tensors: Mapping[str, Tensor],
+    metadata: dict[str, str] | None = None,
+    *,
+    shared: bool = False,
+) -> None:
+    """safetensors, whole or not at all; `shared` as in `whole`."""
     from safetensors.torch import save_file
 
-    with whole(file) as partial:
+    with whole(file, shared) as partial:
         save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, partial, metadata)
 
 

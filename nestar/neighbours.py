@@ -107,21 +107,20 @@ class NeighbourIndex:
             distance_C[best].item(),
         )
 
-    def yardstick(self, class_name: str, distance: float, tokenizer: str) -> dict[str, Any]:
+    def yardstick(self, class_name: str, tokenizer: str) -> dict[str, Any]:
         """What a distance compares with, as JSON values: of pictures of that class, or of all classes where
         Tiny Worlds has no such class.
 
         Returns:
-            `unseen`: 5th, 50th and 95th percentile for real pictures that training has not seen; `nearer`:
-            the share of them that is nearer than `distance`; `copied`: the same percentiles for copies, None
-            where the index was built with another tokenizer than `tokenizer` (a fingerprint).
+            `unseen`: 5th, 50th and 95th percentile for real pictures that training has not seen; `copied`:
+            the same for copies, None where the index was built with another tokenizer than `tokenizer` (a
+            fingerprint).
         """
         known = class_name in tiny_worlds.CLASSES
         rows = [tiny_worlds.CLASSES.index(class_name)] if known else range(len(tiny_worlds.CLASSES))
         unseen, copied = self.unseen[list(rows)].flatten(), self.copied[list(rows)].flatten()
         return {
             "unseen": _percentiles(unseen),
-            "nearer": round((unseen < distance).double().mean().item(), 3),
             "copied": _percentiles(copied) if tokenizer == self.tokenizer else None,
         }
 

@@ -170,6 +170,10 @@ class Models(Mapping[str, NestAR]):
             self._spares[name] = spare.eval()
         return self._spares[name]
 
+    def __contains__(self, name: object) -> bool:
+        """Whether there is one of that name; Mapping's own would load it."""
+        return name in self._outlines
+
     def __iter__(self) -> Iterator[str]:
         return iter(self._outlines)
 

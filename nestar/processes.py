@@ -122,14 +122,14 @@ def joined(worker: Worker, device: torch.device) -> Iterator[Group]:
         distributed.destroy_process_group()
 
 
-def wait_for(files: Sequence[Path]) -> None:
-    """Until files that other processes write are there.
+def wait_for(files: Sequence[Path], unless: Path | None = None) -> None:
+    """Until files that other processes write are there, or `unless` is.
 
     Raises:
         RuntimeError: none of them has come for PATIENCE.
     """
     since, before = time.monotonic(), len(files)
-    while missing := [file for file in files if not file.exists()]:
+    while (missing := [file for file in files if not file.exists()]) and not (unless and unless.exists()):
         if len(missing) < before:
             since, before = time.monotonic(), len(missing)
         if time.monotonic() - since > PATIENCE.total_seconds():

@@ -10,7 +10,7 @@ from numbers import Integral, Real
 
 from nestar.nesting import ORDERS, Nesting
 
-# Lowest and highest allowed value; the page's sliders read them from here.
+# Lowest and highest allowed value; the page's number fields mark what lies outside.
 RANGES: dict[str, tuple[float, float]] = {
     "steps": (1, 200),
     "temperature": (0.0, 2.0),

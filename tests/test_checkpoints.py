@@ -347,6 +347,14 @@ def test_assemble_refuses_parts_that_do_not_fit(tmp_path: Path) -> None:
         assemble(tmp_path / "made", classes=CLASSES, nestings=[parts / K4.name])
 
 
+def test_assemble_refuses_two_parts_of_one_name(tmp_path: Path) -> None:
+    parts, others = save_checkpoint(tmp_path / "parts"), save_checkpoint(tmp_path / "others")
+    both = [parts / K4.name, others / K4.name]
+    with pytest.raises(WeightsError, match=r"parts/k4-lattice and .*others/k4-lattice are both called k4"):
+        assemble(tmp_path / "made", classes=CLASSES, tokenizer=parts / "tokenizer", nestings=both)
+    assert not (tmp_path / "made").exists()
+
+
 def test_assemble_renames_no_classes(tmp_path: Path) -> None:
     parts = save_checkpoint(tmp_path / "parts")
     small_model(K4).save_pretrained(parts / K4.name, record={"classes": list(CLASSES)})

@@ -118,16 +118,16 @@ def test_a_file_that_is_no_picture_is_named(
 
 def test_latents_are_encoded_once_with_mirror_images_behind(root: Path, tmp_path: Path) -> None:
     tokenizer = small_tokenizer()
-    pools = LatentPools.of_folder(root, 64, tokenizer, tmp_path / "cache", held_out=16)
+    train, held = open_folder(root)
+    pools = LatentPools.of_folder(train, held, 64, tokenizer, tmp_path / "cache")
     assert pools.class_ids_N.tolist() == ([0] * 4 + [1] * 2) * 2
     assert len(pools.latents_NChw) == 12 and len(pools.held_latents_NChw) == 2
-    train, _ = open_folder(root)
     with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
         expected = tokenizer.encode(train.batch([1, 1], 64, flipped=[False, True]))
     assert torch.allclose(pools.latents_NChw[torch.tensor([1, 7])].float(), expected, atol=0.05)
     picture(root / "owl" / "0.png")  # another picture: another pool
     before = len(list((tmp_path / "cache").iterdir()))
-    LatentPools.of_folder(root, 64, tokenizer, tmp_path / "cache", held_out=16)
+    LatentPools.of_folder(*open_folder(root), 64, tokenizer, tmp_path / "cache")
     assert len(list((tmp_path / "cache").iterdir())) == before + 1, "the held-out pool is the same"
 
 
@@ -155,6 +155,46 @@ def test_from_a_folder_to_a_checkpoint_that_knows_its_classes(
     pipe = NestARPipeline.from_pretrained(tmp_path / "mine", device="cpu")
     assert pipe.classes == ("owl", "wren")
     assert pipe("wren", steps=1).image.size == (64, 64)
+
+
+@pytest.mark.parametrize(
+    ("flags", "sentence"),
+    [
+        (["--modules", "1"], "Some modules are trained beside others that stay: --init names their weights."),
+        (["--seed", "7"], "run holds a run with seed 0; now asked for: seed 7."),
+    ],
+)
+def test_what_is_refused_is_refused_before_pictures_are_encoded(
+    root: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    flags: list[str],
+    sentence: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    save_tokenizer(small_tokenizer(), tmp_path / "tokenizer")
+    train = ["train", "nesting", "--preset", "smoke", "--data", str(root), "--tokenizer", "tokenizer"]
+    train += ["--steps", "1", "--device", "cpu", "--folder", "run"]
+    if "--seed" in flags:
+        assert main(train) == 0
+    assert main([*train, *flags, "--cache", "elsewhere"]) == 2
+    assert sentence in capsys.readouterr().err
+    assert not Path("elsewhere").exists()
+
+
+def test_a_telephones_picture_stands_upright(tmp_path: Path) -> None:
+    """Its file lies on its side and says so."""
+    upright = Image.new("RGB", (16, 16), "white")
+    upright.paste("black", (0, 0, 16, 8))  # the sky is dark
+    turned = Image.Exif()
+    turned[0x0112] = 6  # to be turned by 90 degrees clockwise
+    (tmp_path / "owl").mkdir()
+    for name in ("a", "b"):
+        upright.rotate(90).save(tmp_path / "owl" / f"{name}.png", exif=turned)
+    train, _ = open_folder(tmp_path)
+    images = train.batch([0], 16)
+    assert images[0, :, :6].mean() < -0.9 and images[0, :, 10:].mean() > 0.9
 
 
 def test_a_preset_of_other_classes_asks_for_its_data(

@@ -369,6 +369,14 @@ def test_a_spare_is_loaded_where_the_device_took_none() -> None:
     assert models.spare(K4.name) is model is models.spare(K4.name)
 
 
+def test_whether_there_is_a_model_is_known_without_loading_it() -> None:
+    def load(name: str, progress: Callable[..., None] | None) -> NestAR:
+        raise AssertionError(f"{name} was loaded")
+
+    models = Models({K4.name: small_model(K4).outline}, load, torch.device("cpu"))
+    assert K4.name in models and K2.name not in models
+
+
 def test_who_asks_for_a_download_that_is_under_way_hears_of_it_and_can_leave(
     pipe: NestARPipeline, monkeypatch: pytest.MonkeyPatch
 ) -> None:

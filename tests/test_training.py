@@ -28,7 +28,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from nestar import cli, engine, transformer
 from nestar.checkpoints import load_tokenizer
-from nestar.cli import main
+from nestar.cli import INTERRUPTED, main
 from nestar.data import pools, tiny_worlds
 from nestar.data.pools import HELD_OUT_SEED, TRAIN_SEED, ImagePool, latent_pool
 from nestar.evaluation.features import FeatureNetworkConfig
@@ -295,6 +295,35 @@ def test_an_end_that_was_cut_short_is_made_up_for(cache: Path, tmp_path: Path, l
     assert config.exists() and final.read_bytes() == before
     assert record["finished"] and record["held_clean_1"] == first["held_clean_1"]
     assert logged(tmp_path)[-1] == record
+
+
+def test_a_torn_line_costs_the_log_no_other(cache: Path, tmp_path: Path) -> None:
+    train(nesting_task(cache), Budget(steps=1), tmp_path, cadence=QUIET)
+    log = tmp_path / "log.jsonl"
+    log.write_text(log.read_text()[:-20])
+    train(nesting_task(cache), Budget(steps=2), tmp_path, cadence=QUIET)
+    torn, *whole = log.read_text().splitlines()
+    with pytest.raises(ValueError):
+        json.loads(torn)
+    assert [json.loads(line)["steps"] for line in whole if "steps" in line] == [2]
+
+
+def test_a_run_that_was_stopped_is_no_success_to_a_shell(
+    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["train", "nesting", "--preset", "smoke", "--steps", "2", "--device", "cpu"]
+    command += ["--cache", str(cache), "--folder", str(tmp_path / "run")]
+    step = NestingTask.train_step
+
+    def interrupted(task: NestingTask, number: int, lr_factor: float) -> dict[str, torch.Tensor]:
+        signal.raise_signal(signal.SIGINT)
+        return step(task, number, lr_factor)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(NestingTask, "train_step", interrupted)
+        assert main(command) == INTERRUPTED
+    assert json.loads(capsys.readouterr().out)["finished"] is False
+    assert main(command) == 0
 
 
 def test_signals_are_handed_back_after_training(cache: Path, tmp_path: Path) -> None:
@@ -583,6 +612,25 @@ def test_a_pool_begins_where_it_is_told(cache: Path, tmp_path: Path) -> None:
     torch.testing.assert_close(later.latents_NChw, whole.latents_NChw[24:], rtol=0, atol=2e-3)
     assert torch.equal(later.held_latents_NChw, whole.held_latents_NChw), "measured on the same"
     assert not torch.equal(later.latents_NChw, whole.latents_NChw[:16])
+
+
+def test_two_runs_may_make_the_same_pool_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The other one is quicker: it has joined the shards, and cleared them up, before this one's last."""
+    tokenizer, file = small_tokenizer(), tmp_path / "pool.safetensors"
+    monkeypatch.setattr(pools, "CPU_BATCH", 8)
+    expected = latent_pool(tmp_path / "alone.safetensors", tokenizer, 20, 64, shard=8)
+    encoded, numbers = pools._encoded, iter(range(100))
+
+    def after_the_other(*arguments: Any) -> torch.Tensor:
+        if next(numbers) == 1:
+            latent_pool(file, tokenizer, 20, 64, shard=8)
+            assert file.exists() and not file.with_suffix(".parts").exists()
+        return encoded(*arguments)
+
+    monkeypatch.setattr(pools, "_encoded", after_the_other)
+    found = latent_pool(file, tokenizer, 20, 64, shard=8)
+    assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["alone.safetensors", "pool.safetensors"]
 
 
 def test_encoding_goes_on_after_the_last_whole_shard(

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor
 
 from nestar.data.imagenet import named
@@ -125,10 +125,11 @@ def _folder(names: Sequence[str], files: dict[str, list[Path]]) -> ImageFolder:
 
 def _square(file: Path, size: int, flip: bool) -> np.ndarray:
     """The picture as uint8 (size, size, 3): halved while that is exact enough, then resampled, then cut to
-    the middle, as ADM (arXiv 2105.05233) and all that compare with it prepare ImageNet."""
+    the middle, as ADM (arXiv 2105.05233) and all that compare with it prepare ImageNet; but turned upright
+    where the file says how, as telephones' do."""
     try:
         with Image.open(file) as opened:
-            picture = opened.convert("RGB")
+            picture = ImageOps.exif_transpose(opened).convert("RGB")
     # Pillow says of some damaged PNGs that their syntax is wrong, with Python's own error for it.
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise SettingsError(f"{file} cannot be read as a picture ({type(error).__name__}).") from None

@@ -1,7 +1,7 @@
 """Pools drawn once and read often, so that training never waits for data.
 
 Drawing a scene costs about as much as a training step on it, so a pool of images is drawn before tokenizer
-training, and encoded once into a pool of latents before a nesting is trained. Files are taken up where a
+training, and one of latents is drawn and encoded before a nesting is trained. Files are taken up where a
 stopped process left them, and several processes share the encoding.
 """
 
@@ -167,14 +167,26 @@ def latent_pool(
     if not file.exists():
         shards = encode_share(parts, tokenizer, count, pictures, worker=worker, shard=shard)
         if worker.rank == 0:
-            wait_for(shards)
-            latents = torch.cat([load_file(kept)["latents"] for kept in shards])
-            write_tensors(file, {"latents": latents, "class_ids": class_ids})
+            _join(shards, file, class_ids)
         wait_for([file])
     if worker.rank == 0:
         shutil.rmtree(parts, ignore_errors=True)
     stored = load_file(file)
     return stored["latents"], stored["class_ids"]
+
+
+def _join(shards: Sequence[Path], file: Path, class_ids: Tensor) -> None:
+    """Write `file` from its shards, unless another run that shares the cache has done so and cleared up."""
+    wait_for(shards, unless=file)
+    if file.exists():
+        return
+    try:
+        latents = torch.cat([load_file(kept)["latents"] for kept in shards])
+    except FileNotFoundError:
+        if file.exists():
+            return
+        raise
+    write_tensors(file, {"latents": latents, "class_ids": class_ids}, shared=True)
 
 
 class LatentShards:
@@ -228,7 +240,9 @@ def encode_share(
     own = worker.share(list(zip(files, parts, strict=True)))
     for file, (start, stop) in tqdm(own, desc="encoding", disable=worker.rank > 0):
         if not file.exists():
-            write_tensors(file, {"latents": _encoded(tokenizer, pictures, start, stop)})
+            latents = _encoded(tokenizer, pictures, start, stop)
+            folder.mkdir(parents=True, exist_ok=True)  # a run beside this one may have cleared up
+            write_tensors(file, {"latents": latents}, shared=True)
     return files
 
 

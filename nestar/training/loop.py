@@ -37,7 +37,7 @@ STATE_FILE = "state.safetensors"
 READ_EVERY = 20
 """Steps between two readings of the losses on a device that has to be waited for."""
 SHARE = 0.05
-"""Largest share of the time that contact sheets may take, and that held-out losses may."""
+"""Largest share of the time that contact sheets may take, and that held-out losses and checkpoints may."""
 
 
 class Task(Protocol):
@@ -81,7 +81,7 @@ class Budget:
 
 @dataclass(frozen=True)
 class Cadence:
-    """Seconds between the loop's side jobs; slow losses and contact sheets come less often, see SHARE."""
+    """Seconds between the loop's side jobs; slow ones come less often, see SHARE."""
 
     checkpoint: float = 120.0
     validate: float = 120.0
@@ -135,7 +135,7 @@ def train(
     state_file = folder / STATE_FILE
     step, trained = _resume(task, folder)
     last = {"checkpoint": time.monotonic(), "validate": 0.0, "picture": time.monotonic()}
-    took = {"validate": 0.0, "picture": 0.0}
+    took = {"checkpoint": 0.0, "validate": 0.0, "picture": 0.0}
     losses: dict[str, Tensor] = {}
     bar = tqdm(
         total=100,
@@ -182,9 +182,11 @@ def train(
                 task.picture(folder / "samples" / f"{step:07d}.png")
                 last["picture"] = time.monotonic()
                 took["picture"] = last["picture"] - began
-            if now - last["checkpoint"] > cadence.checkpoint:
+            if now - last["checkpoint"] > max(cadence.checkpoint, took["checkpoint"] / SHARE):
+                began = time.monotonic()
                 _save(task, state_file, step, trained)
                 last["checkpoint"] = time.monotonic()
+                took["checkpoint"] = last["checkpoint"] - began
         bar.close()
         if group.leads:
             _save(task, state_file, step, trained)
@@ -247,8 +249,11 @@ def _save(task: Task, state_file: Path, step: int, seconds: float) -> None:
 
 
 def _log(folder: Path, entry: dict[str, Any]) -> None:
-    with (folder / "log.jsonl").open("a") as log:
-        log.write(json.dumps(entry) + "\n")
+    file = folder / "log.jsonl"
+    text = file.read_bytes() if file.exists() else b""
+    is_torn = bool(text) and not text.endswith(b"\n")  # by a kill in the middle of a line
+    with file.open("a") as log:
+        log.write(("\n" if is_torn else "") + json.dumps(entry) + "\n")
 
 
 def _logged_closing(folder: Path, step: int) -> dict[str, Any] | None:

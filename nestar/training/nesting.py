@@ -14,7 +14,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from nestar.checkpoints import weights_name
 from nestar.data import tiny_worlds
-from nestar.data.image_folder import ImageFolder, open_folder
+from nestar.data.image_folder import ImageFolder
 from nestar.data.pools import (
     HELD_OUT_SEED,
     TRAIN_SEED,
@@ -122,6 +122,11 @@ class NestingTrainConfig:
         """Whether the scaled module of this number is trained."""
         return not self.modules or number in self.modules
 
+    @property
+    def trained(self) -> tuple[int, ...]:
+        """Numbers of the scaled modules that are."""
+        return tuple(scale.number for scale in self.nesting.scales if self.trains(scale.number))
+
     def draws(self, scale: Scale) -> int:
         """Noise draws of each image in a step of this module. The first modules decide what is in the
         picture and have few tokens: their gradients are the noisiest, and more draws cost them little."""
@@ -169,22 +174,20 @@ class LatentPools:
     @classmethod
     def of_folder(
         cls,
-        root: Path,
+        train: ImageFolder,
+        held: ImageFolder,
         size: int,
         tokenizer: Tokenizer,
         cache: Path,
         *,
-        held_out: int,
         worker: Worker | None = None,
     ) -> LatentPools:
-        """Of the pictures in a folder, those for training in their mirror images, too; encoded once, by all
-        processes together, and kept in `cache`, which they share. Of those held out at most `held_out`.
+        """Of pictures in a folder, those for training in their mirror images, too; encoded once, by all
+        processes together, and kept in `cache`, which they share.
 
         Raises:
-            SettingsError: it is no folder of pictures, or one of them cannot be read; it is named.
+            SettingsError: one of them cannot be read; it is named.
         """
-        train, held = open_folder(root)
-        held = held.at_most(held_out)
 
         def latents(folder: ImageFolder, flips: bool) -> LatentShards:
             made_of = f"{folder.fingerprint}_{size}_{tokenizer.latents_fingerprint}"
@@ -269,6 +272,39 @@ def check_start(config: NestingTrainConfig, tokenizer: Tokenizer, init: NestAR) 
         )
 
 
+def check_weights(
+    config: NestingTrainConfig, tokenizer: Tokenizer, init: NestAR | None, away_from: NestAR | None
+) -> None:
+    """Whether a run may begin with these weights: all that can be told before pictures are encoded, which may
+    take hours.
+
+    Raises:
+        SettingsError: only some modules are to be trained, and there is no `init`, or autoguidance is asked
+            for without `init` and `away_from`, or these without it, or the tokenizer makes another grid than
+            the nesting's.
+        WeightsError: `init` is no start for this, see `check_start`, or `away_from` is nothing to be guided
+            by, see `autoguidance.check_earlier`.
+    """
+    if config.modules and init is None:
+        raise SettingsError("Some modules are trained beside others that stay: --init names their weights.")
+    if bool(config.autoguidance) != (away_from is not None) or (away_from is not None and init is None):
+        raise SettingsError(
+            "--autoguidance leads from what a module was earlier to what it is and beyond: it takes "
+            "--away-from and --init, and --away-from takes both."
+        )
+    check_grid(config, tokenizer)
+    if init is not None:
+        check_start(config, tokenizer, init)
+    if init is not None and away_from is not None:
+        check_earlier(init, away_from, config.trained)
+
+
+def pictures_before(weights: NestAR) -> int:
+    """How many pictures of Tiny Worlds' stream, from its first, weights may have been trained on."""
+    config = weights.record.get("config", {})
+    return weights.record.get("pictures_before", config.get("pool_from", 0) + config.get("pool", 0))
+
+
 class NestingTask:
     """What `training.loop.train` needs to train a nesting on latents.
 
@@ -288,11 +324,8 @@ class NestingTask:
 
     Raises:
         SettingsError: the batch has no parts of equal size for so many processes and accumulated parts, or
-            only some modules are to be trained, and there is no `init`, or autoguidance is asked for without
-            `init` and `away_from`, or these without it, or the tokenizer makes another grid than the
-            nesting's.
-        WeightsError: `init` is no start for this, see `check_start`, or `away_from` is nothing to be guided
-            by, see `autoguidance.check_earlier`.
+            see `check_weights`.
+        WeightsError: see `check_weights`.
     """
 
     def __init__(
@@ -310,21 +343,7 @@ class NestingTask:
         accumulate: int = 1,
         checkpoint_activations: bool = False,
     ):
-        if config.modules and init is None:
-            raise SettingsError(
-                "Some modules are trained beside others that stay: --init names their weights."
-            )
-        if bool(config.autoguidance) != (away_from is not None) or (away_from is not None and init is None):
-            raise SettingsError(
-                "--autoguidance leads from what a module was earlier to what it is and beyond: it takes "
-                "--away-from and --init, and --away-from takes both."
-            )
-        check_grid(config, tokenizer)
-        if init is not None:
-            check_start(config, tokenizer, init)
-        trained = [scale.number for scale in config.nesting.scales if config.trains(scale.number)]
-        if init is not None and away_from is not None:
-            check_earlier(init, away_from, trained)  # before the pools, which may take an hour
+        check_weights(config, tokenizer, init, away_from)
         self.config, self.device, self.tokenizer, self.group = config, device, tokenizer, group
         self.parts = parts_of(config.batch, group.worker, accumulate)
         pools = pools or LatentPools.load(config, tokenizer, cache, group.worker)
@@ -336,7 +355,7 @@ class NestingTask:
         known = init.record.get("classes") if init is not None and config.modules else None
         if known is not None and list(known) != list(pools.classes):
             raise WeightsError("--init was trained on other classes: all its modules have to be trained on.")
-        seen = init.record.get("pictures_before", 0) if init is not None else 0
+        seen = 0 if init is None else pictures_before(init)
         self.pictures_before = seen if pools.made_of else max(seen, config.pool_from + config.pool)
         self.latents, self.class_ids = pools.latents_NChw, pools.class_ids_N.to(device)
         if isinstance(self.latents, Tensor):
@@ -352,7 +371,7 @@ class NestingTask:
         if away_from is not None:
             pairs = zip(self.model.scaled_modules, away_from.to(device).scaled_modules, strict=True)
             guides = [Guide(now, earlier, config.autoguidance) for now, earlier in pairs]
-            self.guides = {number: guides[number - 1] for number in trained}
+            self.guides = {number: guides[number - 1] for number in config.trained}
         self.optimizers: list[MuonAdamW] = []
         for number, module in enumerate(self.model.scaled_modules, 1):
             module.checkpoints = checkpoint_activations

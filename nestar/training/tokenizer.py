@@ -128,7 +128,8 @@ class TokenizerTask:
         """Replace the first rows by unfinished grids and their targets by what such a grid can show.
 
         Known places keep the picture's own detail where they are contiguous (raster); everything else is
-        the picture at the resolution that the known tokens amount to. These rows do not train the encoder.
+        the picture at the resolution that the known tokens amount to. Through these rows' pictures the
+        encoder is not trained.
 
         Args:
             generator: on the CPU: how much is known decides shapes.

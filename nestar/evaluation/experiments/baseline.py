@@ -136,7 +136,10 @@ def curve(done: Trained) -> list[Row]:
     """Held-out loss of module 1 against images seen, from the run's log; a kill leaves steps there twice."""
     losses: dict[int, float] = {}
     for line in _lines(done.folder / "log.jsonl"):
-        entry = json.loads(line)
+        try:
+            entry = json.loads(line)
+        except ValueError:  # a kill in the middle of the line
+            continue
         step = entry.get("step", entry.get("steps"))
         if step is not None and "held_clean_1" in entry:
             losses[step] = entry["held_clean_1"]

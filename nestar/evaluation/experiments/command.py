@@ -108,8 +108,6 @@ def run(arguments: argparse.Namespace) -> int:
         raise
     except ValueError as error:  # what the evaluation refuses
         raise SettingsError(str(error)) from None
-    except OSError as error:
-        raise SettingsError(f"{error.filename} cannot be written ({error.strerror}).") from None
     tell(report, arguments.out, as_json=arguments.json)
     return 0
 
