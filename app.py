@@ -20,7 +20,7 @@ from nestar.checkpoints import default_source, shown, sources_of
 from nestar.model import WeightsError
 from nestar.pipeline import NestARPipeline
 from nestar.ui import diversity, failure, generate, how, race
-from nestar.ui.assets import launch_options
+from nestar.ui.assets import asset, launch_options
 from nestar.ui.doors import said
 from nestar.ui.lanes import can_race
 from nestar.ui.runs import Runs, compute_on_one_thread, on_zero_gpu
@@ -65,7 +65,7 @@ class Page(gr.Blocks):
 def build_page(pipeline: NestARPipeline, notice: str = "") -> gr.Blocks:
     """The whole page on one pipeline; `notice` is a sentence for the visitor, shown above the chooser."""
     with Page(title="NestAR: watch a picture grow", delete_cache=(3600, 3600)) as demo:
-        gr.HTML(header(pipeline), apply_default_css=False)
+        gr.HTML(header(pipeline), js_on_load=asset("header.js"), apply_default_css=False)
         if notice:
             gr.HTML(f'<p class="notice" role="status">{escape(notice)}</p>', apply_default_css=False)
         runs = demo.runs
@@ -182,6 +182,10 @@ def main() -> None:
         page.launch(
             server_name=arguments.host, server_port=arguments.port, share=arguments.share, **launch_options()
         )
+    except OSError as error:  # of which Gradio says more than concerns this page
+        wanted = f"port {arguments.port}" if arguments.port else "a port"
+        log.debug("The page is not served.", exc_info=error)
+        raise SystemExit(f"nestar: The page cannot have {wanted} here; give another by --port.") from None
     finally:
         page.close()
 

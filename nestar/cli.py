@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from nestar.files import whole, write_json
 from nestar.nesting import ORDERS
-from nestar.settings import RANGES, SCHEDULES, SOLVERS, SampleSettings, SettingsError, find_nesting
+from nestar.settings import RANGES, SCHEDULES, SOLVERS, SampleSettings, SettingsError, find_nesting, typed
 
 if TYPE_CHECKING:
     import torch
@@ -126,7 +126,7 @@ def _add_settings(parser: argparse.ArgumentParser) -> None:
     defaults = {field.name: field.default for field in fields(SampleSettings)}
     for name, text in helps.items():
         default = defaults[name]
-        kind = _number if isinstance(default, int | float) else str
+        kind = typed if isinstance(default, int | float) else str
         low, high = RANGES.get(name, (None, None))
         span = "" if low is None else f", {low:g} to {high:g}"
         note = "" if default is None else f" (default: {default})"
@@ -141,16 +141,6 @@ def _numbers(text: str) -> tuple[int, ...]:
         raise argparse.ArgumentTypeError(
             f"whole numbers parted by commas are wanted, such as 2,3, not {text!r}"
         ) from None
-
-
-def _number(text: str) -> int | float | str:
-    """An int or float where the text is one; anything else is left for the one check to refuse."""
-    for kind in (int, float):
-        try:
-            return kind(text)
-        except ValueError:
-            continue
-    return text
 
 
 def _settings(arguments: argparse.Namespace) -> dict[str, object]:

@@ -135,8 +135,7 @@ def _reports(models: Mapping[str, NestAR], tokenizer: Tokenizer, results: Path) 
     for name, model in models.items():
         file = results / f"evaluate_{name}.json"
         report = read_json(file) if file.exists() else {}
-        measured_with = own | report.get("instruments", {})
-        if (report.get("fingerprint"), measured_with) == (fingerprint_of(model), own):
+        if (report.get("fingerprint"), report.get("instruments")) == (fingerprint_of(model), own):
             found[name] = report
     return found
 

@@ -110,6 +110,16 @@ def check_settings(
     )
 
 
+def typed(text: str) -> int | float | str:
+    """What was typed as the number it is written as; anything else is left for the one check to refuse."""
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text
+
+
 def by_name(given: object, names: Iterable[str]) -> dict[str, object]:
     """Of what a stranger sent, the values that have one of these names; they are still to be checked.
 

@@ -384,9 +384,9 @@ def test_gradio_calls_nobody(served: Page) -> None:
 
 
 def test_a_queue_kept_elsewhere_costs_the_display_alone(served: Page) -> None:
-    assert place_in_queue(served.demo, "nobody") is None
+    assert place_in_queue(served.demo, "nobody", ["generate"]) is None
     for other in (types.SimpleNamespace(), types.SimpleNamespace(_queue=object())):
-        assert place_in_queue(other, "nobody") is None
+        assert place_in_queue(other, "nobody", ["generate"]) is None
 
 
 # ---- the end -------------------------------------------------------------------------------------
@@ -411,6 +411,23 @@ def test_sigterm_ends_the_process_through_the_pages_own_end(monkeypatch: pytest.
     finally:
         signal.signal(signal.SIGTERM, before)
     assert ended.value.code == 0 and closed == [True]
+
+
+def test_a_port_that_is_taken_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    def launch(**_: Any) -> None:
+        raise OSError("Cannot find empty port in range: 7860-7860.")
+
+    closed: list[bool] = []
+    fake = types.SimpleNamespace(launch=launch, close=lambda: closed.append(True))
+    monkeypatch.setattr(app, "open_page", lambda *_: fake)
+    monkeypatch.setattr(sys, "argv", ["app.py", "--port", "7860"])
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        with pytest.raises(SystemExit, match=r"^nestar: The page cannot have port 7860 here"):
+            app.main()
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert closed == [True]
 
 
 def test_a_page_that_closes_tells_those_who_wait(tmp_path: Path, visitors: ThreadPoolExecutor) -> None:

@@ -202,7 +202,7 @@ def test_the_command_writes_where_it_is_told_and_prints_its_finding(
     assert run(*given) == 0
     out, error = capsys.readouterr()
     assert (
-        "better_by_fid" in out
+        "lattice_has_less_fid" in out
         and "images each" not in out
         and f"{tmp_path / 'order.json'}" in out
         and "left out" not in error
@@ -717,8 +717,8 @@ def test_coordination_says_what_lambda_does_and_what_it_does_not() -> None:
         for t in (0.0, 1.0)
     ]
     found = coordination.find(finals + apart, described)
-    assert (found["best_lambda"], found["coordination_lowers_fid"]) == (0.01, "too close to say")
-    assert found["fid_of_best_coordinated_minus_without"] == -2
+    assert found["coordination_lowers_fid"] == dict.fromkeys(names[1:4], "too close to say")
+    assert found["best_arm_by_fid"] == "too close to say"
     assert found["fid_falls_with_lambda"] is False and found["difference_falls_with_lambda"] == {"1": True}
     assert found["mean_difference_of_pair"]["lambda-0"] == {"1": 4.5}
     assert found["fid_of_all-0.1_minus_lambda-0.1"] == 11
@@ -727,12 +727,11 @@ def test_coordination_says_what_lambda_does_and_what_it_does_not() -> None:
         "error_latter_before": 0,
     }
     worse = [row("final", name, fid) for name, fid in zip(names, (20, 28, 29, 35, 31, 40), strict=True)]
-    assert coordination.find(worse, described)["coordination_lowers_fid"] is False, (
-        "against the paper: said so"
-    )
+    against = coordination.find(worse, described)
+    assert against["coordination_lowers_fid"] == dict.fromkeys(names[1:4], False), "the paper: said so"
+    assert against["best_arm_by_fid"] == "lambda-0"
     partial_found = coordination.find(finals[:2], described)
-    assert not {"fid_falls_with_lambda", "best_lambda", "coordination_lowers_fid"} & partial_found.keys()
-    assert partial_found["best_arm_by_fid"] == "lambda-0.01"
+    assert not {"fid_falls_with_lambda", "coordination_lowers_fid"} & partial_found.keys()
 
 
 @pytest.mark.parametrize(
@@ -749,7 +748,7 @@ def test_fids_within_the_noise_of_seeds_are_not_ranked(one: float, other: float,
 
 
 def test_scaling_compares_with_both_ends() -> None:
-    fid = {"k2-lattice": 30.0, "k4-lattice": 25.0, "k8-lattice": 27.0, "ar-raster": 24.0, "one-shot": 40.0}
+    fid = {"k2-lattice": 40.0, "k4-lattice": 25.0, "k8-lattice": 32.0, "ar-raster": 19.0, "one-shot": 40.0}
     seconds = {"k2-lattice": 0.1, "k4-lattice": 0.2, "k8-lattice": 0.3, "ar-raster": 2.0, "one-shot": 0.05}
     rows = [row("final", name, value) for name, value in fid.items()]
     rows += [
@@ -759,7 +758,7 @@ def test_scaling_compares_with_both_ends() -> None:
     found = scaling.find(rows, [])
     assert (found["best_fid"], found["best_nested"]) == ("ar-raster", "k4-lattice")
     assert found["best_nested_no_worse_than_baselines"] is False
-    assert found["fid_of_best_nested_minus"] == {"ar-raster": 1, "one-shot": -15}
+    assert found["fid_of_best_nested_minus"] == {"ar-raster": 6, "one-shot": -15}
     assert (found["fid_rises_with_k"], found["seconds_rise_with_k"]) == (False, True)
     assert found["speed_up_over_autoregression_one_at_a_time"]["k4-lattice"] == pytest.approx(10)
     assert found["speed_up_over_one_shot_at_a_batch"]["k2-lattice"] == pytest.approx(0.5)
@@ -840,8 +839,10 @@ def test_the_sampler_experiment_combines_the_best_of_each_axis_and_counts_the_co
     ]
     found = sampler.find(rows + finals, [])
     assert found["least_fid_of_axis"]["solver"] == {"solver": "heun", "steps": 1}
-    assert found["fid_falls_with_euler_steps"] and found["linear_schedule_better_than_constant"]
-    assert found["second_order_better_than_euler_at_equal_calls"] == {"10": True}
+    close = "too close to say"
+    assert found["fid_falls_with_euler_steps"] and found["linear_schedule_better_than_constant"] == close
+    assert found["second_order_better_than_euler_at_equal_calls"] == {"10": close}
+    assert found["defaults_clearly_bettered"] == close
     paid = [one | {"recall": 0.4} if one["settings"]["cfg"] == 3.0 else one for one in rows]
     assert not sampler.find(paid + finals, [])["linear_schedule_better_than_constant"], "it pays with recall"
     assert found["least_fid_at"] == asdict(best) and found["recommended_defaults"] == asdict(quick_one)
@@ -909,7 +910,7 @@ def test_independence_reports_whatever_came_out() -> None:
     ]
     rows = [row("final", "alone", 20.0, precision=0.9), row("final", "together", 25.0, precision=0.8)]
     found = independence.find(rows, described)
-    assert found["together_better_than_alone"] is False and found["best_arm_by_fid"] == "alone"
+    assert found["together_better_than_alone"] is False
     assert found["together_minus_alone"] == pytest.approx({"fid": 5, "precision": -0.1})
     assert "alone_then_together_better_than_alone" not in found
 
@@ -1088,7 +1089,7 @@ def test_inception_of_torchvision_measures_what_needs_no_classes(
     written = conduct(
         order.EXPERIMENT, Study("order", pipeline, features, options_of(world, tmp_path), progress=False)
     )
-    assert written["finding"]["better_by_fid"] and "class_accuracy" not in written["rows"][0]
+    assert "lattice_has_less_fid" in written["finding"] and "class_accuracy" not in written["rows"][0]
 
 
 def test_inception_of_torch_fidelity_reads_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

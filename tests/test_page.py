@@ -28,6 +28,7 @@ from nestar.checkpoints import EMBEDDED
 from nestar.model import WeightsError
 from nestar.nesting import Nesting
 from nestar.settings import SampleSettings
+from nestar.ui import answers
 from nestar.ui import frames as frames_module
 from nestar.ui import generate as generate_module
 from nestar.ui.assets import launch_options
@@ -184,10 +185,41 @@ def test_generate_and_stop_say_when_they_are_off(visit, hold):
     expect(generate).to_have_attribute("aria-disabled", "false")
 
 
+def test_one_run_at_a_time_however_often_generate_is_pressed(visit, hold):
+    visited = visit()
+    hold.after(1)
+    for _ in range(3):
+        visited.page.locator("#generate").dispatch_event("click")  # though it says that it is off
+    assert hold.begun.acquire(timeout=60)
+    hold.released.set()
+    visited.page.locator('.stage[data-state="stopped"]:not(.playing)').wait_for()
+    assert not hold.begun.acquire(timeout=2), "another run has begun"
+
+
+@pytest.mark.parametrize(
+    ("link", "name"), [("?k=1&order=raster", "One-shot flow"), ("?k=4", "NestAR, k = 4")]
+)
+def test_turns_are_those_of_the_method_by_its_name(visit, link, name):
+    visited = visit(link)
+    expect(visited.page.locator(".stage .message")).to_contain_text("The link's settings stand")
+    set_steps(visited.page, 1)
+    visited.generate()
+    visited.wait_until_rested()
+    expect(visited.page.locator('.bar[data-name="nested"] .name')).to_have_text(name)
+
+
+def test_on_a_phone_the_class_of_a_link_is_in_sight(visit):
+    page = visit("?class=forest", **PHONE).page
+    expect(page.get_by_role("radio", name="forest")).to_be_checked()
+    card, strip = (page.locator(each).bounding_box() for each in (".card:has(:checked)", "#classes .cards"))
+    assert strip["x"] <= card["x"] and card["x"] + card["width"] <= strip["x"] + strip["width"] + 1
+
+
 @pytest.mark.parametrize(
     ("label", "bad", "good"),
     [
         ("Seed", "a lot", "7"),
+        ("Seed", "9223372036854775808", "9223372036854775807"),
         ("Steps per patch, as a number", "500", "6"),
         ("Steps per patch, as a number", "", "6"),
         ("Guidance, as a number", "-1", "2.55"),
@@ -517,7 +549,7 @@ def test_a_full_queue_is_said_and_nothing_waits(browser, pipeline, hold, monkeyp
 
 
 def test_a_run_keeps_its_name_to_itself_over_restarts_of_the_server():
-    names = {generate_module.refusal("No.")["run"] for _ in range(3)}
+    names = {answers.refusal("No.")["run"] for _ in range(3)}
     assert len(names) == 3
     # Random, and no count that begins again with the server.
     assert all(re.fullmatch("[0-9a-f]{32}", name) for name in names)

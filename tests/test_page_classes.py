@@ -83,6 +83,17 @@ def test_a_search_says_when_nothing_or_too_much_is_found(open_page: Callable[...
     expect(page.locator(".matches")).to_have_text(re.compile(r"^\d+ more: type on\.$"))
 
 
+def test_arrow_keys_go_on_from_class_to_class(open_page: Callable[..., Any]) -> None:
+    """The card that is chosen moves to the front, and the focus with it."""
+    page = open_page().page
+    second, third = (shown(page).nth(place).inner_text() for place in (1, 2))
+    page.get_by_role("radio", name="tench").focus()
+    for name in (second, third):
+        page.keyboard.press("ArrowRight")
+        expect(page.get_by_role("radio", name=name, exact=True)).to_be_checked()
+        expect(page.get_by_role("radio", name=name, exact=True)).to_be_focused()
+
+
 def test_the_search_fits_a_phone(open_page: Callable[..., Any]) -> None:
     page = open_page(**PHONE).page
     find(page, "spaniel")

@@ -253,6 +253,59 @@ def test_distances_stand_beside_those_of_real_pictures(visit_tab):
     expect(page.locator('#diversity-distances [data-name="real"]')).to_be_hidden()
 
 
+def test_a_press_while_distances_are_measured_makes_the_next_pictures(visit_tab, monkeypatch):
+    """The call before it has not ended then, though its pictures stand."""
+    measured, go = Desk.distances, threading.Event()
+
+    def held(self, *arguments):
+        go.wait(60)
+        return measured(self, *arguments)
+
+    monkeypatch.setattr(Desk, "distances", held)
+    page = visit_tab()
+    quick(page)
+    press(page, "generate", "grid")
+    page.locator("#diversity-controls [data-name=seed] input").fill("40")
+    page.locator("#diversity-generate").click()
+    wait_for(page, "grid", "waiting")
+    go.set()
+    wait_for(page, "grid")
+    expect(page.locator("#diversity-grid .label").first).to_have_text("seed 40")
+    reading = page.locator('#diversity-distances [role="gridcell"]').first
+    expect(reading).to_have_attribute("aria-label", "seed 40 and itself: 0")
+
+
+def test_distances_that_cannot_be_measured_say_why(visit_tab, monkeypatch):
+    page, stale = visit_tab(), "#diversity-distances .stale"
+    quick(page)
+    press(page, "generate", "distances")
+
+    def fails(*_: object) -> None:
+        raise SettingsError("There are no features.")
+
+    monkeypatch.setattr(Desk, "features", fails)
+    page.locator("#diversity-generate").click()
+    reading = page.locator("#diversity-distances .reading")
+    expect(reading).to_have_text("There are no features.")
+    expect(page.locator(stale)).to_have_count(0)
+    expect(page.locator("#diversity-distances .heat").first).to_be_hidden()
+    page.locator("#diversity-distances").dispatch_event("pointerleave")
+    expect(reading).to_have_text("There are no features.")
+
+
+def test_what_breaks_in_one_panel_leaves_the_others_alone(visit_tab):
+    page = visit_tab()
+    page.get_by_label("Steps per patch, as a number").last.fill(str(MANY_STEPS))
+    page.locator("#diversity-generate").click()
+    wait_for(page, "grid", "running")
+    page.evaluate("document.dispatchEvent(new Event('nestar:diversity-sweep-failed'))")
+    quick(page)  # and some time passes
+    expect(page.locator("#diversity-grid .status")).to_have_text("")
+    wait_for(page, "grid", "running")
+    page.locator("#diversity-stop").click()
+    wait_for(page, "grid", "stopped")
+
+
 def test_siblings_keep_their_parent_and_others_come_at_the_next_press(visit_tab):
     page = visit_tab()
     quick(page)

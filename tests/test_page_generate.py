@@ -105,7 +105,9 @@ def replay_ms(page, speed: str) -> float:
     page.locator(".speed").select_option(speed)
     page.evaluate("window.seen = []")
     page.locator(".play").click()
+    expect(page.locator(".play")).to_have_attribute("title", "Pause")
     page.locator(".stage:not(.playing)").wait_for()
+    expect(page.locator(".play")).to_have_attribute("title", "Replay")
     times = [each["time"] for each in page.evaluate("window.seen")]
     return times[-1] - times[0]
 
@@ -318,6 +320,16 @@ def test_a_picture_of_weights_that_were_trained_on_since_says_so(visit_small, sm
     assert kept["fingerprint"] == fingerprint_of(small[0].models["k2-lattice"])
     drop(page, with_text(json.dumps(kept | {"fingerprint": "00000000"})))
     expect_message(page, f"made with other {small[0].shown_origin} weights, so this page's will differ")
+
+
+def test_a_picture_restores_the_field_that_was_typed_in_last(visit_small, small):
+    page = visit_small().page
+    page.get_by_label("Seed", exact=True).fill("5")
+    page.get_by_label("Temperature, as a number").fill("1.2")  # and stays in it
+    settings = small[0].settings(class_name="fish", k=4, seed=38, temperature=0.4)
+    drop(page, with_text(json.dumps(small[0].about(settings))))
+    expect_message(page, "Restored: fish, k = 4, seed 38")
+    assert (controls(page)["seed"], controls(page)["temperature"]) == ("38", "0.4")
 
 
 def test_a_sibling_from_diversity_says_what_it_shares(visit_small, small):

@@ -349,6 +349,21 @@ def test_all_lanes_grow_and_are_compared(visit, family, short_slices):
     expect(page.locator(".tally")).to_be_hidden()
 
 
+def test_a_race_keeps_the_lanes_that_it_began_with(visit):
+    """The form may name another k by the time of its first value."""
+    page = visit()
+    page.locator(".contest [name=steps]").fill("2")
+    page.evaluate("""() => {
+      document.querySelector(".contest .first").click();
+      const k = document.querySelector(".contest [name=k]");
+      k.value = "2";
+      k.dispatchEvent(new Event("change", { bubbles: true }));
+    }""")
+    wait_for(page, "finished")
+    expect(page.locator(".lane h3").first).to_have_text("NestAR, k = 4")
+    expect(page.locator('.lane[data-state="finished"]')).to_have_count(4)
+
+
 def test_a_waiting_call_gets_its_turn_between_slices(visit, client, short_slices):
     page = visit()
     start(page, steps=60)

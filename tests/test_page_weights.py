@@ -127,7 +127,7 @@ def test_other_tabs_say_so_too(open_page: Callable[..., Any], distant: Distant) 
 def test_who_waits_for_weights_gives_the_sampler_to_who_waits_for_it(
     open_page: Callable[..., Any], distant: Distant, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("nestar.ui.generate.FETCH_SECONDS", 1.0)
+    monkeypatch.setattr("nestar.ui.answers.FETCH_SECONDS", 1.0)
     far, near = open_page(), open_page()
     ask_for_k2(far)
     said = far.page.locator(".stage .message")
@@ -167,7 +167,7 @@ def test_a_call_by_name_gives_the_sampler_up_too(
     name: str,
     values: dict[str, Any],
 ) -> None:
-    monkeypatch.setattr("nestar.ui.generate.FETCH_SECONDS", 0.5)
+    monkeypatch.setattr("nestar.ui.answers.FETCH_SECONDS", 0.5)
     visit = open_page()
     client = Client(visit.page.url, verbose=False)
     far = client.submit(class_name="fish", steps=1, **values, api_name=name)

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from nestar.engines import Engines
 from nestar.evaluation.report import SEED_STRIDE
 from nestar.files import whole
 from nestar.images import to_bytes
@@ -88,13 +89,14 @@ class Bulk:
         bar = tqdm(
             total=sum(map(len, own)), desc=f"samples {worker.rank + 1}/{worker.world}", disable=not progress
         )
+        engines = Engines(model)
         for part in own:
             pictures = []
             for start in range(part.start, part.stop, batch):
                 index = range(start, min(start + batch, part.stop))
                 ids = torch.tensor([i % self.classes for i in index])
                 seeds = [self.seed * SEED_STRIDE + i for i in index]
-                images = to_bytes(sample_images(model, tokenizer, ids, seeds, settings))
+                images = to_bytes(sample_images(model, tokenizer, ids, seeds, settings, engines=engines))
                 pictures.append(images.permute(0, 2, 3, 1).cpu().numpy())
                 bar.update(len(index))
             with whole(self.file(part)) as partial, partial.open("wb") as opened:

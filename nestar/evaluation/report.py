@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 from nestar.data import tiny_worlds
 from nestar.data.pools import HELD_OUT_SEED
+from nestar.engines import Engines
 from nestar.evaluation import metrics
 from nestar.evaluation.experiments.alignment import held_out_tokens
 from nestar.evaluation.previews import coarse_to_fine, preview_psnr
@@ -70,9 +71,12 @@ class Description:
 
 def instruments(tokenizer: Tokenizer, features: PictureFeatures) -> dict[str, str]:
     """Fingerprints of what pictures are made and measured with, beside the nesting's weights."""
+    kind = type(features).__name__
+    library = getattr(features, "library", None)  # of Inception there are two, which give other numbers
     return {
         "tokenizer": tokenizer.fingerprint,
-        "features": fingerprint_of(features, type(features).__name__),
+        "features": fingerprint_of(features, kind),
+        **({"library": library} if library else {}),
     }
 
 
@@ -167,14 +171,14 @@ class Evaluator:
             )
         real = self.real  # before the clock starts
         given_NKC = self._given_tokens(model.config.nesting, given) if given else None
-        sampled = 0.0
+        sampled, engines = 0.0, Engines(model)
 
         def made(part: slice) -> Tensor:
             nonlocal sampled
             began = time.perf_counter()
             own = self._sample_seeds(seed, part)
             taken = None if given_NKC is None else given_NKC[part]
-            images = sample_images(model, self.tokenizer, self._ids[part], own, settings, taken)
+            images = sample_images(model, self.tokenizer, self._ids[part], own, settings, taken, engines)
             sampled += time.perf_counter() - began
             return images
 

@@ -31,6 +31,8 @@ _SMOKE = {
 
 NESTINGS: dict[str, NestingTrainConfig] = {
     "tiny-worlds-k4": NestingTrainConfig(),
+    # For modules 1 and 2 that are trained on: a step has less of what they know, and there are more steps.
+    "tiny-worlds-k4-on": NestingTrainConfig(draw_power=0.25, shared_rows=0.1),
     "tiny-worlds-k2": NestingTrainConfig(nesting=Nesting.nested(8, 8, 2)),
     "tiny-worlds-k8": NestingTrainConfig(nesting=Nesting.nested(8, 8, 8)),
     "tiny-worlds-k4-separate": NestingTrainConfig(coordination=0.0, variant="separate"),

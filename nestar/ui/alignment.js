@@ -110,6 +110,7 @@ function summary({ state, pictures }) {
 }
 
 const calls = followCalls({
+  call: "alignment",
   say,
   show: showButton,
   draw: drawLive,

@@ -18,8 +18,9 @@ function escaped(text) {
 // stopped; `fresh`: the first of its run; `sentence(value)`: what to say of it, undefined to leave what stands there;
 // `late(value)`, if given: whether it answers an earlier question than what is asked now, which is sent then;
 // `paused`: the state, if there is one, in which a run waits for its turn again; `stopped(value)`: what is left of it
-// when no more comes; `failed`, `ask`: see `attend`; `halted`: see `followStops`.
-function followCalls({ say, show, draw, sentence, late, paused, stopped, failed, halted, ask }) {
+// when no more comes; `call`, `failed`, `ask`: see `attend`; `halted`:
+// see `followStops`.
+function followCalls({ call, say, show, draw, sentence, late, paused, stopped, failed, halted, ask }) {
   let ignoring = false; // it was stopped while it waited: the answer, if one still comes, is not wanted
   let send = null; // what was asked for while a Stop was on its way
   // Before `attend`'s: a call that Stop has ended has not failed.
@@ -97,14 +98,15 @@ function followCalls({ say, show, draw, sentence, late, paused, stopped, failed,
     },
   };
 
-  attend({ ...calls, say, failed, ask });
+  attend({ ...calls, call, say, failed, ask });
   watch("value", calls.update);
   return calls;
 }
 
 // `busy()`: a call is on its way; `waits()`: the server has not begun with it; `say(sentence)`; `breakOff(sentence)`:
-// no more will come; `failed`: the document's event for a call that ended without a value; `ask()`: ask for the place.
-function attend({ busy, waits, say, breakOff, failed, ask }) {
+// no more will come; `failed`: the document's event for a call that ended without a value; `ask()`: ask for the place,
+// which is told under the name `call`.
+function attend({ call, busy, waits, say, breakOff, failed, ask }) {
   let since = null; // when the present wait began
   let asked = 0; // when it last asked for its place
   setInterval(() => {
@@ -118,8 +120,8 @@ function attend({ busy, waits, say, breakOff, failed, ask }) {
     asked = now;
     ask();
   }, PLACE_MS / 4);
-  document.addEventListener("nestar:place", ({ detail }) => {
-    if (!waits() || !detail.place) return;
+  document.addEventListener("nestar:answer", ({ detail }) => {
+    if (!waits() || detail.of !== call || !detail.place) return;
     const [place, all] = detail.place;
     const where = place === 1 ? "you are next" : `you are number ${place} of ${all}`;
     say(`Waiting for the sampler: ${where}.`);
@@ -129,8 +131,12 @@ function attend({ busy, waits, say, breakOff, failed, ask }) {
     const sentence = await whyEnded(!waits());
     if (busy()) breakOff(sentence);
   });
-  // Of a lost connection Gradio tells no script: ask the server.
+  // Of a lost connection Gradio tells no script: ask the server, one question at a time.
+  let asking = false;
   setInterval(async () => {
-    if (busy() && !(await askServer()).there && busy()) breakOff("The connection was lost.");
+    if (asking || !busy()) return;
+    asking = true;
+    if (!(await askServer()).there && busy()) breakOff("The connection was lost.");
+    asking = false;
   }, CHECK_MS);
 }

@@ -11,7 +11,9 @@ function choose(name) {
 
 function show() {
   for (const radio of radios) radio.checked = radio.value === props.value;
-  if (search) sift();
+  // Cards that are in sight stay where they are: arrow keys go from one to the next.
+  const chosen = radios.find((radio) => radio.checked);
+  if (search && (!chosen || chosen.parentElement.hidden)) sift();
 }
 
 // Where a name begins with what was typed comes first, then where a word of it does, then other names.
@@ -33,7 +35,7 @@ function found() {
     .map((entry) => entry.radio);
 }
 
-// The chosen card always stands first: a search changes nothing until one of its cards is picked.
+// The chosen card stands first: a search changes nothing until one of its cards is picked.
 function sift() {
   const matches = found();
   const chosen = radios.find((radio) => radio.checked);
@@ -60,8 +62,19 @@ if (search) {
     if (first) choose(first.value);
   });
 }
-watch("value", show);
+// On a phone the cards are one row that scrolls: a choice that a link or a picture has made may be out of sight.
+function reveal() {
+  const chosen = element.querySelector("input:checked")?.parentElement;
+  if (!chosen) return;
+  const [left, width] = [chosen.offsetLeft, chosen.clientWidth];
+  const isInSight = left >= strip.scrollLeft && left + width <= strip.scrollLeft + strip.clientWidth;
+  if (!isInSight) strip.scrollLeft = left - strip.clientWidth / 2 + width / 2;
+}
+
+watch("value", () => {
+  show();
+  reveal();
+});
 show();
-// On a phone the cards are one row that scrolls: begin where the choice is.
-const chosen = element.querySelector("input:checked")?.parentElement;
-if (chosen) strip.scrollLeft = chosen.offsetLeft - strip.clientWidth / 2 + chosen.clientWidth / 2;
+if (search) sift();
+reveal();

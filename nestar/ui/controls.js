@@ -1,5 +1,6 @@
 // What the controls of "Generate" and "Diversity" do alike: dials with a number and a slider, a seed with its dice.
 const LARGEST_ROLL = 100000;
+const LARGEST_SEED = 2n ** 63n - 1n;
 const NUMBERS = Object.keys(props.sliders);
 const dial = (name) => element.querySelector(`[data-name="${name}"]`);
 const seedField = dial("seed").querySelector("input");
@@ -36,8 +37,7 @@ function wireNumbers(set) {
   });
   dial("seed").querySelector(".dice").addEventListener("click", () => {
     seedField.value = Math.floor(Math.random() * LARGEST_ROLL);
-    set("seed", seedField.value);
-    markSeed();
+    seedField.dispatchEvent(new Event("input", { bubbles: true }));
   });
 }
 
@@ -51,17 +51,18 @@ function mark(name) {
 }
 
 function markSeed() {
-  seedField.setAttribute("aria-invalid", String(!/^\s*\d{1,19}\s*$/.test(seedField.value)));
+  const isSeed = /^\s*\d+\s*$/.test(seedField.value) && BigInt(seedField.value) <= LARGEST_SEED;
+  seedField.setAttribute("aria-invalid", String(!isSeed));
 }
 
 function showNumbers(value) {
   for (const name of NUMBERS) {
     const number = dial(name).querySelector('input[type="number"]');
-    // Rewriting the field being typed in would move its cursor.
-    if (number !== document.activeElement) number.value = value[name];
+    // Rewriting the field being typed in would move its cursor; there both are equal.
+    if (asTyped(number.value) !== value[name]) number.value = value[name];
     dial(name).querySelector('input[type="range"]').value = value[name];
     mark(name);
   }
-  if (seedField !== document.activeElement) seedField.value = value.seed;
+  if (seedField.value !== String(value.seed)) seedField.value = value.seed;
   markSeed();
 }

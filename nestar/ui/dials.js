@@ -11,7 +11,6 @@ const PULL = {
   growing: "Pull of the class: from 1, which is off, at the first patch to this at the last.",
   whole: "Pull of the class; 1 is off.", // one patch alone is guided in full
 };
-const KINDS = { "one-shot": "One-shot flow", cells: "Cells", autoregressive: "Plain autoregression" };
 
 function set(name, value) {
   props.value = { ...props.value, [name]: value };
@@ -48,7 +47,7 @@ function showK() {
   kRange.max = along.length - 1;
   kRange.value = along.indexOf(plan);
   kRange.classList.toggle("aside", !plan.has_position);
-  const kind = plan.has_position ? "" : `${KINDS[plan.kind]}: `;
+  const kind = plan.has_position ? "" : `${plan.method}: `;
   kRange.setAttribute("aria-valuetext", `${kind}k = ${plan.k}${plan.has_weights ? "" : ", no weights"}`);
   dial("k").querySelector("output").textContent = plan.k;
   dial("k").classList.toggle("missing", Boolean(whyMissing(plan)));

@@ -15,12 +15,13 @@ from nestar.nesting import Nesting
 from nestar.pipeline import NestARPipeline
 from nestar.settings import RANGES, SampleSettings, SettingsError, by_name
 from nestar.ui import diversity_api
+from nestar.ui.answers import fetched, fetching, place_of, refused, run_id, told
 from nestar.ui.assets import asset, tells
 from nestar.ui.diversity_api import SIBLINGS
 from nestar.ui.diversity_desk import ASKED, PARENTS, Desk
 from nestar.ui.frames import paced
-from nestar.ui.generate import FIRST_CLASS, SLIDERS, fetched, fetching, refused, run_id
-from nestar.ui.runs import SAMPLER, Runs, place_in_queue
+from nestar.ui.generate import FIRST_CLASS, SLIDERS
+from nestar.ui.runs import SAMPLER, Runs
 
 log = logging.getLogger(__name__)
 
@@ -71,9 +72,7 @@ def committed(pipeline: NestARPipeline, space: FeatureSpace) -> dict[str, Any]:
             log.warning("%s", error)
             continue
         if stored is not None:
-            kept = ("mean", "classes", "parents", "siblings")
-            modules = [scale.tokens for scale in pipeline.nestings[name].scales]
-            found[name] = {key: stored[key] for key in kept} | {"modules": modules}
+            found[name] = {key: stored[key] for key in ("mean", "classes", "parents", "siblings")}
     return found
 
 
@@ -146,12 +145,12 @@ def build(pipeline: NestARPipeline, runs: Runs) -> None:
             )
             sweep_button = gr.Button("Sweep temperature", elem_id="diversity-warm", min_width=80)
 
-        place = gr.HTML(
+        answers = gr.HTML(
             None,
             html_template="",
-            js_on_load=asset("place.js"),
+            js_on_load=asset("answers.js"),
             apply_default_css=False,
-            elem_id="diversity-place",
+            elem_classes="unseen",
         )
 
     def settings_of(values: Any, **others: Any) -> SampleSettings:
@@ -159,7 +158,7 @@ def build(pipeline: NestARPipeline, runs: Runs) -> None:
         given = by_name(values, (*ASKED, "count"))
         return pipeline.settings(**{"class_name": first["class_name"]} | given | others)
 
-    def on_generate(values: Any, request: gr.Request) -> Iterator[tuple[Any, Any]]:
+    def on_grid(values: Any, request: gr.Request) -> Iterator[tuple[Any, Any]]:
         try:
             settings = settings_of(values)
             rows = batches.consecutive(settings)
@@ -174,7 +173,7 @@ def build(pipeline: NestARPipeline, runs: Runs) -> None:
             yield refused(error), gr.skip()
 
     def on_siblings(values: Any, request: gr.Request) -> Iterator[dict[str, Any]]:
-        try:
+        def work() -> Iterator[dict[str, Any]]:
             spec = values.get("sample") if isinstance(values, Mapping) else None
             if not spec:
                 raise SettingsError("Choose a picture in the grid first: it becomes the parent.")
@@ -186,26 +185,26 @@ def build(pipeline: NestARPipeline, runs: Runs) -> None:
             yield from fetching(pipeline.fetch(settings), page)
             with runs.run(request, PART) as cancel:
                 yield from paced(desk.sheets(settings, rows, cancel))
-        except Exception as error:
-            yield refused(error)
+
+        yield from told(work)
 
     def on_sweep(values: Any, request: gr.Request) -> Iterator[dict[str, Any]]:
-        try:
+        def work() -> Iterator[dict[str, Any]]:
             settings = settings_of(values, count=1)
             yield from fetching(pipeline.fetch(settings), page)
             with runs.run(request, PART) as cancel:
                 yield from paced(desk.sheets(settings, batches.temperature_row(settings), cancel))
-        except Exception as error:
-            yield refused(error)
 
-    def on_measure(values: Any, request: gr.Request) -> Iterator[dict[str, Any]]:
-        try:
+        yield from told(work)
+
+    def on_explain(values: Any, request: gr.Request) -> Iterator[dict[str, Any]]:
+        def work() -> Iterator[dict[str, Any]]:
             settings = settings_of(values, count=1)
             yield from fetching(pipeline.fetch(settings), page)
             with runs.run(request, PART) as cancel:
                 yield from paced(desk.explained(settings, cancel))
-        except Exception as error:
-            yield refused(error)
+
+        yield from told(work)
 
     def on_nearest(event: gr.EventData, request: gr.Request) -> dict[str, Any]:
         spec = event._data if isinstance(event._data, Mapping) else {}
@@ -221,28 +220,34 @@ def build(pipeline: NestARPipeline, runs: Runs) -> None:
         except Exception as error:
             return refused(error) | mark
 
-    def on_ask(request: gr.Request) -> dict[str, Any]:
-        """A visitor's run waits: which place has it in the queue?"""
-        place = place_in_queue(page, request.session_hash)
-        return {"id": run_id(), "place": place} if place else {"id": run_id()}
+    functions = {
+        "grid": on_grid,
+        "siblings": on_siblings,
+        "explained": on_explain,
+        "sweep": on_sweep,
+        "nearest": on_nearest,
+    }
+
+    def on_ask(event: gr.EventData, request: gr.Request) -> dict[str, Any]:
+        call = str(by_name(event._data, ["call"]).get("call"))
+        asked = [each.__name__ for name, each in functions.items() if f"{PART}-{name}" == call]
+        return place_of(call[:80], asked, page, request)
 
     private = {"show_progress": "hidden", "api_visibility": "private"}
-    computing = [
-        generate_button.click(on_generate, controls, [grid, distance_panel], **private, **SAMPLER),
-        resample_button.click(on_siblings, keep, siblings_panel, **private, **SAMPLER),
-        measure_button.click(on_measure, controls, explained_panel, **private, **SAMPLER),
-        sweep_button.click(on_sweep, controls, sweep_panel, **private, **SAMPLER),
-    ]
-    # The panel itself sees to it that one call at a time is under way.
+    # The panels themselves see to it that one call of theirs at a time is under way.
     again = {"trigger_mode": "multiple", **private, **SAMPLER}
-    computing.append(nearest_panel.nearest(on_nearest, None, nearest_panel, **again))
-    for event in computing:
+    computing = {
+        "grid": generate_button.click(on_grid, controls, [grid, distance_panel], **again),
+        "siblings": resample_button.click(on_siblings, keep, siblings_panel, **again),
+        "explained": measure_button.click(on_explain, controls, explained_panel, **again),
+        "sweep": sweep_button.click(on_sweep, controls, sweep_panel, **again),
+        "nearest": nearest_panel.nearest(on_nearest, None, nearest_panel, **again),
+    }
+    for name, event in computing.items():
         # A call that the full queue turned away, or that broke, has no value to show.
-        event.failure(None, js=tells("diversity-failed"))
-    controls.ask(on_ask, None, place, queue=False, **private)
-    stop_button.click(
-        runs.stop_in(PART), queue=False, show_progress="hidden", api_visibility="private", cancels=computing
-    )
+        event.failure(None, js=tells(f"diversity-{name}-failed"))
+    controls.ask(on_ask, None, answers, queue=False, **private)
+    stop_button.click(runs.stop_in(PART), queue=False, cancels=list(computing.values()), **private)
     stop_button.click(None, js=tells("diversity-halted"))
     usual = pipeline.nestings[first["nesting"]]
     diversity_api.bind(pipeline, desk, runs, page, first["class_name"], usual.k, usual.order)

@@ -9,8 +9,8 @@ import gradio as gr
 from nestar import batches
 from nestar.pipeline import NestARPipeline
 from nestar.settings import RANGES, SampleSettings, SettingsError
+from nestar.ui.answers import fetched, sentences
 from nestar.ui.diversity_desk import Desk
-from nestar.ui.generate import fetched, sentences
 from nestar.ui.runs import SAMPLER, Runs
 
 # Siblings of one call unless it says how many; with their parent two rows of four.

@@ -35,6 +35,6 @@ for (const [name, options] of Object.entries(SELECTS)) {
   select.addEventListener("change", () => set(name, options[select.selectedIndex][0]));
 }
 wireNumbers(set);
-document.addEventListener("nestar:diversity-ask", () => trigger("ask"));
+document.addEventListener("nestar:diversity-ask", ({ detail }) => trigger("ask", detail));
 watch("value", keepHeld);
 show();

@@ -28,8 +28,8 @@ from nestar.model import WeightsError
 from nestar.pipeline import NestARPipeline
 from nestar.sampler import Prefix
 from nestar.settings import SampleSettings, SettingsError, check_seed
-from nestar.ui.frames import PREVIEW_SIDE, data_uri
-from nestar.ui.generate import refused, run_id
+from nestar.ui.answers import refused, run_id
+from nestar.ui.frames import PREVIEW_SIDE, at_most, data_uri
 from nestar.ui.runs import hosted
 
 if TYPE_CHECKING:
@@ -114,21 +114,12 @@ def _pictures(samples: Sequence[Sample], frame: Frame, about: About) -> list[str
     """The pictures of a batch: small JPEGs until the end, then PNGs that remember how they were made, as long
     as all together are below MAX_SHEET_CHARACTERS."""
     if not frame.final:
-        return [data_uri(_at_most(image, SHEET_SIDE)) for image in frame.images]
+        return [data_uri(at_most(image, SHEET_SIDE)) for image in frame.images]
     kept = [about(sample.settings) | sample.kept for sample in samples]
     lossless = [data_uri(image, "PNG", each) for image, each in zip(frame.images, kept, strict=True)]
     if sum(map(len, lossless)) <= MAX_SHEET_CHARACTERS:
         return lossless
-    return [data_uri(_at_most(image, PREVIEW_SIDE)) for image in frame.images]
-
-
-def _at_most(image: Image.Image, side: int) -> Image.Image:
-    """`image`, or a copy of at most `side` pixels a side."""
-    if max(image.size) <= side:
-        return image
-    small = image.copy()
-    small.thumbnail((side, side))
-    return small
+    return [data_uri(at_most(image, PREVIEW_SIDE)) for image in frame.images]
 
 
 def distances_to_json(class_name: str, features_ND: Tensor, real_ND: Tensor | None) -> dict[str, Any]:
@@ -214,7 +205,7 @@ class Desk:
         return self.space.describe(last.images)[0]
 
     def distances(self, settings: SampleSettings, rows: Rows, cancel: threading.Event) -> dict[str, Any]:
-        """Distances among the samples of a finished batch; a sentence where features are missing."""
+        """Distances among the samples of a finished batch, or a `reason`, in a sentence, for having none."""
         try:
             found = [self.features(sample, cancel) for sample in samples_of(settings, rows)]
             features_ND = _stacked(found)
@@ -225,8 +216,8 @@ class Desk:
                 "seeds": [str(seed) for seed in rows.seeds],
                 **distances_to_json(settings.class_name, features_ND, real_ND),
             }
-        except (SettingsError, WeightsError) as error:
-            return refused(error)
+        except Exception as error:
+            return {"run": run_id(), "state": "finished", "reason": refused(error)["message"]}
 
     def sample(self, settings: SampleSettings, parent: object, modules: object) -> Sample:
         """A sample by itself (`modules` is 0), or one that keeps modules 1 ... `modules` of the one with seed
@@ -259,7 +250,7 @@ class Desk:
             "number": found.number,
             "of": len(self._index.codes),
             "distance": round(found.distance, DIGITS),
-            **self._index.yardstick(class_name, found.distance, tokenizer),
+            **self._index.yardstick(class_name, tokenizer),
         }
 
     def explained(self, settings: SampleSettings, cancel: threading.Event) -> Iterator[dict[str, Any]]:

@@ -1,4 +1,5 @@
 // Two heat maps on one colour scale: distances among the samples, and among as many real pictures.
+let sentence = ""; // what stands below the maps while nothing is pointed at
 const READING = "The stronger the colour, the farther apart. Point at a cell, or use the arrow keys, to read it.";
 const names = { samples: (index) => `seed ${calls.value.seeds[index]}`, real: (index) => `real picture ${index + 1}` };
 
@@ -70,22 +71,38 @@ element.addEventListener("keydown", (event) => {
 });
 element.addEventListener("pointerleave", () => {
   for (const each of element.querySelectorAll(".heat .read")) each.classList.remove("read");
-  if (calls.value) find(".reading").textContent = READING;
+  if (sentence) find(".reading").textContent = sentence;
 });
-// Until the new pictures are finished these are distances of the ones before.
-document.addEventListener("nestar:diversity-fresh", () => section.classList.add("stale"));
-document.addEventListener("nestar:diversity-unfinished", () => {
+
+function explain(words) {
   section.classList.remove("stale");
+  sentence = find(".reading").textContent = words;
+}
+
+function without(words) {
+  explain(words);
   for (const figure of element.querySelectorAll("figure")) figure.hidden = true;
-  find(".reading").textContent = "Distances are measured between finished pictures.";
-});
+}
+
+// Until the new pictures are finished these are distances of the ones before, and it may be that none come.
+document.addEventListener("nestar:diversity-fresh", () => section.classList.add("stale"));
+function unfinished() {
+  if (section.classList.contains("stale")) without("Distances are measured between finished pictures.");
+}
+for (const event of ["nestar:diversity-unfinished", "nestar:diversity-halted", "nestar:diversity-grid-failed"]) {
+  document.addEventListener(event, unfinished);
+}
 followRuns({
+  name: "diversity-grid",
   draw(current) {
-    section.classList.remove("stale");
+    if (current.reason) {
+      without(current.reason);
+      return;
+    }
     const most = Math.max(current.samples.most, current.real?.most ?? 0);
     lay("samples", most);
     lay("real", most);
     const unknown = `Tiny Worlds has no class ${current.class_name}, so there are no real pictures to compare with.`;
-    find(".reading").textContent = current.real ? READING : unknown;
+    explain(current.real ? READING : unknown);
   },
 });

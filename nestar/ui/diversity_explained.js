@@ -67,6 +67,7 @@ function showStored() {
 }
 
 followRuns({
+  name: "diversity-explained",
   button: "diversity-measure",
   draw(current) {
     if (current.state === "running") {

@@ -1,8 +1,10 @@
 // The grid: what is chosen here becomes the parent of siblings, too.
+let parent = -1; // its place in the sheet
 sheet.addEventListener("click", () => setTimeout(tellParent));
 
 function tellParent() {
-  if (pressed < 0) return;
+  if (pressed < 0 || pressed === parent) return;
+  parent = pressed;
   const { settings, samples, modules } = calls.value;
   const detail = { sample: { ...settings, ...samples[pressed] }, modules };
   document.dispatchEvent(new CustomEvent("nestar:diversity-parent", { detail }));
@@ -17,10 +19,12 @@ function bringIntoView() {
 }
 
 followRuns({
+  name: "diversity-grid",
   button: "diversity-generate",
   draw(current, fresh) {
     if (fresh) {
       laySheet(current.samples.map((sample) => `seed ${sample.seed}`));
+      parent = -1;
       document.dispatchEvent(new Event("nestar:diversity-fresh"));
       bringIntoView();
     }

@@ -52,6 +52,7 @@ function ask() {
 }
 
 followRuns({
+  name: "diversity-nearest",
   late(found) {
     if (found.mark === chosen.mark) return false;
     calls.start(chosen.mark, ask);

@@ -8,7 +8,7 @@ let starter; // id of the button that starts its runs, if one does
 
 function say(sentence, alarming = false) {
   const status = find(".status");
-  status.textContent = sentence;
+  if (status.textContent !== sentence) status.textContent = sentence; // the same again would be read out again
   status.classList.toggle("alarm", alarming);
 }
 
@@ -21,28 +21,38 @@ function show() {
   document.getElementById("diversity-stop")?.setAttribute("aria-disabled", String(!going));
 }
 
-// `button`: the id of what starts a run, if a button does. `draw(value, fresh)`, `late(value)`: see `followCalls`.
-function followRuns({ button, draw, late }) {
+// `name`: of the panel's calls. `button`: the id of what starts a run, if a button does. `draw(value, fresh)`,
+// `late(value)`: see `followCalls`.
+function followRuns({ name, button, draw, late }) {
   starter = button;
   calls = followCalls({
+    call: name,
     say,
     show,
     draw,
     late,
     sentence: ({ state }) => (state === "stopped" ? "Stopped." : ""),
-    failed: "nestar:diversity-failed",
+    failed: `nestar:${name}-failed`,
     halted: "nestar:diversity-halted",
-    ask: () => document.dispatchEvent(new Event("nestar:diversity-ask")),
+    ask: () => document.dispatchEvent(new CustomEvent("nestar:diversity-ask", { detail: { call: name } })),
   });
-  // Before Gradio's own: what is pressed while this panel's Stop is on its way is pressed again after it.
+  // Before Gradio's own: what is pressed while this panel's Stop is on its way is pressed again after it, and a run
+  // is on its way once.
+  let sent = false;
   document.addEventListener(
     "click",
     (event) => {
       const pressed = event.target.closest?.(STARTERS);
-      if (!pressed || !calls.halting()) return;
+      const twice = pressed?.id === button && calls.busy() && !sent;
+      if (!pressed || !(calls.halting() || twice)) return;
       event.stopImmediatePropagation();
       event.preventDefault();
-      const again = () => pressed.click();
+      if (!calls.halting()) return;
+      const again = () => {
+        sent = true;
+        pressed.click();
+        sent = false;
+      };
       if (pressed.id === button) calls.start(button, again);
       else calls.hold(again);
     },

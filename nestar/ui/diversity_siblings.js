@@ -1,4 +1,5 @@
 followRuns({
+  name: "diversity-siblings",
   button: "diversity-resample",
   draw(current, fresh) {
     if (fresh) laySheet(current.samples.map((sample) => (sample.modules ? "sibling" : "parent")));

@@ -1,4 +1,5 @@
 followRuns({
+  name: "diversity-sweep",
   button: "diversity-warm",
   draw(current, fresh) {
     if (fresh) laySheet(current.samples.map((sample) => sample.temperature.toFixed(1)));

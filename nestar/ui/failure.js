@@ -79,6 +79,7 @@ function draw(value) {
 }
 
 const calls = followCalls({
+  call: "failure",
   say,
   show: showButtons,
   draw,

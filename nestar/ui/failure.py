@@ -6,14 +6,13 @@ from typing import Any
 
 import gradio as gr
 
-from nestar.evaluation.experiments.alignment import TIMES
 from nestar.pipeline import NestARPipeline
 from nestar.settings import SampleSettings, SettingsError, by_name, check_choice
+from nestar.ui.answers import fetched, fetching, place_of, sentences, told
 from nestar.ui.assets import asset, tells
-from nestar.ui.generate import fetched, fetching, first_settings, run_id, sentences
+from nestar.ui.generate import first_settings
 from nestar.ui.laboratory import METERS, PICTURES, Laboratory, experiment_panels
-from nestar.ui.race import told
-from nestar.ui.runs import SAMPLER, Runs, place_in_queue
+from nestar.ui.runs import SAMPLER, Runs
 from nestar.ui.signatures import unequal, why_not
 
 ROWS, PANEL = "failure", "alignment"
@@ -44,11 +43,10 @@ def build(pipeline: NestARPipeline, runs: Runs, page: gr.Blocks) -> None:
         elem_id="alignment",
         reason=no_velocities,
         weights=[] if no_velocities else laboratory.comparable(),
-        times=TIMES,
         experiment=experiment_panels(),
     )
-    place = gr.HTML(
-        None, html_template="", js_on_load=asset("place.js"), apply_default_css=False, elem_classes="unseen"
+    answers = gr.HTML(
+        None, html_template="", js_on_load=asset("answers.js"), apply_default_css=False, elem_classes="unseen"
     )
 
     def on_provoke(event: gr.EventData, request: gr.Request) -> Iterator[dict[str, Any]]:
@@ -75,8 +73,11 @@ def build(pipeline: NestARPipeline, runs: Runs, page: gr.Blocks) -> None:
 
         yield from told(work)
 
-    def on_ask(request: gr.Request) -> dict[str, Any]:
-        return {"id": run_id(), "place": place_in_queue(page, request.session_hash)}
+    def on_ask_for_rows(request: gr.Request) -> dict[str, Any]:
+        return place_of(ROWS, [on_provoke.__name__], page, request)
+
+    def on_ask_for_panel(request: gr.Request) -> dict[str, Any]:
+        return place_of(PANEL, [on_measure.__name__], page, request)
 
     # gr.api reads the annotations, and one JSON object is what each yield sends.
     def failure_api(
@@ -127,8 +128,8 @@ def build(pipeline: NestARPipeline, runs: Runs, page: gr.Blocks) -> None:
     panel.halt(runs.stop_in(PANEL), queue=False, cancels=measuring, **quiet)
     rows.halt(None, js=tells("failure-halted"))
     panel.halt(None, js=tells("alignment-halted"))
-    rows.ask(on_ask, None, place, queue=False, **quiet)
-    panel.ask(on_ask, None, place, queue=False, **quiet)
+    rows.ask(on_ask_for_rows, None, answers, queue=False, **quiet)
+    panel.ask(on_ask_for_panel, None, answers, queue=False, **quiet)
     gr.api(failure_api, api_name="failure", **SAMPLER)
     gr.api(alignment_api, api_name="alignment", **SAMPLER)
 

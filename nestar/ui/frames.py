@@ -59,11 +59,16 @@ def picture(frame: Frame, kept: Mapping[str, Any] | None = None) -> str:
     file says how it was made; else JPEG of at most PREVIEW_SIDE pixels a side."""
     if frame.final:
         return data_uri(frame.image, "PNG", kept)
-    preview = frame.image
-    if max(preview.size) > PREVIEW_SIDE:
-        preview = preview.copy()
-        preview.thumbnail((PREVIEW_SIDE, PREVIEW_SIDE))
-    return data_uri(preview)
+    return data_uri(at_most(frame.image, PREVIEW_SIDE))
+
+
+def at_most(image: Image.Image, side: int) -> Image.Image:
+    """The picture, or a smaller one where it is larger than `side`."""
+    if max(image.size) <= side:
+        return image
+    smaller = image.copy()
+    smaller.thumbnail((side, side))
+    return smaller
 
 
 def frame_to_json(frame: Frame, kept: Mapping[str, Any] | None = None) -> dict[str, Any]:
@@ -100,18 +105,32 @@ def thin(frames: list[dict[str, Any]], limit: int = MAX_PREVIEW_CHARACTERS) -> N
             frame["image"] = ""
 
 
+# The kinds of nestings, as a reader knows them.
+METHODS = {
+    "nested": "NestAR",
+    "autoregressive": "Plain autoregression",
+    "cells": "Cells",
+    "one-shot": "One-shot flow",
+}
+
+
+def method_of(nesting: Nesting) -> str:
+    """The method in plain words."""
+    more = {"nested": f", k = {nesting.k}", "cells": f" ({nesting.k})"}
+    return METHODS[nesting.kind] + more.get(nesting.kind, "")
+
+
 def nesting_to_json(nesting: Nesting, settings: SampleSettings) -> dict[str, Any]:
     """What the token map and the counters need: the modules' patches as flat grid indices, as sampled."""
     calls = SOLVER_CALLS[settings.solver]
     return {
         "name": nesting.name,
+        "label": method_of(nesting),
         "k": nesting.k,
-        "order": nesting.order,
         "height": nesting.height,
         "width": nesting.width,
         "n": nesting.n,
         "evaluations": nesting.evaluations,
-        "context_passes": nesting.context_passes,
         "function_evaluations": nesting.function_evaluations(settings.steps, calls),
         "modules": [
             {
@@ -138,6 +157,7 @@ def plans_to_json(
     return [
         {
             "kind": nesting.kind,
+            "method": METHODS[nesting.kind],
             "order": nesting.order,
             "k": nesting.k,
             "n": nesting.n,

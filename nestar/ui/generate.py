@@ -2,10 +2,8 @@
 
 import logging
 import threading
-import time
-import uuid
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from typing import Any
 
 import gradio as gr
@@ -18,7 +16,8 @@ from nestar.images import to_pil
 from nestar.model import WeightsError
 from nestar.nesting import Nesting
 from nestar.pipeline import NestARPipeline
-from nestar.settings import RANGES, SOLVER_CALLS, SampleSettings, SettingsError, by_name, find_nesting
+from nestar.settings import RANGES, SOLVER_CALLS, SampleSettings, SettingsError, by_name, find_nesting, typed
+from nestar.ui.answers import fetched, fetching, place_of, refused, remark, run_id, sentences
 from nestar.ui.assets import asset, tells, template_text
 from nestar.ui.doors import said
 from nestar.ui.frames import (
@@ -31,7 +30,7 @@ from nestar.ui.frames import (
     to_uri,
 )
 from nestar.ui.kept import KeptRuns, encode
-from nestar.ui.runs import SAMPLER, Runs, on_zero_gpu, place_in_queue, streamer, waiting_calls
+from nestar.ui.runs import SAMPLER, Runs, on_zero_gpu, streamer, waiting_calls
 from nestar.ui.together import Together
 
 log = logging.getLogger(__name__)
@@ -51,8 +50,6 @@ SHARE = """(class_name, dials) => {
   document.dispatchEvent(new CustomEvent("nestar:share", {detail: {class_name, ...dials}}));
 }"""
 STAGE_SCRIPTS = ("token_map.js", "norm_plot.js", "keepsake.js", "stops.js", "stage.js")
-# How long weights on their way may keep the sampler from others who wait for it.
-FETCH_SECONDS = 5.0
 # Of a stranger's file, no more than this many characters are repeated.
 MAX_CAVEAT = 120
 NO_MEMORY = "The GPU has no memory left: this picture is made on the CPU, which takes longer."
@@ -157,16 +154,6 @@ def solver_steps(solver: str) -> str:
     return f"steps of {solver.capitalize()}, {calls} passes each" if calls > 1 else "steps"
 
 
-def typed(text: str) -> int | float | str:
-    """A link's value as the number it is written as; anything else is left for the one check to refuse."""
-    for kind in (int, float):
-        try:
-            return kind(text)
-        except ValueError:
-            continue
-    return text
-
-
 def caveat(kept: Mapping[str, Any], pipeline: NestARPipeline) -> str:
     """A sentence on what this page cannot restore of a picture, or ""."""
     plain = find_nesting(pipeline.nestings, kept["k"], kept["order"])
@@ -189,67 +176,6 @@ def caveat(kept: Mapping[str, Any], pipeline: NestARPipeline) -> str:
     if not others:
         return ""
     return f" It was made with {' and '.join(others)[:MAX_CAVEAT]}, so this page's will differ."
-
-
-def run_id() -> str:
-    """A name for a run. Numbers would start again with the server, while a page left open keeps its last."""
-    return uuid.uuid4().hex
-
-
-def refusal(message: str) -> dict[str, Any]:
-    """A stage value that shows one sentence and leaves the picture before it standing."""
-    return {"run": run_id(), "state": "refused", "message": message, "frames": []}
-
-
-def refused(error: Exception) -> dict[str, Any]:
-    """`refusal` in the words of the error, where it was meant for a reader."""
-    if isinstance(error, SettingsError | WeightsError):
-        return refusal(said(error))
-    log.error("The run failed.", exc_info=error)
-    return refusal("The run failed inside the model; the server's log says why.")
-
-
-def remark(message: str, alarming: bool = False) -> dict[str, Any]:
-    """A sentence for the visitor that belongs to no run."""
-    return {"id": run_id(), "message": message, "alarming": alarming}
-
-
-def on_its_way(path: str, here: int, whole: int) -> str:
-    """A sentence on weights that come from the Hub."""
-    if not path:
-        return "Weights are on their way."
-    share = f"{here / whole:.0%} of {whole / 2**20:.1f} MB" if whole else f"{here / 2**20:.1f} MB"
-    return f"Weights are on their way from the Hub: {path}, {share}."
-
-
-def fetching(told: Iterable[tuple[str, int, int]], page: gr.Blocks) -> Iterator[dict[str, Any]]:
-    """The values of a panel while `Models.fetch` tells of weights on their way; none if they are here.
-
-    Raises:
-        WeightsError: they take longer than FETCH_SECONDS, and others wait for the sampler, which idles
-            meanwhile. The download goes on.
-    """
-    until = time.monotonic() + FETCH_SECONDS
-    for progress in told:
-        sentence = on_its_way(*progress)
-        if time.monotonic() > until and waiting_calls(page):
-            raise WeightsError(f"{sentence} Others wait for the sampler: try again in a moment.")
-        yield {"run": run_id(), "state": "fetching", "message": sentence}
-
-
-def fetched(told: Iterable[tuple[str, int, int]], page: gr.Blocks) -> None:
-    """The same for a call by name, which hears of weights on their way only if it has to give up."""
-    for _ in fetching(told, page):
-        pass
-
-
-@contextmanager
-def sentences() -> Iterator[None]:
-    """Refusals as the one kind of error whose sentence a client of the API gets to read."""
-    try:
-        yield
-    except (SettingsError, WeightsError) as error:
-        raise gr.Error(said(error), print_exception=False) from error
 
 
 def build(pipeline: NestARPipeline, runs: Runs) -> None:
@@ -354,7 +280,7 @@ def build(pipeline: NestARPipeline, runs: Runs) -> None:
         )
     # What the server answers beside runs: a sentence, or a place in the queue. It shows nothing itself.
     answers = gr.HTML(
-        None, html_template="", js_on_load=asset("answers.js"), apply_default_css=False, elem_id="answers"
+        None, html_template="", js_on_load=asset("answers.js"), apply_default_css=False, elem_classes="unseen"
     )
 
     def on_generate(class_name: Any, values: Any, request: gr.Request) -> Iterator[dict[str, Any]]:
@@ -407,9 +333,7 @@ def build(pipeline: NestARPipeline, runs: Runs) -> None:
         )
 
     def on_ask(request: gr.Request) -> dict[str, Any]:
-        """A visitor's run waits: which place has it in the queue?"""
-        place = place_in_queue(page, request.session_hash)
-        return {"id": run_id(), "place": place[0], "waiting": place[1]} if place else {"id": run_id()}
+        return place_of(PART, [on_generate.__name__], page, request)
 
     # gr.api reads the annotations, and one JSON object is what each yield sends.
     def generate(
@@ -469,7 +393,9 @@ def build(pipeline: NestARPipeline, runs: Runs) -> None:
             return keepsakes.about(settings, weights, fingerprint) | keepsakes.shared(kept)
 
     quiet = {"show_progress": "hidden", "api_visibility": "private"}
-    running = generate_button.click(on_generate, [classes, dials], stage, **quiet, **SAMPLER)
+    # Gradio tidies up after a run and would drop a click meanwhile, unsaid: the stage keeps to one at a time.
+    again = {"trigger_mode": "multiple", **quiet, **SAMPLER}
+    running = generate_button.click(on_generate, [classes, dials], stage, **again)
     # A call that the full queue turned away, or that broke, has no value to show: tell the stage by an event
     # of the document.
     running.failure(None, js=tells("failed"))

@@ -98,7 +98,7 @@ function legendHtml(nesting) {
       const ramp = turns.map((turn) => `<i style="${moduleStyle(turn.module, turn.tint)}"></i>`).join("");
       return (
         `<li class="reached"><span class="name">Module ${module.number}</span><span class="ramp" aria-hidden="true">` +
-        `${ramp}</span><span class="what">${turns.length} × ${plural(module.patchSize, "token")}</span>` +
+        `${ramp}</span><span>${turns.length} × ${plural(module.patchSize, "token")}</span>` +
         `<span class="time">${module.tokens} stand</span></li>`
       );
     })

@@ -50,8 +50,8 @@ function turnsChart(nesting, width, height) {
     .map(
       (tick) =>
         `<line class="rule" x1="${x0}" x2="${x1}" y1="${up(tick)}" y2="${up(tick)}"/>` +
-        `<text class="tick" x="${x0 - 7}" y="${up(tick)}" dy="0.35em" text-anchor="end">${tick}</text>` +
-        `<text class="tick" x="${across(tick)}" y="${y0 + 16}" text-anchor="middle">${tick}</text>`,
+        `<text x="${x0 - 7}" y="${up(tick)}" dy="0.35em" text-anchor="end">${tick}</text>` +
+        `<text x="${across(tick)}" y="${y0 + 16}" text-anchor="middle">${tick}</text>`,
     )
     .join("");
   const tokens = sampledTokens();
@@ -107,8 +107,8 @@ function tokensChart(nesting, width, height) {
   ];
   const frame =
     `<line class="rule" x1="${x0}" x2="${x1}" y1="${y0}" y2="${y0}"/>` +
-    `<text class="tick" x="${x0}" y="${y0 + 16}">0</text>` +
-    `<text class="tick" x="${x1}" y="${y0 + 16}" text-anchor="middle">n = ${nesting.n}</text>` +
+    `<text x="${x0}" y="${y0 + 16}">0</text>` +
+    `<text x="${x1}" y="${y0 + 16}" text-anchor="middle">n = ${nesting.n}</text>` +
     `<circle class="full" cx="${x1}" cy="${up(all)}" r="4"/>`;
   const words =
     `Up to ${nesting.n} tokens, those processed rise in step with them to ${all}, ` +

@@ -26,8 +26,8 @@ from nestar.frames import Frame
 from nestar.images import from_bytes
 from nestar.pipeline import NestARPipeline
 from nestar.settings import SampleSettings, SettingsError, check_choice
+from nestar.ui.answers import run_id
 from nestar.ui.frames import picture
-from nestar.ui.generate import run_id
 from nestar.ui.runs import hosted, streamer
 from nestar.ui.signatures import Failure, compared, signatures, why_not
 

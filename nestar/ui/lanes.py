@@ -15,8 +15,9 @@ from nestar.frames import Frame
 from nestar.nesting import Nesting
 from nestar.pipeline import NestARPipeline
 from nestar.settings import SOLVER_CALLS, SampleSettings
-from nestar.ui.frames import picture
-from nestar.ui.generate import run_id, shown_order
+from nestar.ui.answers import run_id
+from nestar.ui.frames import method_of, picture
+from nestar.ui.generate import shown_order
 from nestar.ui.runs import on_zero_gpu, streamer
 
 LIMIT_SECONDS = 15.0
@@ -32,11 +33,11 @@ MAX_PAUSED = 16
 """Races kept between two slices; each holds a few caches of keys and values."""
 
 # The kinds that can run, in the order of their lanes, and what each does in one line.
-KINDS = {
-    "nested": ("NestAR", "Module by module, patch by patch."),
-    "autoregressive": ("Plain autoregression", "One token at a time."),
-    "cells": ("Cells", "One square of the grid at a time."),
-    "one-shot": ("One-shot flow", "All at once: nothing shows before the end."),
+IDEAS = {
+    "nested": "Module by module, patch by patch.",
+    "autoregressive": "One token at a time.",
+    "cells": "One square of the grid at a time.",
+    "one-shot": "All at once: nothing shows before the end.",
 }
 
 
@@ -53,19 +54,17 @@ class Entrant:
     @property
     def label(self) -> str:
         """The method in plain words."""
-        name, nesting = KINDS[self.nesting.kind][0], self.nesting
-        more = {"nested": f", k = {nesting.k}", "cells": f" ({nesting.k})"}
-        return name + more.get(nesting.kind, "")
+        return method_of(self.nesting)
 
 
 def entrants(pipeline: NestARPipeline) -> dict[str, list[Entrant]]:
-    """Who can run, by kind in the order of KINDS: every k in the page's order, and one of each other kind.
+    """Who can run, by kind in the order of IDEAS: every k in the page's order, and one of each other kind.
 
     Variants of the same nesting (`k4-lattice.separate`) stay out: they would take the same time. But one
     that saw as many images as the others' weights (`checkpoints.alike`) runs in place of one that saw more.
     """
     order = shown_order(pipeline)
-    found: dict[str, list[Entrant]] = {kind: [] for kind in KINDS}
+    found: dict[str, list[Entrant]] = {kind: [] for kind in IDEAS}
     for name, nesting in pipeline.nestings.items():
         own = found[nesting.kind]
         if name == nesting.name and (nesting.order == order if nesting.kind == "nested" else not own):

@@ -53,6 +53,6 @@ function normPlot(modules, frames, made) {
   const label = told.length ? `Velocity norm from noise to tokens: ${told.join("; ")}` : "No velocity yet";
   return (
     `<svg viewBox="0 0 ${PLOT.width} ${PLOT.height}" role="img" aria-label="${label}">` +
-    `<g class="rulers">${rulers.join("")}${times.join("")}</g>${traces.join("")}${means.join("")}</svg>`
+    `<g>${rulers.join("")}${times.join("")}</g>${traces.join("")}${means.join("")}</svg>`
   );
 }

@@ -27,8 +27,9 @@ function million(count) {
   return count < 1e5 ? `${(count / 1e3).toFixed(0)} thousand` : `${(count / 1e6).toFixed(2)} million`;
 }
 
-function lay() {
-  find(".lanes").innerHTML = field()
+// `runners`: entrants, one a lane; those of a race that is under way may be others than the form names.
+function lay(runners = field()) {
+  find(".lanes").innerHTML = runners
     .map(
       ({ weights, label, idea, nesting, parameters, images }) =>
         `<li class="lane" data-weights="${escaped(weights)}" data-state="ready">` +
@@ -46,16 +47,16 @@ function lay() {
   // The maps are decoration here: no stops for Tab.
   for (const token of element.querySelectorAll(".mini [tabindex]")) token.removeAttribute("tabindex");
   find(".tally").hidden = true;
-  sayRules();
+  sayRules(runners);
 }
 
 // Of Generate's weights a variant runs where they saw more images than the others.
-function moreTrained() {
-  return field().find(({ weights, nesting }) => nesting.kind === "nested" && weights !== nesting.name)?.label;
+function moreTrained(runners) {
+  return runners.find(({ weights, nesting }) => nesting.kind === "nested" && weights !== nesting.name)?.label;
 }
 
-function sayRules() {
-  const counts = field().map((entrant) => entrant.parameters);
+function sayRules(runners) {
+  const counts = runners.map((entrant) => entrant.parameters);
   const [least, most] = [Math.min(...counts), Math.max(...counts)];
   const within = least / most > NEAR ? "less than 1 %" : `${Math.ceil(100 * (1 - least / most))} %`;
   const turns = rules.together
@@ -64,13 +65,13 @@ function sayRules() {
   const sentences = [
     `Same class, noise, steps and device (${rules.device}); parameters differ by ${within}.`,
     "Guidance rises over the patches; a lane with a single patch has it in full.",
-    ...(moreTrained() ? [`${moreTrained()} runs here with weights that saw as many images as the others’: not Generate’s.`] : []),
+    ...(moreTrained(runners) ? [`${moreTrained(runners)} runs here with weights that saw as many images as the others’: not Generate’s.`] : []),
     turns,
     "A clock counts its own lane’s sampling alone. Previews are decoded off the clock.",
     "Networks that have not run yet run once beforehand, off the clock: first passes are slow.",
     `After ${rules.limit} s of compute in all, whoever has not arrived is stopped.`,
   ];
-  if (new Set(field().map((entrant) => entrant.images)).size > 1) {
+  if (new Set(runners.map((entrant) => entrant.images)).size > 1) {
     sentences.push("They were not trained on equally many images: compare their clocks here, not their pictures.");
   }
   if (rules.together) {
@@ -185,7 +186,7 @@ function setState() {
 }
 
 function draw(race, fresh) {
-  if (fresh) lay();
+  if (fresh) lay(race.lanes.map(({ weights }) => Object.values(entrants).flat().find((each) => each.weights === weights)));
   race.lanes.forEach(drawLane);
   drawTally();
   goOn();
@@ -208,6 +209,7 @@ function stopped(race) {
 }
 
 const calls = followCalls({
+  call: "race",
   say,
   show: setState,
   draw,

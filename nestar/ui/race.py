@@ -1,18 +1,19 @@
 """The tab "Race": one class and seed through NestAR and the methods it is compared with, side by side."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import gradio as gr
 
 from nestar.pipeline import NestARPipeline
 from nestar.settings import SampleSettings, SettingsError, by_name
+from nestar.ui.answers import fetched, fetching, place_of, sentences, told
 from nestar.ui.assets import asset, tells
 from nestar.ui.frames import nesting_to_json, spaced
-from nestar.ui.generate import fetched, fetching, first_settings, refused, run_id, sentences
-from nestar.ui.lanes import KINDS, LIMIT_SECONDS, SLICE_SECONDS, Entrant, PausedRaces, Race, Starter
-from nestar.ui.runs import SAMPLER, Runs, place_in_queue
+from nestar.ui.generate import first_settings
+from nestar.ui.lanes import IDEAS, LIMIT_SECONDS, SLICE_SECONDS, Entrant, PausedRaces, Race, Starter
+from nestar.ui.runs import SAMPLER, Runs
 
 PART = "race"
 
@@ -38,8 +39,8 @@ def build(pipeline: NestARPipeline, runs: Runs, page: gr.Blocks) -> None:
             "device": str(pipeline.device),
         },
     )
-    place = gr.HTML(
-        None, html_template="", js_on_load=asset("place.js"), apply_default_css=False, elem_classes="unseen"
+    answers = gr.HTML(
+        None, html_template="", js_on_load=asset("answers.js"), apply_default_css=False, elem_classes="unseen"
     )
 
     def slice_of(race: Race, request: gr.Request, seconds: float, warm: bool) -> Iterator[dict[str, Any]]:
@@ -90,7 +91,7 @@ def build(pipeline: NestARPipeline, runs: Runs, page: gr.Blocks) -> None:
         paused.drop(request)
 
     def on_ask(request: gr.Request) -> dict[str, Any]:
-        return {"id": run_id(), "place": place_in_queue(page, request.session_hash)}
+        return place_of(PART, [on_race.__name__, on_lap.__name__], page, request)
 
     # gr.api reads the annotations, and one JSON object is what each yield sends.
     def race_api(
@@ -129,17 +130,9 @@ def build(pipeline: NestARPipeline, runs: Runs, page: gr.Blocks) -> None:
         each.failure(None, js=tells("race-failed"))
     panel.halt(on_stop, queue=False, cancels=[racing, lapping], **quiet)
     panel.halt(None, js=tells("race-halted"))
-    panel.ask(on_ask, None, place, queue=False, **quiet)
+    panel.ask(on_ask, None, answers, queue=False, **quiet)
     page.unload(paused.drop)
     gr.api(race_api, api_name="race", **SAMPLER)
-
-
-def told(work: Callable[[], Iterator[dict[str, Any]]]) -> Iterator[dict[str, Any]]:
-    """The values of `work`; if it fails, a value that says why in one sentence."""
-    try:
-        yield from work()
-    except Exception as error:
-        yield refused(error)
 
 
 def entrants_to_json(found: dict[str, list[Entrant]], settings: SampleSettings) -> dict[str, Any]:
@@ -149,7 +142,7 @@ def entrants_to_json(found: dict[str, list[Entrant]], settings: SampleSettings) 
             {
                 "weights": entrant.weights,
                 "label": entrant.label,
-                "idea": KINDS[kind][1],
+                "idea": IDEAS[kind],
                 "parameters": entrant.parameters,
                 "images": entrant.images,
                 "nesting": nesting_to_json(entrant.nesting, settings),

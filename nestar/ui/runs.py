@@ -5,7 +5,7 @@ import inspect
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from contextvars import copy_context
@@ -160,11 +160,12 @@ def sampling_call(page: gr.Blocks) -> Any | None:
     return next((event for event in running if event.concurrency_id == SAMPLER["concurrency_id"]), None)
 
 
-def place_in_queue(page: gr.Blocks, session: str | None) -> tuple[int, int] | None:
-    """Which of the calls that wait for the sampler is this visitor's first, from 1, and how many wait; None
-    if none of the visitor's does. Gradio tells this to its own progress bars only."""
-    sessions = [each for each, _, _ in waiting_calls(page)]
-    return (sessions.index(session) + 1, len(sessions)) if session in sessions else None
+def place_in_queue(page: gr.Blocks, session: str | None, functions: Iterable[str]) -> tuple[int, int] | None:
+    """Which of the calls that wait for the sampler is this visitor's first of `functions`, from 1, and how
+    many wait; None if there is none. Gradio tells this to its own progress bars only."""
+    waiting = [(owner, function) for owner, function, _ in waiting_calls(page)]
+    own = [place for place, call in enumerate(waiting, 1) if call in {(session, each) for each in functions}]
+    return (own[0], len(waiting)) if own else None
 
 
 def streamer(pipeline: "NestARPipeline", timed: bool = False) -> Stream:

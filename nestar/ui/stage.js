@@ -91,7 +91,7 @@ function numbers(frame) {
   };
   bar("nested", made, nesting.evaluations);
   bar("plain", 0, nesting.n);
-  find('.bar[data-name="nested"] .name').textContent = `NestAR, k = ${nesting.k}`;
+  find('.bar[data-name="nested"] .name').textContent = nesting.label;
 }
 
 function moduleSeconds(number) {
@@ -150,10 +150,12 @@ function look() {
   for (const line of stage.querySelectorAll(".norms polyline")) {
     line.classList.toggle("aside", module !== undefined && Number(line.dataset.module) !== module);
   }
-  const token = looked === null ? null : svg.querySelector(`[data-cell="${looked}"]`);
-  if (!token) return;
-  const [row, column] = [Math.floor(looked / run.nesting.width), looked % run.nesting.width];
-  token.setAttribute("aria-label", `Row ${row + 1}, column ${column + 1}. ${lookedSentence()}`);
+  for (const token of svg.querySelectorAll(".token")) {
+    const cell = Number(token.dataset.cell);
+    const words = cell === looked ? `. ${lookedSentence()}` : `: ${token.dataset.name}`;
+    const label = `Row ${token.dataset.row}, column ${token.dataset.column}${words}`;
+    if (token.getAttribute("aria-label") !== label) token.setAttribute("aria-label", label);
+  }
 }
 
 function plotNorms() {
@@ -174,7 +176,6 @@ function show(index) {
     swapPicture(pictureOf(index), describe(frame));
     caption(frame);
   }
-  stage.classList.toggle("preview", Boolean(frame && !frame.final));
   numbers(frame);
   const made = frame ? frame.evaluations : 0;
   markTokens(find(".map svg"), made, unfinished && playing);
@@ -192,6 +193,7 @@ function show(index) {
   plotNorms();
   look();
   keeps();
+  nameButton();
 }
 
 function lay() {
@@ -226,7 +228,7 @@ function lay() {
       const ramp = tints.map((patch) => `<i style="${moduleStyle(patch.module, patch.tint)}"></i>`).join("");
       return (
         `<li><span class="name">Module ${module.number}</span><span class="ramp" aria-hidden="true">${ramp}</span>` +
-        `<span class="what">${tints.length} × ${plural(size, "token")}</span><span class="time"></span></li>`
+        `<span>${tints.length} × ${plural(size, "token")}</span><span class="time"></span></li>`
       );
     })
     .join("");
@@ -247,11 +249,15 @@ function setState(state) {
   stage.dataset.state = state;
   stage.classList.toggle("playing", playing);
   document.getElementById("studio")?.classList.toggle("busy", busy());
-  const play = find(".play");
-  play.setAttribute("aria-label", playing ? "Pause" : "Replay");
-  play.title = playing ? "Pause" : "Replay";
+  nameButton();
   keeps();
   markButtons();
+}
+
+function nameButton() {
+  const play = find(".play");
+  play.title = playing ? "Pause" : shown < (run?.frames.length ?? 0) - 1 ? "Play" : "Replay";
+  play.setAttribute("aria-label", play.title);
 }
 
 // What the colours of Generate and Stop say, for those who do not see them. Gradio may mount them after this runs.
@@ -313,7 +319,8 @@ function announce() {
 function say(sentence, alarming) {
   const message = find(".message");
   message.hidden = !sentence;
-  message.textContent = sentence;
+  message.setAttribute("aria-live", alarming ? "assertive" : "polite");
+  if (message.textContent !== sentence) message.textContent = sentence; // the same again would be read out again
   message.classList.toggle("quiet", !alarming);
 }
 
@@ -338,7 +345,7 @@ const stops = followStops({
   failed: "nestar:failed",
   through() {
     if (!again) return;
-    again = false;
+    again = waiting = false;
     document.getElementById("generate")?.click();
   },
 });
@@ -468,19 +475,20 @@ function explainWaiting() {
   asksPlace = setTimeout(explainWaiting, PLACE_MS);
 }
 
-function sayPlace({ place, waiting: all }) {
-  if (!waiting || !place) return;
+function sayPlace([place, all]) {
   const where = place === 1 ? "yours is the next run" : `your run is number ${place} of ${all} in the queue`;
   say(`Waiting for the sampler: ${where}.`, false);
 }
 
-// On the document: Gradio may mount the buttons after this runs. Before Gradio's own: a run may have to be held back.
+// On the document: Gradio may mount the buttons after this runs. Before Gradio's own: a run may have to be held back,
+// or there is one already.
 document.addEventListener(
   "click",
   (event) => {
-    if (!stops.pending() || !event.target.closest?.("#generate")) return;
+    if (!event.target.closest?.("#generate") || !(busy() || stops.pending())) return;
     event.stopPropagation();
     event.preventDefault();
+    if (!stops.pending()) return; // one run at a time
     again = waiting = true;
     say("", false);
     setState("waiting");
@@ -488,7 +496,7 @@ document.addEventListener(
   true,
 );
 document.addEventListener("click", (event) => {
-  if (event.target.closest?.("#generate") && run?.state !== "running") {
+  if (event.target.closest?.("#generate")) {
     waiting = true;
     ignoring = false;
     say("", false);
@@ -546,6 +554,10 @@ document.addEventListener("nestar:share", async ({ detail }) => {
 });
 
 async function restore(file) {
+  if (waiting) {
+    say("Your run waits for its turn: open the picture once it has begun, or press Stop.", true);
+    return;
+  }
   let kept;
   try {
     kept = await readKept(file, props.keepsake.keyword, props.keepsake.longest);
@@ -579,13 +591,12 @@ document.addEventListener("drop", (event) => {
   if (!carriesFile(event)) return;
   event.preventDefault();
   document.querySelector('[role="tab"]')?.click(); // Generate's, where the settings go
-  if (waiting) say("Your run waits for its turn: drop the picture once it has begun, or press Stop.", true);
-  else restore(event.dataTransfer.files[0]);
+  restore(event.dataTransfer.files[0]);
 });
 
 document.addEventListener("nestar:answer", ({ detail }) => {
   if (detail.message) say(detail.message, detail.alarming);
-  else sayPlace(detail);
+  else if (waiting && detail.of === "generate" && detail.place) sayPlace(detail.place);
 });
 
 // ---- calls that end without a word --------------------------------------------------------------
@@ -604,19 +615,6 @@ setInterval(async () => {
   if (!there && busy() && run === before) breakOff("The connection was lost.");
   asking = false;
 }, ASK_MS);
-
-// The table in the page's head lies over what is below: it goes as menus do.
-const nestings = () => document.querySelector(".nestings[open]");
-document.addEventListener("keydown", (event) => {
-  const open = event.key === "Escape" && nestings();
-  if (!open) return;
-  open.open = false;
-  open.querySelector("summary").focus();
-});
-document.addEventListener("click", (event) => {
-  const open = nestings();
-  if (open && !open.contains(event.target)) open.open = false;
-});
 
 watch("value", update);
 update();

@@ -27,6 +27,7 @@ function tokenMap(nesting) {
       const [row, column] = [Math.floor(cell / nesting.width), cell % nesting.width];
       cells.push(
         `<g class="token" role="img" tabindex="${cell === 0 ? 0 : -1}" data-turn="${turn}" data-cell="${cell}" ` +
+          `data-row="${row + 1}" data-column="${column + 1}" data-name="${patch.name}" ` +
           `aria-label="Row ${row + 1}, column ${column + 1}: ${patch.name}" ` +
           `style="${moduleStyle(patch.module, patch.tint)}">` +
           `<rect x="${column * UNIT + 0.6}" y="${row * UNIT + 0.6}" width="${UNIT - 1.2}" height="${UNIT - 1.2}" rx="1.6"/>` +

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from nestar import plots
 from nestar.evaluation.experiments.alignment import TIMES, held_out_tokens, velocity_alignment
 from nestar.evaluation.experiments.arms import Arm, Trained, trained
-from nestar.evaluation.experiments.findings import clearly_less, falls, known, lowest, pick
+from nestar.evaluation.experiments.findings import clearly_least, clearly_less, falls, known, pick
 from nestar.evaluation.experiments.rows import Row
 from nestar.evaluation.experiments.study import Experiment, Study, arms_note
 from nestar.settings import SettingsError
@@ -90,8 +90,6 @@ def find(rows: list[Row], arms: list[Row]) -> dict[str, Any]:
     ours = [f"lambda-{weight:g}" for weight in LAMBDAS]
     fid = {row["member"]: row["fid"] for row in finals}
     whole = set(ours) <= fid.keys()
-    best = lowest(row for row in finals if row["member"] in ours) if whole else None
-    coordinated = min((fid[name] for name in ours[1:]), default=None) if whole else None
     pairs = sorted({row["pair"] for row in aligned})
     apart = {
         arm["arm"]: {
@@ -102,9 +100,9 @@ def find(rows: list[Row], arms: list[Row]) -> dict[str, Any]:
     }
     found = {
         "fid": fid,
-        "best_lambda": LAMBDAS[ours.index(best["member"])] if best else None,
-        "coordination_lowers_fid": clearly_less(coordinated, fid[ours[0]]) if whole else None,
-        "fid_of_best_coordinated_minus_without": coordinated - fid[ours[0]] if whole else None,
+        "coordination_lowers_fid": {name: clearly_less(fid[name], fid[ours[0]]) for name in ours[1:]}
+        if whole
+        else None,
         "fid_falls_with_lambda": falls([fid[name] for name in ours]) if whole else None,
         "mean_difference_of_pair": apart,
         "difference_falls_with_lambda": {
@@ -112,7 +110,7 @@ def find(rows: list[Row], arms: list[Row]) -> dict[str, Any]:
             for pair in pairs
             if set(ours) <= apart.keys()
         },
-        "best_arm_by_fid": lowest(finals)["member"] if finals else None,
+        "best_arm_by_fid": clearly_least(fid),
     }
     last = f"lambda-{OTHER_LAMBDA:g}"
     for tokens in OTHER_TOKENS:

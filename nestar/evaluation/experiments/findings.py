@@ -39,6 +39,14 @@ def clearly_less(one: float, other: float) -> bool | str:
     return one < other
 
 
+def clearly_least(fids: Mapping[str, float]) -> str | None:
+    """The name of the least of several FIDs, where the noise of seeds does not forbid to say so."""
+    if len(fids) < 2:
+        return None
+    (best, least), (_, second) = sorted(fids.items(), key=lambda pair: pair[1])[:2]
+    return best if clearly_less(least, second) is True else "too close to say"
+
+
 def falls(values: Sequence[float]) -> bool | None:
     """Whether values go down and never up; None of fewer than two."""
     if len(values) < 2:

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from nestar import plots
 from nestar.evaluation.experiments.arms import Arm, steps_of, trained
 from nestar.evaluation.experiments.coordination import align, check_neighbours
-from nestar.evaluation.experiments.findings import clearly_less, known, lowest, minus, pick
+from nestar.evaluation.experiments.findings import clearly_less, known, minus, pick
 from nestar.evaluation.experiments.rows import Row
 from nestar.evaluation.experiments.study import Experiment, Study, arms_note
 from nestar.settings import SettingsError
@@ -50,7 +50,6 @@ def find(rows: list[Row], arms: list[Row]) -> dict[str, Any]:
     aligned = pick(rows, part="alignment")
     found: dict[str, Any] = {
         "fid": {name: row["fid"] for name, row in finals.items()},
-        "best_arm_by_fid": lowest(finals.values())["member"] if len(finals) > 1 else None,
         "mean_difference_of_neighbours": {
             arm["arm"]: sum(row["difference"] for row in own) / len(own)
             for arm in arms

@@ -28,7 +28,6 @@ def find(rows: list[Row], arms: list[Row]) -> dict[str, Any]:
         return {}
     return known(
         {
-            "better_by_fid": lowest(finals)["member"],
             "lattice_has_less_fid": clearly_less(lattice["fid"], raster["fid"]),
             "lattice_minus_raster": minus(lattice, raster, COMPARED),
             "best_settings": {row["member"]: row["settings"] for row in finals},

@@ -13,7 +13,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from nestar import plots
-from nestar.evaluation.experiments.findings import falls, known, lowest, minus, pick
+from nestar.evaluation.experiments.findings import clearly_less, falls, known, lowest, minus, pick
 from nestar.evaluation.experiments.rows import Row
 from nestar.evaluation.experiments.search import SLACK, as_good, effective
 from nestar.evaluation.experiments.study import Experiment, Study
@@ -141,6 +141,7 @@ def find(rows: list[Row], arms: list[Row]) -> dict[str, Any]:
             "fid_of_defaults": default["fid"],
             "least_fid": winner["fid"],
             "least_fid_minus_defaults": minus(winner, default, COSTS),
+            "defaults_clearly_bettered": clearly_less(winner["fid"], default["fid"]),
             "recommended_defaults": taken["settings"],
             "defaults_are_recommended": taken["settings"] == default["settings"],
         }
@@ -210,17 +211,17 @@ def _take(centre: SolverSettings, best: Mapping[str, Row | None]) -> SolverSetti
     return replace(centre, **moved)
 
 
-def _second_order(solver: list[Row]) -> dict[str, bool]:
+def _second_order(solver: list[Row]) -> dict[str, bool | str]:
     """By calls per patch: whether midpoint or Heun beats Euler there; only where the calls are the same."""
     answers = {}
     for row in solver:
         others = [one for one in pick(solver, calls=row["calls"]) if not _is(one, solver="euler")]
         if _is(row, solver="euler") and others:
-            answers[str(row["calls"])] = lowest(others)["fid"] < row["fid"]
+            answers[str(row["calls"])] = clearly_less(lowest(others)["fid"], row["fid"])
     return answers
 
 
-def _linear(guidance: list[Row], centre: Mapping[str, Any]) -> bool | None:
+def _linear(guidance: list[Row], centre: Mapping[str, Any]) -> bool | str | None:
     """Whether the best strength of the linear schedule beats the best of the constant one, of those as good
     as the centre; a schedule that has none such is beaten by one that has. None where but one was tried."""
     start = next((row for row in guidance if row["settings"] == centre), None)
@@ -232,7 +233,7 @@ def _linear(guidance: list[Row], centre: Mapping[str, Any]) -> bool | None:
         return None
     linear, constant = (lowest(row for row in rows if as_good(row, start)) for rows in tried)
     if linear and constant:
-        return linear["fid"] < constant["fid"]
+        return clearly_less(linear["fid"], constant["fid"])
     return linear is not None if linear or constant else None
 
 
