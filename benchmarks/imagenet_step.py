@@ -21,6 +21,7 @@ import torch
 
 from benchmarks.speed import significant, wait_for
 from nestar.checkpoints import resolve_device
+from nestar.engine import products_in
 from nestar.files import write_json
 from nestar.registry import SIDE, SIZES
 from nestar.tokenizer import Tokenizer, build_autoencoder
@@ -68,6 +69,7 @@ def measure(name: str, device: torch.device, batch: int | None, rows: int, steps
         device,
         Path("runs/cache"),
         pools=pools_of(config, tokenizer.channels),
+        compile_modules=device.type == "cuda",  # as `train` does
         accumulate=config.batch // rows,
         checkpoint_activations=True,
     )
@@ -108,7 +110,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         parser.error("without a GPU this is a rehearsal: give it another file (--out)")
     report: dict[str, Any] = {
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else str(device),
-        "precision": NestingTrainConfig.precision,
+        "precision": products_in(device),
         "activations": "checkpointed",
         "rows": [],
     }

@@ -320,7 +320,8 @@ def peers() -> Iterator[Peer]:
             config = replace(config, blocks=blocks or config.blocks)
             name = f"NestAR-{size.upper()}" + (f" of {blocks} blocks" if blocks else "")
             patches = f"{config.nesting.evaluations} patches of {STEPS} steps"
-            shape = f"{config.blocks} blocks of {config.dim}, {patches}"
+            depths = "/".join(map(str, config.depths))
+            shape = f"{config.blocks} blocks of {config.dim} ({depths}), {patches}"
             yield Peer(f"{name}, k = {k}", shape, lambda config=config: Nested(config))
     for name, sizes in (("B", (768, 12, 12, 1024, 6)), ("L", (1024, 16, 16, 1280, 8))):
         for rounds in (64, 256):

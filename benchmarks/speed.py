@@ -153,16 +153,13 @@ def engine(
     """All contenders at every batch size, and the ratios of the baselines to them, turn by turn."""
     racing = contenders(pipeline)
     work = {name: Engines(contender.model) for name, contender in racing.items()}
-    for engines in work.values():  # what is made on first use is made before the clocks start
-        made_ready(engines, settings, min(batches))
     dtype = torch.bfloat16 if has_bf16(pipeline.device) else torch.float32
     members = {name: described(contender, settings) for name, contender in racing.items()}
     ratios: dict[str, Any] = {}
     rates: list[float] = []
     for rows in batches:
-        if rows != min(batches):
-            for engines in work.values():
-                record(engines, settings, rows)
+        for engines in work.values():  # what is made on first use is made before the clocks start
+            made_ready(engines, settings, rows)
         before = matrix_rate(pipeline.device, dtype)
         pieces = {name: partial(sample_once, engines, settings, rows) for name, engines in work.items()}
         taken = in_turns(pieces, runs, f"batch {rows}")
@@ -285,27 +282,25 @@ def growth(device: torch.device, shape: NestARConfig, sides: Sequence[int], runs
     all for every contender and n. No passes are recorded: token by token they would be thousands."""
     settings = SolverSettings(steps=GROWTH_STEPS, solver=AIMED_AT["solver"])
     rows: list[dict[str, Any]] = []
+    speed_up: dict[str, Any] = {}
     for side in sides:
         configs = {label: replace(shape, nesting=own) for label, own in growth_nestings(side).items()}
-        for label, config in configs.items():
-            engines = Engines(NestAR(config).to(device).eval())
-            if config.nesting.evaluations < side * side:  # token by token there is enough to warm on
-                sample_once(engines, replace(settings, steps=1), 1, 0)
-            taken = [sample_once(engines, settings, 1, 0)["seconds"]]
-            while len(taken) < runs and taken[0] < PATIENCE:
-                taken.append(sample_once(engines, settings, 1, len(taken))["seconds"])
-            print(f"n = {side * side}, {label}: {taken[0]:.2f} s", file=sys.stderr, flush=True)
-            rows.append(
-                {
-                    "contender": label,
-                    "n": side * side,
-                    "evaluations": config.nesting.evaluations,
-                    "function_evaluations": config.nesting.function_evaluations(settings.steps),
-                    "operations": picture_operations(config, settings),
-                    "runs": len(taken),
-                    "seconds": spread(taken),
-                }
-            )
+        racing = {label: Engines(NestAR(config).to(device).eval()) for label, config in configs.items()}
+        taken = patient_turns(racing, settings, runs)
+        rows += [
+            {
+                "contender": label,
+                "n": side * side,
+                "evaluations": config.nesting.evaluations,
+                "function_evaluations": config.nesting.function_evaluations(settings.steps),
+                "operations": picture_operations(config, settings),
+                "runs": len(taken[label]),
+                "seconds": spread(taken[label]),
+            }
+            for label, config in configs.items()
+        ]
+        turns = zip(taken["plain autoregression"], taken["k = 4"], strict=False)  # those that both took
+        speed_up[str(side * side)] = spread([slow / fast for slow, fast in turns])
     exponents: dict[str, Any] = {}
     for label in growth_nestings(sides[0]):
         own = [row for row in rows if row["contender"] == label]
@@ -315,12 +310,6 @@ def growth(device: torch.device, shape: NestARConfig, sides: Sequence[int], runs
             "seconds": exponent(n, [row["seconds"]["median"] for row in own]),
             "operations": exponent(n, [row["operations"] for row in own]),
         }
-    slow = {row["n"]: row["seconds"]["median"] for row in rows if row["contender"] == "plain autoregression"}
-    speed_up = {
-        str(row["n"]): significant(slow[row["n"]] / row["seconds"]["median"], 3)
-        for row in rows
-        if row["contender"] == "k = 4"
-    }
     return {
         "steps": settings.steps,
         "blocks": shape.blocks,
@@ -329,6 +318,23 @@ def growth(device: torch.device, shape: NestARConfig, sides: Sequence[int], runs
         "exponents": exponents,
         "speed_up_of_k4_over_autoregression": speed_up,
     }
+
+
+def patient_turns(
+    racing: Mapping[str, Engines], settings: SolverSettings, runs: int
+) -> dict[str, list[float]]:
+    """Seconds of each contender's pictures, in turns; whoever took longer than PATIENCE takes no other."""
+    for engines in racing.values():
+        if engines.model.config.nesting.kind != "autoregressive":  # token by token there is enough to warm on
+            sample_once(engines, replace(settings, steps=1), 1, 0)
+    taken: dict[str, list[float]] = {label: [] for label in racing}
+    for run in range(runs):
+        for label, engines in racing.items():
+            if not taken[label] or taken[label][0] < PATIENCE:
+                taken[label].append(sample_once(engines, settings, 1, run)["seconds"])
+                n = engines.model.config.nesting.n
+                print(f"n = {n}, {label}: {taken[label][-1]:.2f} s", file=sys.stderr, flush=True)
+    return taken
 
 
 def exponent(n: Sequence[float], values: Sequence[float]) -> float | None:

@@ -470,10 +470,10 @@ def test_a_waiting_run_is_told_its_place_in_the_queue(visit_small, small, hold):
     time.sleep(0.3)
     visited = visit_small()
     visited.generate()
-    expect_message(visited.page, "your run is number 2 of 2 in the queue")
+    expect_message(visited.page, "you are number 2 of 2")
     first.cancel()
     assert hold.begun.acquire(timeout=60)
-    expect_message(visited.page, "yours is the next run")
+    expect_message(visited.page, "you are next")
     hold.released.set()
 
 

@@ -1,8 +1,5 @@
 // What the panels of "Diversity", "Race" and "When it fails" do alike: follow one call at a time from the press of a
 // button to its end, say what it waits for, and notice when no answer will come.
-const PATIENCE_MS = 600; // a longer wait for the server's answer is explained
-const PLACE_MS = 1000; // how often a call that waits asks for its place in the queue
-const CHECK_MS = 3000; // how often the server is asked whether it is there, while a call is on its way
 const find = (selector) => element.querySelector(selector);
 
 function plural(count, word) {
@@ -101,42 +98,4 @@ function followCalls({ call, say, show, draw, sentence, late, paused, stopped, f
   attend({ ...calls, call, say, failed, ask });
   watch("value", calls.update);
   return calls;
-}
-
-// `busy()`: a call is on its way; `waits()`: the server has not begun with it; `say(sentence)`; `breakOff(sentence)`:
-// no more will come; `failed`: the document's event for a call that ended without a value; `ask()`: ask for the place,
-// which is told under the name `call`.
-function attend({ call, busy, waits, say, breakOff, failed, ask }) {
-  let since = null; // when the present wait began
-  let asked = 0; // when it last asked for its place
-  setInterval(() => {
-    if (!waits()) {
-      since = null;
-      return;
-    }
-    since ??= Date.now();
-    const now = Date.now();
-    if (now - since < PATIENCE_MS || now - asked < PLACE_MS) return;
-    asked = now;
-    ask();
-  }, PLACE_MS / 4);
-  document.addEventListener("nestar:answer", ({ detail }) => {
-    if (!waits() || detail.of !== call || !detail.place) return;
-    const [place, all] = detail.place;
-    const where = place === 1 ? "you are next" : `you are number ${place} of ${all}`;
-    say(`Waiting for the sampler: ${where}.`);
-  });
-  document.addEventListener(failed, async () => {
-    if (!busy()) return;
-    const sentence = await whyEnded(!waits());
-    if (busy()) breakOff(sentence);
-  });
-  // Of a lost connection Gradio tells no script: ask the server, one question at a time.
-  let asking = false;
-  setInterval(async () => {
-    if (asking || !busy()) return;
-    asking = true;
-    if (!(await askServer()).there && busy()) breakOff("The connection was lost.");
-    asking = false;
-  }, CHECK_MS);
 }

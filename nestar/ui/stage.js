@@ -1,10 +1,7 @@
 // The player. The server sends every frame made so far with each update and runs flat out; this plays them at a pace
 // at which growth is seen, and replays them afterwards.
 const { module: MODULE_MS, frame: FRAME_MS } = props.pace; // the least time that each takes on screen at 1×
-const PATIENCE_MS = 600; // a longer wait for the server's answer is explained
-const PLACE_MS = 1000; // how often a run that waits asks for its place in the queue
 const MANY = 30; // more segments of the track than this stand without gaps
-const ASK_MS = 3000; // how often the server is asked whether it is there, while a run is on its way
 
 const find = (selector) => element.querySelector(selector);
 const stage = find(".stage");
@@ -26,9 +23,7 @@ let reached = -1; // the furthest frame the visitor has seen of this run
 let waiting = false; // Generate was pressed and the server has not answered yet
 let ignoring = false; // Stop was pressed while waiting: the answer, if one still comes, is not wanted
 let again = false; // Generate was pressed while a Stop was on its way
-let asksPlace = null; // the timer of the next question for the place in the queue
 let remarked = ""; // the remark on this run that was made already
-let asking = false; // the server has been asked whether it is there and has not answered yet
 
 function plural(count, word) {
   return `${count} ${word}${count === 1 ? "" : "s"}`;
@@ -466,20 +461,6 @@ find(".film").addEventListener("click", (event) => {
   show(Number(button.dataset.frame));
   setState(run.state);
 });
-// While the run waits: say so, and ask which place it has.
-function explainWaiting() {
-  if (!waiting) return;
-  const message = find(".message");
-  if (message.hidden) say("Waiting for the sampler: runs take their turn, one at a time.", false);
-  trigger("ask");
-  asksPlace = setTimeout(explainWaiting, PLACE_MS);
-}
-
-function sayPlace([place, all]) {
-  const where = place === 1 ? "yours is the next run" : `your run is number ${place} of ${all} in the queue`;
-  say(`Waiting for the sampler: ${where}.`, false);
-}
-
 // On the document: Gradio may mount the buttons after this runs. Before Gradio's own: a run may have to be held back,
 // or there is one already.
 document.addEventListener(
@@ -501,8 +482,6 @@ document.addEventListener("click", (event) => {
     ignoring = false;
     say("", false);
     setState("waiting");
-    clearTimeout(asksPlace);
-    asksPlace = setTimeout(explainWaiting, PATIENCE_MS);
   }
   if (event.target.closest?.("#stop") && run && busy()) {
     again = false;
@@ -596,25 +575,22 @@ document.addEventListener("drop", (event) => {
 
 document.addEventListener("nestar:answer", ({ detail }) => {
   if (detail.message) say(detail.message, detail.alarming);
-  else if (waiting && detail.of === "generate" && detail.place) sayPlace(detail.place);
 });
 
-// ---- calls that end without a word --------------------------------------------------------------
-
-document.addEventListener("nestar:failed", async () => {
-  if (!busy()) return;
-  const sentence = await whyEnded(!waiting);
-  if (busy()) breakOff(sentence);
+// After `followStops`: a call that Stop has ended has not failed.
+attend({
+  call: "generate",
+  busy,
+  waits: () => waiting,
+  say,
+  breakOff,
+  failed: "nestar:failed",
+  ask() {
+    // Of a wait whose place nobody knows this stays.
+    if (find(".message").hidden) say("Waiting for the sampler: runs take their turn, one at a time.");
+    trigger("ask");
+  },
 });
-// Of a lost connection Gradio tells no script, and of one that only fell silent nobody: ask the server.
-setInterval(async () => {
-  if (asking || !busy()) return;
-  asking = true;
-  const before = run;
-  const { there } = await askServer();
-  if (!there && busy() && run === before) breakOff("The connection was lost.");
-  asking = false;
-}, ASK_MS);
 
 watch("value", update);
 update();

@@ -1,5 +1,8 @@
 // What the scripts that follow calls have in common: whether the server answers, why a call ended without a value,
-// and when a Stop is through.
+// which place it has in the queue, and when a Stop is through.
+const PATIENCE_MS = 600; // a longer wait for the server's answer is explained
+const PLACE_MS = 1000; // how often a call that waits asks for its place in the queue
+const CHECK_MS = 3000; // how often the server is asked whether it is there, while a call is on its way
 const ANSWER_MS = 15000; // a server that takes longer than this to say that it is there is not
 const HALT_MS = 15000; // after this a Stop of whose end nobody told counts as through
 const SETTLE_MS = 200; // so long no end of a call was heard of: the last one has come
@@ -72,4 +75,42 @@ function followStops({ halted, failed, through }) {
       expected += 1;
     },
   };
+}
+
+// `busy()`: a call is on its way; `waits()`: the server has not begun with it; `say(sentence)`; `breakOff(sentence)`:
+// no more will come; `failed`: the document's event for a call that ended without a value; `ask()`: ask for the place,
+// which is told under the name `call`.
+function attend({ call, busy, waits, say, breakOff, failed, ask }) {
+  let since = null; // when the present wait began
+  let asked = 0; // when it last asked for its place
+  setInterval(() => {
+    if (!waits()) {
+      since = null;
+      return;
+    }
+    since ??= Date.now();
+    const now = Date.now();
+    if (now - since < PATIENCE_MS || now - asked < PLACE_MS) return;
+    asked = now;
+    ask();
+  }, PLACE_MS / 4);
+  document.addEventListener("nestar:answer", ({ detail }) => {
+    if (!waits() || detail.of !== call || !detail.place) return;
+    const [place, all] = detail.place;
+    const where = place === 1 ? "you are next" : `you are number ${place} of ${all}`;
+    say(`Waiting for the sampler: ${where}.`);
+  });
+  document.addEventListener(failed, async () => {
+    if (!busy()) return;
+    const sentence = await whyEnded(!waits());
+    if (busy()) breakOff(sentence);
+  });
+  // Of a lost connection Gradio tells no script: ask the server, one question at a time.
+  let asking = false;
+  setInterval(async () => {
+    if (asking || !busy()) return;
+    asking = true;
+    if (!(await askServer()).there && busy()) breakOff("The connection was lost.");
+    asking = false;
+  }, CHECK_MS);
 }
