@@ -526,8 +526,11 @@ def speed_aims(report: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
 
 
 def between(found: dict[str, float], unit: str) -> str:
-    """A median and its spread."""
-    return f"{found['median']:.3g}{unit} ({found['lowest']:.3g} to {found['highest']:.3g})"
+    """A median and its spread, where there were several runs."""
+    spread = (
+        f" ({found['lowest']:.3g} to {found['highest']:.3g})" if found["lowest"] < found["highest"] else ""
+    )
+    return f"{found['median']:.3g}{unit}{spread}"
 
 
 def peer_lines(report: dict[str, Any]) -> Iterator[str]:
