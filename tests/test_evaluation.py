@@ -389,9 +389,9 @@ def test_given_modules_hold_tokens_of_other_pictures_of_the_same_classes(tiny, m
     settings, taken, drawn = SolverSettings(steps=1, cfg=1.0), [], []
     whole = evaluator.measure(model, settings, 5)
 
-    def sampled(model, tokenizer, ids, seeds, settings, given=None):
+    def sampled(model, tokenizer, ids, seeds, settings, given=None, engines=None):
         taken.append((ids, given))
-        return sample_images(model, tokenizer, ids, seeds, settings, given)
+        return sample_images(model, tokenizer, ids, seeds, settings, given, engines)
 
     def spied(ids, seeds, size):
         drawn.append((ids, seeds))

@@ -263,8 +263,9 @@ def test_arguments_by_place_that_do_not_fit(door: Door, name: str, brought: Any)
 
 
 # Functions of the page's own events; on_link has what follows the page's address in place of data.
-EVENTS = ("on_generate", "on_picture", "on_link", "on_siblings", "on_sweep", "on_measure", "on_nearest")
-EVENTS += ("on_race", "on_lap", "on_provoke", "on_ask", "on_stop", "stop", "leave", "drop")
+EVENTS = ("on_generate", "on_picture", "on_link", "on_grid", "on_siblings", "on_sweep", "on_explain")
+EVENTS += ("on_nearest", "on_race", "on_lap", "on_provoke", "on_measure", "on_ask", "on_ask_for_rows")
+EVENTS += ("on_ask_for_panel", "on_stop", "stop", "leave", "drop")
 
 
 def events(demo: Any) -> dict[int, str]:
@@ -277,7 +278,7 @@ def events(demo: Any) -> dict[int, str]:
 
 
 # What the page's scripts send by name.
-SENT = ("nesting", "sample", "modules", "round", "parent", "mark", "failure", "run", "kept")
+SENT = ("nesting", "sample", "modules", "round", "parent", "mark", "failure", "run", "kept", "call")
 SENT += NAMES["diversity"]
 
 

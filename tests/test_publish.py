@@ -34,7 +34,9 @@ def folder(tmp_path) -> Path:
     small_model(K4).save_pretrained(place / K4.name, record=RECORD)
     (place / "figures").mkdir()
     (place / "figures/private.png").write_bytes(b"mine")
+    used = instruments(load_tokenizer(place / "tokenizer"), load_features(EMBEDDED / "features"))
     report = {"samples": 500, "settings": {"steps": 25}, "reference": {"recall": 0.94}, **FIGURES}
+    report |= {"instruments": used}
     (place / "results").mkdir()
     for name in (K4.name, K2.name):
         own = fingerprint_of(NestAR.from_pretrained(place / name)) if name == K4.name else "of others"

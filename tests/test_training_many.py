@@ -96,7 +96,7 @@ def observed(patch: pytest.MonkeyPatch, sent: dict[int, signal.Signals]) -> list
 
     patch.setattr(NestingTask, "train_step", step)
     patch.setattr(NestingTask, "picture", lambda task, path: None)
-    patch.setattr(loop, "Cadence", lambda: Cadence(checkpoint=-1, validate=1e9, picture=1e9))
+    patch.setattr(loop, "Cadence", lambda: Cadence(checkpoint=0, validate=1e9, picture=1e9))
     return losses
 
 

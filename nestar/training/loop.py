@@ -81,7 +81,8 @@ class Budget:
 
 @dataclass(frozen=True)
 class Cadence:
-    """Seconds between the loop's side jobs; slow ones come less often, see SHARE."""
+    """Seconds between the loop's side jobs; slow ones come less often, see SHARE, but for checkpoints after
+    each step (0)."""
 
     checkpoint: float = 120.0
     validate: float = 120.0
@@ -182,7 +183,8 @@ def train(
                 task.picture(folder / "samples" / f"{step:07d}.png")
                 last["picture"] = time.monotonic()
                 took["picture"] = last["picture"] - began
-            if now - last["checkpoint"] > max(cadence.checkpoint, took["checkpoint"] / SHARE):
+            due = max(cadence.checkpoint, took["checkpoint"] / SHARE) if cadence.checkpoint > 0 else 0.0
+            if now - last["checkpoint"] >= due:
                 began = time.monotonic()
                 _save(task, state_file, step, trained)
                 last["checkpoint"] = time.monotonic()

@@ -229,7 +229,7 @@ def build(pipeline: NestARPipeline, runs: Runs) -> None:
     }
 
     def on_ask(event: gr.EventData, request: gr.Request) -> dict[str, Any]:
-        call = str(by_name(event._data, ["call"]).get("call"))
+        call = str(event._data.get("call")) if isinstance(event._data, Mapping) else ""
         asked = [each.__name__ for name, each in functions.items() if f"{PART}-{name}" == call]
         return place_of(call[:80], asked, page, request)
 
