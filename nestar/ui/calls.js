@@ -15,8 +15,7 @@ function escaped(text) {
 // stopped; `fresh`: the first of its run; `sentence(value)`: what to say of it, undefined to leave what stands there;
 // `late(value)`, if given: whether it answers an earlier question than what is asked now, which is sent then;
 // `paused`: the state, if there is one, in which a run waits for its turn again; `stopped(value)`: what is left of it
-// when no more comes; `call`, `failed`, `ask`: see `attend`; `halted`:
-// see `followStops`.
+// when no more comes; `call`, `failed`, `ask`: see `attend`; `halted`: see `followStops`.
 function followCalls({ call, say, show, draw, sentence, late, paused, stopped, failed, halted, ask }) {
   let ignoring = false; // it was stopped while it waited: the answer, if one still comes, is not wanted
   let send = null; // what was asked for while a Stop was on its way
