@@ -118,6 +118,7 @@ def quality_rows() -> Iterator[Row]:
         yield from share_rows(few, ("class_accuracy", "precision", "recall"), of_few=True)
     if report:
         yield from share_rows(report, ("class_accuracy", "precision", "recall"))
+        yield from weakest_rows(report)
         command = evaluation_of(report)
         yield "FID, own features", f"{report['fid']:.2f}", beside(report, "fid", ".2f"), "", command
         seams = report["seams"]
@@ -143,6 +144,24 @@ def share_rows(report: dict[str, Any], names: Sequence[str], *, of_few: bool = F
             f"{report[name]:{form}}",
             beside(report, name, form),
             goal(aim, report[key], **stated) if aim in TARGETS else "",
+            evaluation_of(report),
+        )
+
+
+def weakest_rows(report: dict[str, Any], count: int = 4) -> Iterator[Row]:
+    """The classes whose real pictures lie least within the samples' manifold."""
+    by_class = report.get("recall_by_class")
+    if by_class:
+        least = sorted(by_class, key=by_class.__getitem__)[:count]
+        ceilings = [
+            ", ".join(f"{report[part]['recall_by_class'][name]:.2f}" for name in least)
+            for part in ("reference", "reconstruction")
+        ]
+        yield (
+            f"least recall of a class, of {report['samples']:,} samples",
+            ", ".join(f"{name} {by_class[name]:.2f}" for name in least),
+            " / ".join(ceilings),
+            "",
             evaluation_of(report),
         )
 

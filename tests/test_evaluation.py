@@ -119,6 +119,17 @@ def test_precision_and_recall_of_equal_and_of_distant_sets():
         metrics.precision_recall(left, right[:3])
 
 
+def test_a_class_that_is_missing_or_made_up_shows_in_its_own_shares():
+    left, right = two_modes(50)
+    real_ids = torch.tensor([0, 1]).repeat_interleave(50)
+    fake_ids = torch.tensor([1, 0]).repeat(25)
+    fakes_N, reals_N = metrics.within_manifolds(torch.cat([left, right]), left)
+    assert metrics.shares_by_class(reals_N, real_ids) == {CLASSES[0]: 1, CLASSES[1]: 0}
+    assert metrics.shares_by_class(fakes_N, fake_ids) == {CLASSES[0]: 1, CLASSES[1]: 1}
+    fakes_N, _ = metrics.within_manifolds(left, torch.cat([left, right]))
+    assert metrics.shares_by_class(fakes_N, real_ids) == {CLASSES[0]: 1, CLASSES[1]: 0}
+
+
 def test_neighbour_radius_is_the_kth_other_row():
     line = torch.tensor([[0.0], [1.0], [3.0], [7.0], [20.0]], dtype=torch.float64)
     assert metrics.neighbour_radii(line, 1).tolist() == [1, 1, 2, 4, 13]
@@ -362,6 +373,8 @@ def test_report_is_whole_and_repeatable(tiny):
         "recall",
         "class_accuracy",
         "class_accuracy_by_class",
+        "precision_by_class",
+        "recall_by_class",
         "seams",
         "diversity",
         "vendi",
@@ -369,7 +382,10 @@ def test_report_is_whole_and_repeatable(tiny):
     }
     for part in (report, report["reference"], report["reconstruction"]):
         assert figures <= part.keys()
-        assert set(part["class_accuracy_by_class"]) == set(CLASSES)
+        for name in ("class_accuracy", "precision", "recall"):
+            by_class = part[f"{name}_by_class"]
+            assert set(by_class) == set(CLASSES)  # six pictures each
+            assert sum(by_class.values()) / len(CLASSES) == pytest.approx(part[name])
     assert 0 < report["sampling_seconds"] <= report["seconds"]
     # An untrained decoder makes nothing like Tiny Worlds; one half of them is like the other.
     assert report["reference"]["fid"] < report["reconstruction"]["fid"]

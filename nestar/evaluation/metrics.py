@@ -58,10 +58,20 @@ def inception_style_score(logits_NK: Tensor) -> float:
 
 
 def precision_recall(real_ND: Tensor, fake_ND: Tensor, k: int = 3) -> tuple[float, float]:
-    """Improved precision and recall (Kynkaanniemi et al., arXiv 1904.06991), k = 3 as there.
+    """Improved precision and recall (Kynkaanniemi et al., arXiv 1904.06991), k = 3 as there: the shares of
+    fakes and of reals that `within_manifolds` finds.
+
+    Raises:
+        ValueError: a set has no more than k members.
+    """
+    fakes_N, reals_N = within_manifolds(real_ND, fake_ND, k)
+    return fakes_N.double().mean().item(), reals_N.double().mean().item()
+
+
+def within_manifolds(real_ND: Tensor, fake_ND: Tensor, k: int = 3) -> tuple[Tensor, Tensor]:
+    """Which fakes lie within the real manifold, and which reals within the fake one, each (N,) bool.
 
     A set's manifold is the union of balls around its members that reach to their k-th nearest neighbour.
-    Precision is the share of fakes within the real manifold, recall the share of reals within the fake one.
 
     Raises:
         ValueError: a set has no more than k members.
@@ -83,10 +93,11 @@ def neighbour_radii(features_ND: Tensor, k: int) -> Tensor:
     )
 
 
-def _inside(points_ND: Tensor, centres_MD: Tensor, radii_M: Tensor) -> float:
-    """Share of points within at least one ball; the border belongs to the ball."""
-    within = [(torch.cdist(rows, centres_MD) <= radii_M).any(1) for rows in points_ND.split(CHUNK)]
-    return torch.cat(within).double().mean().item()
+def _inside(points_ND: Tensor, centres_MD: Tensor, radii_M: Tensor) -> Tensor:
+    """Which points lie within at least one ball, (N,); the border belongs to the ball."""
+    return torch.cat(
+        [(torch.cdist(rows, centres_MD) <= radii_M).any(1) for rows in points_ND.split(CHUNK)]
+    )
 
 
 def seam_gradients(images_N3HW: Tensor, stride: int) -> tuple[Tensor, Tensor]:
@@ -152,9 +163,15 @@ def vendi_score(features_ND: Tensor) -> float:
 
 def class_accuracy(logits_NK: Tensor, class_ids_N: Tensor) -> tuple[float, dict[str, float]]:
     """Share of pictures in which the asked class is named, overall and by class."""
-    hits_N = (logits_NK.argmax(1) == class_ids_N).double()
-    by_class = {CLASSES[i]: hits_N[class_ids_N == i].mean().item() for i in class_ids_N.unique().tolist()}
-    return hits_N.mean().item(), by_class
+    hits_N = logits_NK.argmax(1) == class_ids_N
+    return hits_N.double().mean().item(), shares_by_class(hits_N, class_ids_N)
+
+
+def shares_by_class(hits_N: Tensor, class_ids_N: Tensor) -> dict[str, float]:
+    """By name, the share of each class's pictures that are hits."""
+    return {
+        CLASSES[i]: hits_N[class_ids_N == i].double().mean().item() for i in class_ids_N.unique().tolist()
+    }
 
 
 def factor_coverage(

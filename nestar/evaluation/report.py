@@ -300,11 +300,11 @@ def describe(
 def compare(real: Description, fake: Description) -> dict[str, Any]:
     """Every figure of a set of pictures, those that need it against `real`; without class logits and factors
     those that need them are left out."""
-    precision, recall = metrics.precision_recall(real.features_ND, fake.features_ND, NEIGHBOURS)
+    fakes_N, reals_N = metrics.within_manifolds(real.features_ND, fake.features_ND, NEIGHBOURS)
     figures = {
         "fid": metrics.fid(real.features_ND, fake.features_ND),
-        "precision": precision,
-        "recall": recall,
+        "precision": fakes_N.double().mean().item(),
+        "recall": reals_N.double().mean().item(),
         "seams": metrics.seam_ratio(fake.across_N, fake.inside_N),
         "diversity": metrics.mean_pairwise_distance(fake.features_ND, fake.class_ids_N),
         "vendi": metrics.vendi_score(fake.features_ND),
@@ -312,7 +312,12 @@ def compare(real: Description, fake: Description) -> dict[str, Any]:
     if fake.logits_NK is not None:
         figures["inception_score"] = metrics.inception_style_score(fake.logits_NK)
         accuracy, by_class = metrics.class_accuracy(fake.logits_NK, fake.class_ids_N)
-        figures |= {"class_accuracy": accuracy, "class_accuracy_by_class": by_class}
+        figures |= {
+            "class_accuracy": accuracy,
+            "class_accuracy_by_class": by_class,
+            "precision_by_class": metrics.shares_by_class(fakes_N, fake.class_ids_N),
+            "recall_by_class": metrics.shares_by_class(reals_N, real.class_ids_N),
+        }
     if real.factors_NF is not None and fake.factors_NF is not None:
         figures["coverage"] = metrics.factor_coverage(
             real.factors_NF, real.class_ids_N, fake.factors_NF, fake.class_ids_N
