@@ -95,9 +95,7 @@ def neighbour_radii(features_ND: Tensor, k: int) -> Tensor:
 
 def _inside(points_ND: Tensor, centres_MD: Tensor, radii_M: Tensor) -> Tensor:
     """Which points lie within at least one ball, (N,); the border belongs to the ball."""
-    return torch.cat(
-        [(torch.cdist(rows, centres_MD) <= radii_M).any(1) for rows in points_ND.split(CHUNK)]
-    )
+    return torch.cat([(torch.cdist(rows, centres_MD) <= radii_M).any(1) for rows in points_ND.split(CHUNK)])
 
 
 def seam_gradients(images_N3HW: Tensor, stride: int) -> tuple[Tensor, Tensor]:

@@ -4,7 +4,7 @@ picture beside any of them."""
 import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import gradio as gr
 
@@ -76,23 +76,38 @@ def committed(pipeline: NestARPipeline, space: FeatureSpace) -> dict[str, Any]:
     return found
 
 
-def build(pipeline: NestARPipeline, runs: Runs) -> None:
-    """Lay out the tab and bind its events and `/diversity`, `/siblings`, `/temperatures`, `/explained` and
-    `/nearest`. Nothing is computed before the visitor asks."""
-    desk = Desk(pipeline, neighbours.FOLDER)
-    page = gr.context.Context.root_block
-    first = first_controls(pipeline)
+class Panels(NamedTuple):
+    """The tab's components. `answers` shows nothing itself: it tells places in the queue."""
 
-    def panel(template: str, script: tuple[str, ...], elem_id: str, **props: Any) -> gr.HTML:
-        return gr.HTML(
-            props.pop("value", None),
-            html_template=asset(template),
-            js_on_load="".join(asset(name) for name in script),
-            apply_default_css=False,
-            elem_id=elem_id,
-            **props,
-        )
+    controls: gr.HTML
+    generate_button: gr.Button
+    stop_button: gr.Button
+    grid: gr.HTML
+    nearest: gr.HTML
+    distances: gr.HTML
+    keep: gr.HTML
+    resample_button: gr.Button
+    siblings: gr.HTML
+    explained: gr.HTML
+    measure_button: gr.Button
+    sweep: gr.HTML
+    sweep_button: gr.Button
+    answers: gr.HTML
 
+
+def panel(template: str, script: tuple[str, ...], elem_id: str, **props: Any) -> gr.HTML:
+    return gr.HTML(
+        props.pop("value", None),
+        html_template=asset(template),
+        js_on_load="".join(asset(name) for name in script),
+        apply_default_css=False,
+        elem_id=elem_id,
+        **props,
+    )
+
+
+def lay_out(pipeline: NestARPipeline, desk: Desk, first: Mapping[str, Any]) -> Panels:
+    """The tab; `first` is what its controls say when the page opens."""
     # In the order in which a phone shows them; diversity.css places them beside one another.
     with gr.Row(elem_id="diversity", equal_height=False):
         with gr.Column(elem_id="diversity-side", min_width=0):
@@ -114,8 +129,8 @@ def build(pipeline: NestARPipeline, runs: Runs) -> None:
                 )
                 stop_button = gr.Button("Stop", elem_id="diversity-stop", min_width=60)
         grid = panel("diversity_grid.html", (*SHEET, "diversity_grid.js"), "diversity-grid")
-        nearest_panel = panel("diversity_nearest.html", (*PANEL, "diversity_nearest.js"), "diversity-nearest")
-        distance_panel = panel(
+        nearest = panel("diversity_nearest.html", (*PANEL, "diversity_nearest.js"), "diversity-nearest")
+        distances = panel(
             "diversity_distances.html", (*PANEL, "diversity_distances.js"), "diversity-distances"
         )
         with gr.Column(elem_id="diversity-family", min_width=0):
@@ -126,11 +141,11 @@ def build(pipeline: NestARPipeline, runs: Runs) -> None:
                 value={"modules": 1, "round": 0},
             )
             resample_button = gr.Button("Resample", elem_id="diversity-resample", min_width=80)
-            siblings_panel = panel(
+            siblings = panel(
                 "diversity_siblings.html", (*SHEET, "diversity_siblings.js"), "diversity-siblings"
             )
         with gr.Column(elem_id="diversity-modules", min_width=0):
-            explained_panel = panel(
+            explained = panel(
                 "diversity_explained.html",
                 (*PANEL, "token_map.js", "diversity_explained.js"),
                 "diversity-explained",
@@ -140,7 +155,7 @@ def build(pipeline: NestARPipeline, runs: Runs) -> None:
             )
             measure_button = gr.Button("Measure", elem_id="diversity-measure", min_width=80)
         with gr.Column(elem_id="diversity-heat", min_width=0):
-            sweep_panel = panel(
+            sweep = panel(
                 "diversity_sweep.html", (*SHEET, "diversity_sweep.js"), "diversity-sweep", sweep=batches.SWEEP
             )
             sweep_button = gr.Button("Sweep temperature", elem_id="diversity-warm", min_width=80)
@@ -152,6 +167,31 @@ def build(pipeline: NestARPipeline, runs: Runs) -> None:
             apply_default_css=False,
             elem_classes="unseen",
         )
+    return Panels(
+        controls,
+        generate_button,
+        stop_button,
+        grid,
+        nearest,
+        distances,
+        keep,
+        resample_button,
+        siblings,
+        explained,
+        measure_button,
+        sweep,
+        sweep_button,
+        answers,
+    )
+
+
+def build(pipeline: NestARPipeline, runs: Runs) -> None:
+    """Lay out the tab and bind its events and `/diversity`, `/siblings`, `/temperatures`, `/explained` and
+    `/nearest`. Nothing is computed before the visitor asks."""
+    desk = Desk(pipeline, neighbours.FOLDER)
+    page = gr.context.Context.root_block
+    first = first_controls(pipeline)
+    panels = lay_out(pipeline, desk, first)
 
     def settings_of(values: Any, **others: Any) -> SampleSettings:
         """Checked settings from what a browser sent."""
@@ -237,18 +277,20 @@ def build(pipeline: NestARPipeline, runs: Runs) -> None:
     # The panels themselves see to it that one call of theirs at a time is under way.
     again = {"trigger_mode": "multiple", **private, **SAMPLER}
     computing = {
-        "grid": generate_button.click(on_grid, controls, [grid, distance_panel], **again),
-        "siblings": resample_button.click(on_siblings, keep, siblings_panel, **again),
-        "explained": measure_button.click(on_explain, controls, explained_panel, **again),
-        "sweep": sweep_button.click(on_sweep, controls, sweep_panel, **again),
-        "nearest": nearest_panel.nearest(on_nearest, None, nearest_panel, **again),
+        "grid": panels.generate_button.click(
+            on_grid, panels.controls, [panels.grid, panels.distances], **again
+        ),
+        "siblings": panels.resample_button.click(on_siblings, panels.keep, panels.siblings, **again),
+        "explained": panels.measure_button.click(on_explain, panels.controls, panels.explained, **again),
+        "sweep": panels.sweep_button.click(on_sweep, panels.controls, panels.sweep, **again),
+        "nearest": panels.nearest.nearest(on_nearest, None, panels.nearest, **again),
     }
     for name, event in computing.items():
         # A call that the full queue turned away, or that broke, has no value to show.
         event.failure(None, js=tells(f"diversity-{name}-failed"))
-    controls.ask(on_ask, None, answers, queue=False, **private)
-    stop_button.click(runs.stop_in(PART), queue=False, cancels=list(computing.values()), **private)
-    stop_button.click(None, js=tells("diversity-halted"))
+    panels.controls.ask(on_ask, None, panels.answers, queue=False, **private)
+    panels.stop_button.click(runs.stop_in(PART), queue=False, cancels=list(computing.values()), **private)
+    panels.stop_button.click(None, js=tells("diversity-halted"))
     usual = pipeline.nestings[first["nesting"]]
     diversity_api.bind(pipeline, desk, runs, page, first["class_name"], usual.k, usual.order)
 

@@ -35,9 +35,9 @@ def bind(
         """Those values of a sheet that have pictures."""
         return (value for value in values if value["images"])
 
-    def checked(class_name: str, **values: Any) -> SampleSettings:
+    def checked(class_name: str, k: int, order: str, **values: object) -> SampleSettings:
         """Settings whose weights are here."""
-        settings = pipeline.settings(class_name=class_name, **values)
+        settings = pipeline.settings(class_name=class_name, k=k, order=order, **values)
         fetched(pipeline.fetch(settings), page)
         return settings
 
@@ -56,16 +56,9 @@ def bind(
         """Grow up to 16 pictures as one batch; sample b has seed + b. Streams one JSON object a patch: images
         (data URIs, PNG when final), samples, module, patch, known, evaluations, seconds, final; the last one
         has also distances, among the samples and among real pictures, in features."""
-        values = {
-            "k": k,
-            "order": order,
-            "steps": steps,
-            "temperature": temperature,
-            "cfg": cfg,
-            "seed": seed,
-        }
+        dials = {"steps": steps, "temperature": temperature, "cfg": cfg, "seed": seed}
         with sentences(), runs.run(request) as cancel:
-            settings = checked(class_name, count=count, **values)
+            settings = checked(class_name, k, order, count=count, **dials)
             rows = batches.consecutive(settings)
             for value in grown(desk.sheets(settings, rows, cancel)):
                 if value["final"] and settings.count > 1:
@@ -87,16 +80,9 @@ def bind(
     ) -> dict:
         """Keep modules 1 to `modules` of the sample with seed `parent` and make the rest again from seeds
         seed, seed + 1, … Streams as /diversity does; the parent comes first."""
-        values = {
-            "k": k,
-            "order": order,
-            "steps": steps,
-            "temperature": temperature,
-            "cfg": cfg,
-            "seed": seed,
-        }
+        dials = {"steps": steps, "temperature": temperature, "cfg": cfg, "seed": seed}
         with sentences(), runs.run(request) as cancel:
-            settings = checked(class_name, count=count, **values)
+            settings = checked(class_name, k, order, count=count, **dials)
             rows = batches.siblings(settings, pipeline.plan_of(settings), parent, modules)
             yield from grown(desk.sheets(settings, rows, cancel))
 
@@ -110,9 +96,9 @@ def bind(
         order: str = first_order,
     ) -> dict:
         """One seed at temperatures from 0 to 1.5, as one batch. Streams as /diversity does."""
-        values = {"k": k, "order": order, "steps": steps, "cfg": cfg, "seed": seed}
+        dials = {"steps": steps, "cfg": cfg, "seed": seed}
         with sentences(), runs.run(request) as cancel:
-            settings = checked(class_name, **values)
+            settings = checked(class_name, k, order, **dials)
             yield from grown(desk.sheets(settings, batches.temperature_row(settings), cancel))
 
     def explained(
@@ -127,16 +113,9 @@ def bind(
     ) -> dict:
         """Measure how much of the differences among samples each module decides. Streams how far it is, then
         explained: shares (after modules 0 … M), increments (of each module), and their standard errors."""
-        values = {
-            "k": k,
-            "order": order,
-            "steps": steps,
-            "temperature": temperature,
-            "cfg": cfg,
-            "seed": seed,
-        }
+        dials = {"steps": steps, "temperature": temperature, "cfg": cfg, "seed": seed}
         with sentences(), runs.run(request) as cancel:
-            settings = checked(class_name, **values)
+            settings = checked(class_name, k, order, **dials)
             yield from desk.explained(settings, cancel)
 
     def nearest(
@@ -156,16 +135,9 @@ def bind(
         siblings that keep modules 1 to `modules` of the sample with seed `parent`. Returns image (a data
         URI), class_name, number, distance; unseen, copied: how near real pictures and copies come (5, 50,
         95th percentile)."""
-        values = {
-            "k": k,
-            "order": order,
-            "steps": steps,
-            "temperature": temperature,
-            "cfg": cfg,
-            "seed": seed,
-        }
+        dials = {"steps": steps, "temperature": temperature, "cfg": cfg, "seed": seed}
         with sentences(), runs.run(request) as cancel:
-            settings = checked(class_name, **values)
+            settings = checked(class_name, k, order, **dials)
             if isinstance(sample, bool) or sample not in range(_COUNT):
                 raise SettingsError(f"sample must be a whole number from 0 to {_COUNT - 1}.")
             (own,) = batches.seeds_from(settings.seed + int(sample), 1)

@@ -4,7 +4,7 @@ import logging
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
-from typing import Any
+from typing import Any, NamedTuple
 
 import gradio as gr
 import torch
@@ -17,21 +17,14 @@ from nestar.model import WeightsError
 from nestar.nesting import Nesting
 from nestar.pipeline import NestARPipeline
 from nestar.settings import RANGES, SOLVER_CALLS, SampleSettings, SettingsError, by_name, find_nesting, typed
-from nestar.ui.answers import fetched, fetching, place_of, refused, remark, run_id, sentences
+from nestar.ui import generate_api
+from nestar.ui.answers import fetching, place_of, refused, remark
 from nestar.ui.assets import asset, tells, template_text
 from nestar.ui.doors import said
-from nestar.ui.frames import (
-    data_uri,
-    frame_to_json,
-    from_uri,
-    nesting_to_json,
-    plans_to_json,
-    thin,
-    to_uri,
-)
-from nestar.ui.kept import KeptRuns, encode
-from nestar.ui.runs import SAMPLER, Runs, on_zero_gpu, streamer, waiting_calls
-from nestar.ui.together import Together
+from nestar.ui.frames import data_uri, plans_to_json, to_uri
+from nestar.ui.grown import Grown
+from nestar.ui.kept import KeptRuns
+from nestar.ui.runs import SAMPLER, Runs, waiting_calls
 
 log = logging.getLogger(__name__)
 
@@ -43,8 +36,8 @@ SLIDERS = {"steps": (1, 100, 1), "temperature": (0.0, 1.5, 0.05), "cfg": (1.0, 6
 DEFAULTS = SampleSettings(class_name="")
 # What a visitor sets beside the class, and the names that all of it has in a share link.
 CONTROLS = ("k", "order", "steps", "temperature", "cfg", "seed")
-# Parameters of `/generate`, in their order.
-API_NAMES = ("class_name", "k", "steps", "temperature", "cfg", "seed", "order")
+ON_GENERATE = "on_generate"
+"""The event's function by name, as Gradio tells calls that wait."""
 LINK_NAMES = {"class": "class_name"} | {name: name for name in CONTROLS}
 SHARE = """(class_name, dials) => {
   document.dispatchEvent(new CustomEvent("nestar:share", {detail: {class_name, ...dials}}));
@@ -52,7 +45,6 @@ SHARE = """(class_name, dials) => {
 STAGE_SCRIPTS = ("token_map.js", "norm_plot.js", "keepsake.js", "stops.js", "stage.js")
 # Of a stranger's file, no more than this many characters are repeated.
 MAX_CAVEAT = 120
-NO_MEMORY = "The GPU has no memory left: this picture is made on the CPU, which takes longer."
 # The run that stands on the page before the first click.
 FIRST_CLASS = "sailboat"
 FIRST_SEED = 38  # by day: its picture is bright enough to be read at a glance, at every size
@@ -178,68 +170,38 @@ def caveat(kept: Mapping[str, Any], pipeline: NestARPipeline) -> str:
     return f" It was made with {' and '.join(others)[:MAX_CAVEAT]}, so this page's will differ."
 
 
-def build(pipeline: NestARPipeline, runs: Runs) -> None:
-    """Lay out the tab, compute the run shown on load, and bind the events, `/generate`, `/animation` and
-    `/settings_of`."""
-    first = first_settings(pipeline)
-    page = gr.context.Context.root_block
+def waiting_settings(pipeline: NestARPipeline, page: gr.Blocks) -> list[SampleSettings]:
+    """Settings of the pictures that visitors wait for; what will be refused is left to its turn."""
+    found = []
+    for _, function, values in waiting_calls(page):
+        with suppress(SettingsError, ValueError):
+            if function == ON_GENERATE:
+                class_name, dials = values
+                found.append(pipeline.settings(class_name=class_name, **by_name(dials, CONTROLS)))
+            elif function == generate_api.GENERATE:
+                found.append(pipeline.settings(**dict(zip(generate_api.NAMES, values, strict=True))))
+    return found
 
-    def waiting() -> list[SampleSettings]:
-        """Settings of the pictures that visitors wait for; what will be refused is left to its turn."""
-        found = []
-        for _, function, values in waiting_calls(page):
-            with suppress(SettingsError, ValueError):
-                if function == on_generate.__name__:
-                    class_name, dials = values
-                    found.append(pipeline.settings(class_name=class_name, **by_name(dials, CONTROLS)))
-                elif function == generate.__name__:
-                    found.append(pipeline.settings(**dict(zip(API_NAMES, values, strict=True))))
-        return found
 
-    along = Together(pipeline, waiting)
-    # A GPU that is lent to one call makes one call's picture.
-    stream = streamer(pipeline) if on_zero_gpu() else along.stream
+class Parts(NamedTuple):
+    """The tab's components. `answers` shows nothing itself: it is what the server says beside runs, a
+    sentence or a place in the queue."""
 
-    def run_to_json(settings: SampleSettings, cancel: threading.Event) -> Iterator[dict[str, Any]]:
-        """The stage's value after every patch: all frames so far, so that merged updates lose nothing. Of a
-        picture that is there already only the last value, of which the browser shows the growth all the same.
-        """
-        value = {
-            "run": run_id(),
-            "state": "running",
-            "settings": vars(settings) | {"seed": str(settings.seed)},
-            "name": keepsakes.file_stem(settings),
-            "nesting": nesting_to_json(pipeline.plan(settings.k, settings.order, settings.nesting), settings),
-            "device": str(pipeline.device),
-        }
-        kept = pipeline.about(settings)
-        frames: list[dict[str, Any]] = []
-        at_once = settings in along
-        yield value | {"frames": []}
-        for frame in stream(settings, cancel):
-            frames.append(frame_to_json(frame, kept))
-            thin(frames)
-            if frame.device != pipeline.device.type:
-                value |= {"device": frame.device, "message": NO_MEMORY}
-            if frame.final or not at_once:
-                yield value | {"state": "finished" if frame.final else "running", "frames": list(frames)}
-        if not frames or not frames[-1]["final"]:
-            yield value | {"state": "stopped", "frames": list(frames)}
+    classes: gr.HTML
+    generate_button: gr.Button
+    stop_button: gr.Button
+    stage: gr.HTML
+    dials: gr.HTML
+    answers: gr.HTML
 
-    *_, first_run = run_to_json(first, threading.Event())
-    kept_runs = KeptRuns(first_run)
 
-    def animation_of(run: str) -> dict[str, str]:
-        """The growth of a run that is still kept, for the page's own button."""
-        try:
-            found = kept_runs.animation(run)
-        except Exception:
-            log.exception("The animation failed.")
-            return {"message": "The animation could not be made; the server's log says why."}
-        if found is None:
-            return {"message": "This run is no longer kept here: press Generate to make it again."}
-        return {"uri": to_uri(found[0], "WEBP"), "name": found[1]}
-
+def lay_out(
+    pipeline: NestARPipeline,
+    first: SampleSettings,
+    first_run: Mapping[str, Any],
+    animation_of: Callable[[str], Mapping[str, str]],
+) -> Parts:
+    """The tab, with a run that stands there already; `animation_of` is what its page's button asks."""
     # In the order in which a phone shows them: that of Tab and of screen readers. page.css places them.
     with gr.Row(elem_id="studio", equal_height=False):
         classes = gr.HTML(
@@ -278,25 +240,70 @@ def build(pipeline: NestARPipeline, runs: Runs) -> None:
             ranges=RANGES,
             starts=generate_button.elem_id,
         )
-    # What the server answers beside runs: a sentence, or a place in the queue. It shows nothing itself.
     answers = gr.HTML(
         None, html_template="", js_on_load=asset("answers.js"), apply_default_css=False, elem_classes="unseen"
     )
+    return Parts(classes, generate_button, stop_button, stage, dials, answers)
+
+
+def build(pipeline: NestARPipeline, runs: Runs) -> None:
+    """Lay out the tab, compute the run shown on load, and bind the events, `/generate`, `/animation` and
+    `/settings_of`."""
+    first = first_settings(pipeline)
+    page = gr.context.Context.root_block
+    grown = Grown(pipeline, lambda: waiting_settings(pipeline, page))
+    *_, first_run = grown.values(first, threading.Event())
+    kept_runs = KeptRuns(first_run)
+
+    def animation_of(run: str) -> dict[str, str]:
+        """The growth of a run that is still kept, for the page's own button."""
+        try:
+            found = kept_runs.animation(run)
+        except Exception:
+            log.exception("The animation failed.")
+            return {"message": "The animation could not be made; the server's log says why."}
+        if found is None:
+            return {"message": "This run is no longer kept here: press Generate to make it again."}
+        return {"uri": to_uri(found[0], "WEBP"), "name": found[1]}
+
+    parts = lay_out(pipeline, first, first_run, animation_of)
 
     def on_generate(class_name: Any, values: Any, request: gr.Request) -> Iterator[dict[str, Any]]:
         try:
             settings = pipeline.settings(class_name=class_name, **by_name(values, CONTROLS))
             yield from fetching(pipeline.fetch(settings), page)
             with runs.run(request, PART) as cancel:
-                for value in run_to_json(settings, cancel):
+                for value in grown.values(settings, cancel):
                     if value["state"] == "finished":
                         kept_runs.keep(request.session_hash, value)
                     yield value
         except Exception as error:
             yield refused(error)
 
+    def on_ask(request: gr.Request) -> dict[str, Any]:
+        return place_of(PART, [ON_GENERATE], page, request)
+
+    quiet = {"show_progress": "hidden", "api_visibility": "private"}
+    # Gradio tidies up after a run and would drop a click meanwhile, unsaid: the stage keeps to one at a time.
+    again = {"trigger_mode": "multiple", **quiet, **SAMPLER}
+    running = parts.generate_button.click(on_generate, [parts.classes, parts.dials], parts.stage, **again)
+    # A call that the full queue turned away, or that broke, has no value to show: tell the stage by an event
+    # of the document.
+    running.failure(None, js=tells("failed"))
+    # stop_in reaches the solver at once; cancels= also takes a call that still waits out of the queue.
+    parts.stop_button.click(runs.stop_in(PART), queue=False, cancels=running, **quiet)
+    parts.stop_button.click(None, js=tells("halted"))
+    parts.stage.ask(on_ask, None, parts.answers, queue=False, **quiet)
+    # Only Gradio knows what stands in all controls; the stage makes the link of it.
+    parts.stage.address(None, [parts.classes, parts.dials], None, js=SHARE, **quiet)
+    bind_restoring(pipeline, first, parts)
+    generate_api.bind(pipeline, grown, runs, page, first)
+
+
+def bind_restoring(pipeline: NestARPipeline, first: SampleSettings, parts: Parts) -> None:
+    """Have dropped pictures and share links set the controls; what cannot be used changes nothing."""
+
     def restore(kept: Mapping[str, Any], remarked: Callable[[SampleSettings], str]) -> tuple[Any, Any, Any]:
-        """Values for the class chooser, the dials and `answers`; what cannot be used changes nothing."""
         try:
             known = {name: kept[name] for name in ("class_name", *CONTROLS) if name in kept}
             settings = pipeline.settings(**known)
@@ -332,82 +339,7 @@ def build(pipeline: NestARPipeline, runs: Runs) -> None:
             lambda settings: "The link's settings stand in the controls. Press Generate to see the picture.",
         )
 
-    def on_ask(request: gr.Request) -> dict[str, Any]:
-        return place_of(PART, [on_generate.__name__], page, request)
-
-    # gr.api reads the annotations, and one JSON object is what each yield sends.
-    def generate(
-        request: gr.Request,
-        class_name: str = first.class_name,
-        k: int = first.k,
-        steps: int = first.steps,
-        temperature: float = first.temperature,
-        cfg: float = first.cfg,
-        seed: int = first.seed,
-        order: str = first.order,
-    ) -> dict:
-        """Grow one picture. Streams one JSON object a patch: image (a data URI; PNG when final, with the
-        settings inside), module, patch, known, evaluations, function_evaluations, seconds, module_done,
-        final, norms (of the velocity, a solver step each), batch (pictures made at once), device."""
-        values = {"k": k, "steps": steps, "temperature": temperature, "cfg": cfg, "seed": seed}
-        with sentences():
-            settings = pipeline.settings(class_name=class_name, order=order, **values)
-            fetched(pipeline.fetch(settings), page)
-            kept = pipeline.about(settings)
-            with runs.run(request) as cancel:
-                for frame in stream(settings, cancel):
-                    yield frame_to_json(frame, kept)
-
-    def animation(
-        request: gr.Request,
-        class_name: str = first.class_name,
-        k: int = first.k,
-        steps: int = first.steps,
-        temperature: float = first.temperature,
-        cfg: float = first.cfg,
-        seed: int = first.seed,
-        order: str = first.order,
-    ) -> str:
-        """Grow one picture and return its growth as an animated WebP, a data URI."""
-        values = {"k": k, "steps": steps, "temperature": temperature, "cfg": cfg, "seed": seed}
-        with sentences():
-            settings = pipeline.settings(class_name=class_name, order=order, **values)
-            fetched(pipeline.fetch(settings), page)
-            with runs.run(request) as cancel:
-                *_, value = run_to_json(settings, cancel)
-            if value["state"] != "finished":
-                raise SettingsError("The run was stopped before its end.")
-            return to_uri(encode(value), "WEBP")
-
-    def settings_of(picture: str) -> dict:
-        """The settings inside a PNG that this page or the command line saved. `picture` is a data URI, or the
-        file in base64."""
-        with sentences():
-            try:
-                data = from_uri(picture)
-            except (ValueError, AttributeError):  # no base64, no text
-                raise SettingsError("picture must be a PNG as a data URI or in base64.") from None
-            kept = keepsakes.read_png(data)
-            settings = pipeline.settings(**keepsakes.values(kept))
-            weights, fingerprint = (str(kept.get(name, "")) for name in ("weights", "fingerprint"))
-            return keepsakes.about(settings, weights, fingerprint) | keepsakes.shared(kept)
-
-    quiet = {"show_progress": "hidden", "api_visibility": "private"}
-    # Gradio tidies up after a run and would drop a click meanwhile, unsaid: the stage keeps to one at a time.
-    again = {"trigger_mode": "multiple", **quiet, **SAMPLER}
-    running = generate_button.click(on_generate, [classes, dials], stage, **again)
-    # A call that the full queue turned away, or that broke, has no value to show: tell the stage by an event
-    # of the document.
-    running.failure(None, js=tells("failed"))
-    # stop_in reaches the solver at once; cancels= also takes a call that still waits out of the queue.
-    stop_button.click(runs.stop_in(PART), queue=False, cancels=running, **quiet)
-    stop_button.click(None, js=tells("halted"))
-    restored = [classes, dials, answers]
-    stage.picture(on_picture, None, restored, queue=False, **quiet)
-    gr.on(None, on_link, None, restored, queue=False, **quiet)
-    stage.ask(on_ask, None, answers, queue=False, **quiet)
-    # Only Gradio knows what stands in all controls; the stage makes the link of it.
-    stage.address(None, [classes, dials], None, js=SHARE, **quiet)
-    gr.api(generate, api_name="generate", **SAMPLER)
-    gr.api(animation, api_name="animation", **SAMPLER)
-    gr.api(settings_of, api_name="settings_of", queue=False)
+    quiet = {"show_progress": "hidden", "api_visibility": "private", "queue": False}
+    restored = [parts.classes, parts.dials, parts.answers]
+    parts.stage.picture(on_picture, None, restored, **quiet)
+    gr.on(None, on_link, None, restored, **quiet)
