@@ -21,6 +21,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from playwright.sync_api import Page, sync_playwright
 
 import app
+from nestar.files import write_json
 from nestar.settings import SampleSettings
 from nestar.ui.assets import launch_options
 
@@ -84,7 +85,7 @@ def main() -> None:
     demo.close(verbose=False)
     result |= {"steps": SampleSettings.steps, "solver": SampleSettings.solver}
     result["memory_mib"] = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
-    arguments.out.write_text(json.dumps(result, indent=1) + "\n")
+    write_json(arguments.out, result)
     print(json.dumps(result))
 
 

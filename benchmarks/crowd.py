@@ -37,6 +37,7 @@ import httpx
 from gradio.utils import get_cache_folder
 
 import app
+from nestar.files import write_json
 from nestar.settings import SampleSettings
 from nestar.ui import together
 from nestar.ui.assets import SESSIONS, launch_options
@@ -484,7 +485,7 @@ def main() -> None:
         }
     out = arguments.out or RESULTS / f"crowd_{arguments.what}.json"
     out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json.dumps(report, indent=1) + "\n")
+    write_json(out, report)
     print(json.dumps(report))
 
 

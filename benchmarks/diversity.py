@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 from nestar.batches import Rows
 from nestar.evaluation.diversity import DIGITS, RESULTS, Explained, FeatureSpace, measure, results_file
+from nestar.files import write_json
 from nestar.frames import Frame
 from nestar.model import WeightsError, fingerprint_of
 from nestar.pipeline import NestARPipeline
@@ -100,7 +101,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     }
     file = arguments.out or results_file(nesting)
     file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps(report, indent=1) + "\n")
+    write_json(file, report)
     print(json.dumps(report["mean"]))
 
 

@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 
+from nestar.files import write_json
 from nestar.pipeline import NestARPipeline
 from nestar.settings import SampleSettings
 from nestar.ui.frames import picture
@@ -76,7 +77,7 @@ def main() -> None:
         "memory_mib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
     }
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    arguments.out.write_text(json.dumps(report, indent=1) + "\n")
+    write_json(arguments.out, report)
     print(json.dumps(report))
 
 

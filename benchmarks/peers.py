@@ -19,7 +19,6 @@ Operations are always counted (a test holds the counts to torch's); seconds are 
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import sys
 import time
@@ -37,6 +36,7 @@ from torch import Tensor, nn
 from benchmarks.operations import picture_operations
 from benchmarks.speed import FAIR, matrix_rate, record, significant, spread, wait_for
 from nestar.engines import Engines
+from nestar.files import write_json
 from nestar.model import NestAR, NestARConfig
 from nestar.registry import imagenet_config
 from nestar.sampler import SolverSettings, sample
@@ -424,7 +424,7 @@ def main() -> None:
     device = None if arguments.device == "none" else torch.device(arguments.device)
     report = measure(device, arguments.runs)
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    arguments.out.write_text(json.dumps(report, indent=1) + "\n")
+    write_json(arguments.out, report)
     for row in report["rows"]:
         print(
             f"{row['name']:22} {row['parameters'] / 1e6:7.0f} M {row['operations'] / 1e12:8.2f} T operations"

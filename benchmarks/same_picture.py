@@ -22,6 +22,7 @@ import torch
 
 from benchmarks.first_picture import RESULTS
 from nestar.batches import Rows
+from nestar.files import write_json
 from nestar.pipeline import NestARPipeline
 from nestar.settings import RANGES, find_nesting
 from nestar.ui.together import MOST
@@ -159,7 +160,7 @@ def main() -> None:
     report = measure(arguments.repo, arguments.device, arguments.seeds, arguments.few, k=arguments.k)
     report = {"k": arguments.k, **report}
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    arguments.out.write_text(json.dumps(report, indent=1) + "\n")
+    write_json(arguments.out, report)
     print(json.dumps(report))
 
 

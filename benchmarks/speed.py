@@ -31,6 +31,7 @@ from nestar.batches import consecutive
 from nestar.engine import compute_dtype, has_bf16
 from nestar.engines import Engines
 from nestar.evaluation.experiments.study import label_of
+from nestar.files import write_json
 from nestar.model import NestAR, NestARConfig
 from nestar.nesting import Nesting
 from nestar.pipeline import NestARPipeline
@@ -402,7 +403,7 @@ def main() -> None:
         ),
     }
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    arguments.out.write_text(json.dumps(report, indent=1) + "\n")
+    write_json(arguments.out, report)
     figure = draw(report)
     if figure is not None:
         plots.save(figure, arguments.out.with_suffix(".png"))

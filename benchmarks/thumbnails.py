@@ -13,6 +13,7 @@ from torch import Tensor
 
 from benchmarks.first_picture import RESULTS
 from nestar.data.tiny_worlds import CLASSES, draw, draw_indices
+from nestar.files import write_json
 
 SIDE = 4
 TRAINED_ON, TRIED_ON = 1500, 600
@@ -48,7 +49,7 @@ def accuracy() -> float:
 
 def main() -> None:
     report = {"accuracy": round(accuracy(), 4), "pictures": TRIED_ON, "side": SIDE, "classes": len(CLASSES)}
-    (RESULTS / "thumbnails.json").write_text(json.dumps(report, indent=1) + "\n")
+    write_json(RESULTS / "thumbnails.json", report)
     print(json.dumps(report))
 
 

@@ -39,10 +39,10 @@ def whole(file: Path, shared: bool = False) -> Iterator[Path]:
         raise
 
 
-def write_json(file: Path, value: Mapping[str, Any], allow_nan: bool = True) -> None:
-    """A JSON object, whole or not at all."""
+def write_json(file: Path, value: Mapping[str, Any], allow_nan: bool = True, *, shared: bool = False) -> None:
+    """A JSON object, whole or not at all; `shared` as in `whole`."""
     text = json.dumps(value, indent=1, allow_nan=allow_nan) + "\n"
-    with whole(file) as partial:
+    with whole(file, shared) as partial:
         partial.write_text(text)
 
 

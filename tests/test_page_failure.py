@@ -15,13 +15,14 @@ from playwright.sync_api import Page, expect
 import app
 from nestar.data import tiny_worlds
 from nestar.evaluation.experiments.alignment import TIMES, held_out_tokens, velocity_alignment
+from nestar.images import from_pil
 from nestar.nesting import Nesting
 from nestar.pipeline import NestARPipeline
 from nestar.settings import SampleSettings, SettingsError
 from nestar.ui import laboratory as laboratory_module
 from nestar.ui.failure import signatures_to_json
 from nestar.ui.generate import first_settings
-from nestar.ui.laboratory import METERS, HealthyRuns, Laboratory, consequence, experiment_panels, pixels
+from nestar.ui.laboratory import METERS, HealthyRuns, Laboratory, consequence, experiment_panels
 from nestar.ui.signatures import HOT, STRONG, compared, unequal
 from tests.conftest import served, tab_visitors, visitors
 from tests.small import CLASSES, K2, K4, small_model, small_tokenizer
@@ -117,7 +118,7 @@ def test_both_pictures_come_as_they_are_made_and_then_the_figures(family, name):
     for figure in ended["figures"]:
         if figure["name"] in laboratory_module.MEASURES:
             measure = laboratory_module.MEASURES[figure["name"]]
-            again = [measure(pixels(images), family.tokenizer.stride) for images in expected]
+            again = [measure(from_pil(images), family.tokenizer.stride) for images in expected]
             assert figure["values"] == pytest.approx(again, rel=1e-3)
 
 
@@ -172,7 +173,7 @@ def test_figures_see_what_they_are_named_for():
     assert measures["contrast"](flat, 16) == 0 and measures["contrast"](ramp, 16) > 70
     assert measures["spread"](torch.stack([flat[0], flat[0] + 1]), 16) == pytest.approx(127.5)
     pictures = (Image.new("RGB", (4, 4), (255, 0, 0)),)
-    assert pixels(pictures)[0, :, 0, 0].tolist() == [1, -1, -1]
+    assert from_pil(pictures)[0, :, 0, 0].tolist() == [1, -1, -1]
 
 
 def test_the_consequence_in_words():

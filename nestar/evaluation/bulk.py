@@ -4,7 +4,6 @@ the npz that ADM's evaluation suite (arXiv 2105.05233) and those after it read."
 from __future__ import annotations
 
 import json
-import os
 import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ from tqdm import tqdm
 
 from nestar.engines import Engines
 from nestar.evaluation.report import SEED_STRIDE
-from nestar.files import whole
+from nestar.files import whole, write_json
 from nestar.images import to_bytes
 from nestar.model import NestAR
 from nestar.processes import Worker, wait_for
@@ -70,9 +69,7 @@ class Bulk:
                 made, now = before.get(key), asked.get(key)
                 raise SettingsError(f"{self.folder} holds samples with {key} {made}; now asked for: {now}.")
             return
-        partial = file.with_suffix(f".{os.getpid()}")
-        partial.write_text(json.dumps(asked, indent=1) + "\n")
-        os.replace(partial, file)
+        write_json(file, asked, shared=True)
 
     def make(
         self,

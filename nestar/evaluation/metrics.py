@@ -214,6 +214,10 @@ def factor_histogram(values_N: Tensor, levels: int) -> Tensor:
 
 
 def psnr(images_N3HW: Tensor, reference_N3HW: Tensor) -> Tensor:
-    """Peak signal-to-noise ratio in dB of each picture, (N,); the peak of [-1, 1] is 2. Capped at 100 dB."""
-    mse_N = (images_N3HW - reference_N3HW).square().flatten(1).mean(1)
-    return 10 * torch.log10(4 / mse_N.clamp_min(4e-10))
+    """Peak signal-to-noise ratio of each picture in [-1, 1], (N,), see `decibels`."""
+    return decibels((images_N3HW - reference_N3HW).square().flatten(1).mean(1))
+
+
+def decibels(mse: Tensor) -> Tensor:
+    """PSNR in dB from mean squared errors of pictures in [-1, 1], whose peak is 2. Capped at 100 dB."""
+    return 10 * torch.log10(4 / mse.clamp_min(4e-10))

@@ -12,6 +12,7 @@ from torch import Tensor
 from nestar.data import tiny_worlds
 from nestar.data.pools import CPU, HELD_OUT_SEED, TRAIN_SEED, ImagePool
 from nestar.engine import autocast, products_in
+from nestar.evaluation import metrics
 from nestar.files import write_json
 from nestar.images import to_bytes
 from nestar.nesting import Nesting
@@ -120,7 +121,7 @@ class TokenizerTask:
         self.optimizer.step(lr_factor)
         self.ema.update_parameters(self.tokenizer)
         whole = error[filled:].detach().square().mean()
-        return {"l1": l1.detach(), "kl": kl.detach(), "train_psnr": _psnr(whole)}
+        return {"l1": l1.detach(), "kl": kl.detach(), "train_psnr": metrics.decibels(whole)}
 
     def _with_fills(
         self, latents_BChw: Tensor, images: Tensor, step: int, generator: torch.Generator
@@ -160,7 +161,7 @@ class TokenizerTask:
                     name = "psnr" if scale.tokens == nesting.n else f"psnr_{scale.tokens}"
                     error = self.ema.module.preview(tokens, nesting, scale.tokens).cpu() - images
                     errors.setdefault(name, []).append(error.square().mean((1, 2, 3)))
-        return {name: _psnr(torch.cat(parts)).mean().item() for name, parts in errors.items()}
+        return {name: metrics.decibels(torch.cat(parts)).mean().item() for name, parts in errors.items()}
 
     @torch.inference_mode()
     def picture(self, path: Path) -> None:
@@ -211,8 +212,3 @@ def save_grid(images_B3HW: Tensor, columns: int, path: Path) -> None:
     rows = len(images_B3HW) // columns
     sheet = to_bytes(images_B3HW[: rows * columns].float().cpu()).unflatten(0, (rows, columns))
     Image.fromarray(sheet.permute(0, 3, 1, 4, 2).flatten(2, 3).flatten(0, 1).numpy()).save(path)
-
-
-def _psnr(mse: Tensor) -> Tensor:
-    """PSNR in dB of images in [-1, 1] from their mean squared error."""
-    return 10 * torch.log10(4 / mse.clamp_min(1e-10))

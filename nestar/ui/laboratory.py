@@ -12,7 +12,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
@@ -23,7 +22,7 @@ from nestar.evaluation.experiments.alignment import TIMES, aligned_rows, held_ou
 from nestar.evaluation.experiments.command import RESULTS
 from nestar.evaluation.experiments.findings import pick
 from nestar.frames import Frame
-from nestar.images import from_bytes
+from nestar.images import from_pil
 from nestar.pipeline import NestARPipeline
 from nestar.settings import SampleSettings, SettingsError, check_choice
 from nestar.ui.answers import run_id
@@ -107,12 +106,6 @@ METERS = {
         VELOCITY_GAP,
     )
 }
-
-
-def pixels(images: tuple[Image.Image, ...]) -> Tensor:
-    """Pictures of one size as (N, 3, H, W) in [-1, 1]."""
-    stacked = torch.from_numpy(np.stack([np.asarray(image.convert("RGB")) for image in images]))
-    return from_bytes(stacked.permute(0, 3, 1, 2))
 
 
 def consequence(figures: list[dict[str, Any]], labels: list[str], versus: bool) -> str:
@@ -260,7 +253,7 @@ class Laboratory:
         stride = self.pipeline.tokenizer.stride
         figures = []
         for name in failure.meters:
-            values = [MEASURES[name](pixels(images), stride) for images in finals]
+            values = [MEASURES[name](from_pil(images), stride) for images in finals]
             figures.append(METERS[name].reading(values))
         neighbours = all(self.pipeline.plan_of(settings).modules > 1 for settings in sides)
         if failure.velocities and neighbours and not self.why_no_velocities():

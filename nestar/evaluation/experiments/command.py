@@ -10,15 +10,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nestar.evaluation.experiments import NAMES
+from nestar.evaluation.experiments.defaults import (
+    CACHE,
+    FINAL_SAMPLES,
+    IMAGES,
+    MEMBER,
+    PRESET,
+    RESULTS,
+    RUNS,
+    SAMPLES,
+)
 from nestar.settings import SampleSettings, SettingsError, check_integer, check_seed
 
 if TYPE_CHECKING:
     from nestar.evaluation.experiments.study import Experiment
     from nestar.training.nesting import NestingTrainConfig
-
-RESULTS = Path("benchmarks/results/experiments")
-RUNS = Path("runs")
-MEMBER, PRESET, IMAGES = "k4-lattice", "tiny-worlds-k4", 200_000
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -30,9 +36,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="folder of the feature network, or inception (default: the embedded one)",
     )
     parser.add_argument(
-        "--samples", type=int, default=1000, help="samples of a grid's or search's rows (default: 1000)"
+        "--samples",
+        type=int,
+        default=SAMPLES,
+        help=f"samples of a grid's or search's rows (default: {SAMPLES})",
     )
-    parser.add_argument("--final-samples", type=int, default=5000, help="of the finalists (default: 5000)")
+    parser.add_argument(
+        "--final-samples",
+        type=int,
+        default=FINAL_SAMPLES,
+        help=f"of the finalists (default: {FINAL_SAMPLES})",
+    )
     parser.add_argument(
         "--seed", type=int, default=0, help="of the finalists; searches take the next one (default: 0)"
     )
@@ -52,12 +66,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action=argparse.BooleanOptionalAction,
         help="compile the arms' modules with torch.compile, which needs a C compiler (default: on CUDA)",
     )
-    parser.add_argument(
-        "--runs", type=Path, default=RUNS / "experiments", help="where arms are trained (runs/experiments)"
-    )
-    parser.add_argument(
-        "--cache", type=Path, default=RUNS / "cache", help="where pools of images and latents lie"
-    )
+    parser.add_argument("--runs", type=Path, default=RUNS, help=f"where arms are trained (default: {RUNS})")
+    parser.add_argument("--cache", type=Path, default=CACHE, help="where pools of images and latents lie")
     parser.add_argument(
         "--out", type=Path, default=RESULTS, help=f"folder of NAME.json and NAME.png (default: {RESULTS})"
     )

@@ -23,6 +23,15 @@ from tqdm import tqdm
 from nestar import plots
 from nestar.checkpoints import alike
 from nestar.engine import has_bf16
+from nestar.evaluation.experiments.defaults import (
+    CACHE,
+    FINAL_SAMPLES,
+    IMAGES,
+    MEMBER,
+    RESULTS,
+    RUNS,
+    SAMPLES,
+)
 from nestar.evaluation.experiments.latency import latencies
 from nestar.evaluation.experiments.rows import Row, Rows, rounded
 from nestar.evaluation.experiments.search import (
@@ -84,16 +93,16 @@ class Options:
         deadline: a `time.monotonic()` value.
     """
 
-    samples: int = 1000
-    final_samples: int = 5000
+    samples: int = SAMPLES
+    final_samples: int = FINAL_SAMPLES
     seed: int = 0
     steps: int = SampleSettings.steps
-    nesting: str = "k4-lattice"
-    images: int = 200_000
+    nesting: str = MEMBER
+    images: int = IMAGES
     base: NestingTrainConfig = field(default_factory=NestingTrainConfig)
-    folder: Path = Path("benchmarks/results/experiments")
-    runs: Path = Path("runs/experiments")
-    cache: Path = Path("runs/cache")
+    folder: Path = RESULTS
+    runs: Path = RUNS
+    cache: Path = CACHE
     compile_modules: bool = False
     deadline: float | None = None
 
