@@ -21,6 +21,7 @@ import torch
 from gradio_client import Client
 from gradio_client.exceptions import AppError
 from PIL import Image
+from playwright.sync_api import Page as BrowserPage
 from playwright.sync_api import expect
 
 import app
@@ -698,15 +699,36 @@ def contrast(one: Sequence[float], other: Sequence[float]) -> float:
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_nothing_overflows_a_phone(visit, scheme):
     page = visit(**PHONE, color_scheme=scheme).page
-    assert page.evaluate("document.documentElement.scrollWidth") <= 390
-    # Only the strip of classes scrolls sideways; everything else ends inside the screen.
+    assert_inside(page, 390)
+    expect(page.locator("#generate")).to_be_in_viewport()
+
+
+@pytest.mark.parametrize("width", [390, 360])
+def test_a_film_of_many_modules_fits_a_phone(visit, pipeline, width):
+    page = visit(**PHONE | {"viewport": {"width": width, "height": 800}}).page
+    trained = [nesting for nesting in pipeline.nestings.values() if nesting.order == "lattice"]
+    deepest = max(trained, key=lambda nesting: nesting.modules)
+    page.locator("#dial-k").fill(str(generate_module.K_POSITIONS.index(deepest.k)))
+    page.locator("#generate").click()
+    expect(page.locator(".film li")).to_have_count(deepest.modules)
+    expect(page.locator('.stage[data-state="finished"]')).to_be_visible()
+    assert_inside(page, width)
+    cut = page.locator(".film :is(.label, .sub)").evaluate_all(
+        "all => all.filter(e => e.scrollWidth > e.clientWidth).map(e => e.textContent)"
+    )
+    assert deepest.modules > 4 and cut == []
+
+
+def assert_inside(page: BrowserPage, width: int) -> None:
+    """Nothing but the strip of classes scrolls sideways; everything else ends inside the screen."""
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
     outside = page.evaluate(
-        """() => [...document.querySelectorAll("#studio *, .masthead *")].filter(
-            e => !e.closest(".cards, .visually-hidden") && e.getBoundingClientRect().right > 391
-        ).map(e => e.outerHTML.slice(0, 80))"""
+        """width => [...document.querySelectorAll("#studio *, .masthead *")].filter(
+            e => !e.closest(".cards, .visually-hidden") && e.getBoundingClientRect().right > width + 1
+        ).map(e => e.outerHTML.slice(0, 80))""",
+        width,
     )
     assert outside == []
-    expect(page.locator("#generate")).to_be_in_viewport()
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
