@@ -17,6 +17,7 @@ from nestar.flow import Room, grid_noise, guidance_scale, guide, solver_step
 from nestar.model import NestAR, NestARConfig
 from nestar.nesting import Patch, Scale
 from nestar.settings import SOLVER_CALLS, SampleSettings
+from nestar.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True)
@@ -158,6 +159,24 @@ def sample(
                 if patch is not scale.patches[-1]:
                     run.remember(patch)
         yield ModuleDone(scale.number, scale.tokens, run.elapsed)
+
+
+@torch.inference_mode()
+def sample_images(
+    model: NestAR,
+    tokenizer: Tokenizer,
+    class_ids_B: Tensor,
+    seeds: Sequence[int],
+    settings: SolverSettings | None = None,
+    given_BKC: Tensor | None = None,
+    engines: Engines | None = None,
+) -> Tensor:
+    """Finished images (B, 3, H, W) in [-1, 1] on the CPU; not streamed. The last two as in `sample`."""
+    nesting, settings = model.config.nesting, settings or SolverSettings()
+    for event in sample(model, class_ids_B, seeds, settings, given_BKC=given_BKC, engines=engines):
+        if isinstance(event, PatchDone) and event.known == nesting.n:
+            parts = event.sequence_BNC.split(64)
+    return torch.cat([tokenizer.preview(part, nesting, nesting.n).cpu() for part in parts])
 
 
 def sequence_noise(

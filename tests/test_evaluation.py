@@ -28,11 +28,10 @@ from nestar.evaluation.features import (
 from nestar.evaluation.report import Evaluator, evaluate
 from nestar.model import NestAR, NestARConfig, WeightsError
 from nestar.nesting import Nesting
-from nestar.sampler import SolverSettings
+from nestar.sampler import SolverSettings, sample_images
 from nestar.tokenizer import Tokenizer, build_autoencoder
 from nestar.training.features import FeaturesConfig, FeaturesTask, augment, known_factors
 from nestar.training.loop import Budget, train
-from nestar.training.nesting import sample_images
 
 EMBEDDED = Path(__file__).parents[1] / "assets" / "features"
 SMALL = FeatureNetworkConfig(

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from nestar import cli, plots
 from nestar.data import tiny_worlds
+from nestar.data.pools import held_out_tokens
 from nestar.evaluation import inception, report
 from nestar.evaluation.experiments import (
     NAMES,
@@ -573,8 +574,8 @@ def test_alignment_covers_every_pair_and_time_with_the_same_noise() -> None:
 
 def test_held_out_tokens_stand_in_the_nestings_order() -> None:
     tokenizer, lattice = small_tokenizer(), MEMBERS[1]
-    in_order, ids = alignment.held_out_tokens(tokenizer, lattice, 5)
-    raster, _ = alignment.held_out_tokens(tokenizer, MEMBERS[2], 5, batch=2)
+    in_order, ids = held_out_tokens(tokenizer, lattice, 5)
+    raster, _ = held_out_tokens(tokenizer, MEMBERS[2], 5, batch=2)
     assert in_order.shape == (5, 16, 4) and ids.tolist() == [0, 1, 2, 3, 4]
     torch.testing.assert_close(in_order, raster[:, list(lattice.flat)], atol=1e-5, rtol=1e-4)
 

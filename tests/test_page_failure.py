@@ -14,7 +14,8 @@ from playwright.sync_api import Page, expect
 
 import app
 from nestar.data import tiny_worlds
-from nestar.evaluation.experiments.alignment import TIMES, held_out_tokens, velocity_alignment
+from nestar.data.pools import held_out_tokens
+from nestar.evaluation.experiments.alignment import TIMES, velocity_alignment
 from nestar.images import from_pil
 from nestar.nesting import Nesting
 from nestar.pipeline import NestARPipeline

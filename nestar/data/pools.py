@@ -23,6 +23,7 @@ from nestar.data.image_folder import ImageFolder
 from nestar.engine import autocast
 from nestar.files import whole, write_tensors
 from nestar.images import from_bytes, to_bytes
+from nestar.nesting import Nesting
 from nestar.processes import Worker, wait_for
 from nestar.tokenizer import Tokenizer
 
@@ -257,3 +258,19 @@ def _encoded(tokenizer: Tokenizer, pictures: Pictures, first: int, last: int) ->
         with autocast(device):  # as the tokenizer was trained
             latents += [tokenizer.encode(some).half() for some in given.split(ENCODED_AT_ONCE)]
     return torch.cat(latents).cpu().contiguous()  # a network may answer in channels-last order
+
+
+@torch.inference_mode()
+def held_out_tokens(
+    tokenizer: Tokenizer, nesting: Nesting, count: int, batch: int = 64, first: int = 0
+) -> tuple[Tensor, Tensor]:
+    """Tokens (N, n, C) of held-out pictures `first` ... `first + count - 1` in the nesting's order, and class
+    ids (N,), on the tokenizer's device."""
+    device = next(tokenizer.parameters()).device
+    ids, seeds = tiny_worlds.draw_indices(first, count, HELD_OUT_SEED)
+    size = nesting.height * tokenizer.stride
+    parts = [
+        tokenizer.encode(tiny_worlds.draw(part, own, size).images.to(device)).flatten(2).transpose(1, 2)
+        for part, own in zip(ids.split(batch), seeds.split(batch), strict=True)
+    ]
+    return torch.cat(parts)[:, list(nesting.flat)], ids.to(device)

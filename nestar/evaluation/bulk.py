@@ -20,10 +20,9 @@ from nestar.files import whole, write_json
 from nestar.images import to_bytes
 from nestar.model import NestAR
 from nestar.processes import Worker, wait_for
-from nestar.sampler import SolverSettings
+from nestar.sampler import SolverSettings, sample_images
 from nestar.settings import SettingsError
 from nestar.tokenizer import Tokenizer
-from nestar.training.nesting import sample_images
 
 PART = 256
 """Samples in a file of their own until all are there: what a stop loses at most."""

@@ -19,16 +19,14 @@ from torch import Tensor
 from tqdm import tqdm
 
 from nestar.data import tiny_worlds
-from nestar.data.pools import HELD_OUT_SEED
+from nestar.data.pools import HELD_OUT_SEED, held_out_tokens
 from nestar.engines import Engines
 from nestar.evaluation import metrics
-from nestar.evaluation.experiments.alignment import held_out_tokens
 from nestar.evaluation.previews import coarse_to_fine, preview_psnr
 from nestar.model import NestAR, fingerprint_of
 from nestar.nesting import Nesting
-from nestar.sampler import SolverSettings
+from nestar.sampler import SolverSettings, sample_images
 from nestar.tokenizer import Tokenizer
-from nestar.training.nesting import sample_images
 
 BATCH = 64
 NEIGHBOURS = 3

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -25,7 +24,6 @@ from nestar.data.pools import (
     latents_file,
 )
 from nestar.engine import PRECISIONS, autocast, products_in
-from nestar.engines import Engines
 from nestar.flow import (
     CLEAN_SHARE,
     Part,
@@ -36,7 +34,7 @@ from nestar.flow import (
 from nestar.model import NestAR, NestARConfig, WeightsError
 from nestar.nesting import Nesting, Scale
 from nestar.processes import ALONE, Group, Worker
-from nestar.sampler import PatchDone, SolverSettings, sample
+from nestar.sampler import sample_images
 from nestar.settings import SettingsError
 from nestar.tokenizer import Tokenizer
 from nestar.training.autoguidance import Guide, check_earlier, check_guidance
@@ -563,21 +561,3 @@ def quick_attention(device: torch.device) -> AbstractContextManager[None]:
     """On a CPU, attention by plain matrix products: in a profile of the embedded k = 4 the fused kernel's
     backward pass alone took 29 % of a training step, with heads as small as these."""
     return sdpa_kernel(SDPBackend.MATH) if device.type == "cpu" else nullcontext()
-
-
-@torch.inference_mode()
-def sample_images(
-    model: NestAR,
-    tokenizer: Tokenizer,
-    class_ids_B: Tensor,
-    seeds: Sequence[int],
-    settings: SolverSettings | None = None,
-    given_BKC: Tensor | None = None,
-    engines: Engines | None = None,
-) -> Tensor:
-    """Finished images (B, 3, H, W) in [-1, 1] on the CPU; not streamed. The last two as in `sample`."""
-    nesting, settings = model.config.nesting, settings or SolverSettings()
-    for event in sample(model, class_ids_B, seeds, settings, given_BKC=given_BKC, engines=engines):
-        if isinstance(event, PatchDone) and event.known == nesting.n:
-            parts = event.sequence_BNC.split(64)
-    return torch.cat([tokenizer.preview(part, nesting, nesting.n).cpu() for part in parts])

@@ -17,8 +17,9 @@ from PIL import Image
 from torch import Tensor
 
 from nestar.data import tiny_worlds
+from nestar.data.pools import held_out_tokens
 from nestar.evaluation import metrics
-from nestar.evaluation.experiments.alignment import TIMES, aligned_rows, held_out_tokens
+from nestar.evaluation.experiments.alignment import TIMES, aligned_rows
 from nestar.evaluation.experiments.command import RESULTS
 from nestar.evaluation.experiments.findings import pick
 from nestar.frames import Frame

@@ -9,34 +9,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nestar.data import tiny_worlds
-from nestar.data.pools import HELD_OUT_SEED
 from nestar.flow import grid_noise, interpolate
 from nestar.model import NestAR
-from nestar.nesting import Nesting, Scale
-from nestar.tokenizer import Tokenizer
+from nestar.nesting import Scale
 from nestar.transformer import ScaledModule
 
 TIMES = tuple(i / 10 for i in range(1, 10))
 CHUNK = 256
 NOISE_SEED = 7_000_000_000
 """Row b of the compared latents is noised with seed NOISE_SEED + b, whatever the arm, module and time."""
-
-
-@torch.inference_mode()
-def held_out_tokens(
-    tokenizer: Tokenizer, nesting: Nesting, count: int, batch: int = 64, first: int = 0
-) -> tuple[Tensor, Tensor]:
-    """Tokens (N, n, C) of held-out pictures `first` ... `first + count - 1` in the nesting's order, and class
-    ids (N,), on the tokenizer's device."""
-    device = next(tokenizer.parameters()).device
-    ids, seeds = tiny_worlds.draw_indices(first, count, HELD_OUT_SEED)
-    size = nesting.height * tokenizer.stride
-    parts = [
-        tokenizer.encode(tiny_worlds.draw(part, own, size).images.to(device)).flatten(2).transpose(1, 2)
-        for part, own in zip(ids.split(batch), seeds.split(batch), strict=True)
-    ]
-    return torch.cat(parts)[:, list(nesting.flat)], ids.to(device)
 
 
 def velocity_alignment(

@@ -18,8 +18,8 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from nestar import plots
+from nestar.data.pools import held_out_tokens
 from nestar.evaluation import metrics
-from nestar.evaluation.experiments.alignment import held_out_tokens
 from nestar.evaluation.experiments.arms import Arm, Trained, trained
 from nestar.evaluation.experiments.findings import known, lowest, pick
 from nestar.evaluation.experiments.rows import Row

@@ -9,7 +9,8 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from nestar import plots
-from nestar.evaluation.experiments.alignment import TIMES, held_out_tokens, velocity_alignment
+from nestar.data.pools import held_out_tokens
+from nestar.evaluation.experiments.alignment import TIMES, velocity_alignment
 from nestar.evaluation.experiments.arms import Arm, Trained, trained
 from nestar.evaluation.experiments.findings import clearly_least, clearly_less, falls, known, pick
 from nestar.evaluation.experiments.rows import Row

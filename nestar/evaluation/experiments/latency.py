@@ -13,9 +13,8 @@ from nestar.data import tiny_worlds
 from nestar.engine import has_bf16
 from nestar.engines import Engines
 from nestar.model import NestAR
-from nestar.sampler import SolverSettings
+from nestar.sampler import SolverSettings, sample_images
 from nestar.tokenizer import Tokenizer
-from nestar.training.nesting import sample_images
 
 RUNS = 5
 BATCH = 64
