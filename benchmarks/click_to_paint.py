@@ -21,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from playwright.sync_api import Page, sync_playwright
 
 import app
-from nestar.files import write_json
+from benchmarks.common import RESULTS, positive, write_report
 from nestar.settings import SampleSettings
 from nestar.ui.assets import launch_options
 
@@ -62,10 +62,10 @@ def clicks(page: Page, count: int, as_it_comes: bool) -> dict[str, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--runs", type=int, default=5)
+    parser.add_argument("--runs", type=positive, default=5)
     parser.add_argument("--repo", help="weights, as for app.py; default: the embedded ones")
     parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "click_to_paint.json")
+    parser.add_argument("--out", type=Path, default=RESULTS / "click_to_paint.json")
     arguments = parser.parse_args()
     chromium = shutil.which("chromium") or shutil.which("google-chrome")
     if chromium is None:
@@ -85,7 +85,7 @@ def main() -> None:
     demo.close(verbose=False)
     result |= {"steps": SampleSettings.steps, "solver": SampleSettings.solver}
     result["memory_mib"] = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
-    write_json(arguments.out, result)
+    write_report(arguments.out, result)
     print(json.dumps(result))
 
 

@@ -7,7 +7,7 @@ Gradio's own queue protocol, as browsers do; those of the rush from a process of
   and what is said when the queue is full.
 - cancel: runs that end at a random moment, by Stop, a client's cancel, a cut connection or a closed tab;
   how soon the sampler is free, and what is left behind.
-- soak: calls of every name, one after another; memory, threads and files.
+- soak: calls by name through all tabs, one after another; memory, threads and files.
 """
 
 from __future__ import annotations
@@ -37,12 +37,12 @@ import httpx
 from gradio.utils import get_cache_folder
 
 import app
-from nestar.files import write_json
+from benchmarks.common import RESULTS, positive, write_report
+from benchmarks.first_picture import USUAL
 from nestar.settings import SampleSettings
 from nestar.ui import together
 from nestar.ui.assets import SESSIONS, launch_options
 
-RESULTS = Path(__file__).parent / "results"
 API = "/gradio_api"
 CLASS = "lighthouse"
 CLASSES = (CLASS, "flower", "fish", "planet", "forest")
@@ -387,7 +387,7 @@ SOAKED: tuple[tuple[str, dict[str, Any]], ...] = (
 
 
 async def soak(crowd: Crowd, calls: int) -> dict[str, Any]:
-    """Calls of every name, one after another; memory at ten moments."""
+    """SOAKED, one after another; memory at ten moments."""
     errors: list[str] = []
 
     async def call(number: int) -> None:
@@ -471,12 +471,12 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("what", choices=("load", "cancel", "soak"))
-    parser.add_argument("--visitors", type=int, default=64)
-    parser.add_argument("--count", type=int, help="pictures, runs or calls; default: 200, 1000 and 2000")
+    parser.add_argument("--visitors", type=positive, default=64)
+    parser.add_argument("--count", type=positive, help="pictures, runs or calls; default: 200, 1000 and 2000")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
-    report = {"cores": os.cpu_count(), **on_a_page(arguments)}
+    report = {"cores": os.cpu_count(), **USUAL, **on_a_page(arguments)}
     if arguments.what == "load":  # the same rush where no picture is made along with another
         together.MOST = 1
         alone = on_a_page(arguments)
@@ -484,8 +484,7 @@ def main() -> None:
             name: alone[name] for name in ("pictures", "errors", "pictures_per_second", "wait_seconds")
         }
     out = arguments.out or RESULTS / f"crowd_{arguments.what}.json"
-    out.parent.mkdir(parents=True, exist_ok=True)
-    write_json(out, report)
+    write_report(out, report)
     print(json.dumps(report))
 
 

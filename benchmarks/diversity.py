@@ -18,13 +18,13 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from benchmarks.common import positive, sentences, write_report
 from nestar.batches import Rows
 from nestar.evaluation.diversity import DIGITS, RESULTS, Explained, FeatureSpace, measure, results_file
-from nestar.files import write_json
 from nestar.frames import Frame
-from nestar.model import WeightsError, fingerprint_of
+from nestar.model import fingerprint_of
 from nestar.pipeline import NestARPipeline
-from nestar.settings import SampleSettings, SettingsError, check_choice
+from nestar.settings import SampleSettings, check_choice
 
 
 def mean_of(measured: Sequence[Explained]) -> dict[str, list[float]]:
@@ -64,8 +64,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--nesting", default="k4-lattice", help="weights by name (default: k4-lattice)")
     parser.add_argument("--repo", help="folder or Hub repository of the weights (default: embedded)")
     parser.add_argument("--classes", nargs="+", help="(default: all)")
-    parser.add_argument("--parents", type=int, default=32, help="a class (default: 32)")
-    parser.add_argument("--siblings", type=int, default=2, help="of each parent, for each m (default: 2)")
+    parser.add_argument("--parents", type=positive, default=32, help="a class (default: 32)")
+    parser.add_argument(
+        "--siblings", type=positive, default=2, help="of each parent, for each m (default: 2)"
+    )
     parser.add_argument("--steps", type=int, default=SampleSettings.steps)
     parser.add_argument("--cfg", type=float, default=SampleSettings.cfg)
     parser.add_argument("--temperature", type=float, default=SampleSettings.temperature)
@@ -74,7 +76,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, help=f"file to write (default: in {RESULTS})")
     arguments = parser.parse_args(argv)
     began = time.monotonic()
-    try:
+    with sentences(parser):
         pipeline = NestARPipeline.from_pretrained(arguments.repo, device=arguments.device)
         space = FeatureSpace()
         nesting = check_choice("nesting", arguments.nesting, tuple(pipeline.nestings))
@@ -86,8 +88,6 @@ def main(argv: Sequence[str] | None = None) -> None:
             measured[settings.class_name] = measure_class(
                 pipeline, space, settings, arguments.parents, arguments.siblings
             )
-    except (SettingsError, WeightsError) as error:
-        parser.error(str(error))
     report = {
         **chosen,
         "weights": fingerprint_of(pipeline.models[nesting]),
@@ -99,9 +99,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "mean": mean_of(list(measured.values())),
         "classes": {name: each.to_json() for name, each in measured.items()},
     }
-    file = arguments.out or results_file(nesting)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    write_json(file, report)
+    write_report(arguments.out or results_file(nesting), report)
     print(json.dumps(report["mean"]))
 
 

@@ -19,12 +19,11 @@ from typing import Any
 
 import torch
 
-from nestar.files import write_json
+from benchmarks.common import RESULTS, positive, sentences, write_report
 from nestar.pipeline import NestARPipeline
 from nestar.settings import SampleSettings
 from nestar.ui.frames import picture
 
-RESULTS = Path(__file__).parent / "results"
 CLASS = "lighthouse"
 AIMED_AT: dict[str, Any] = {"steps": 25, "solver": "euler"}
 """Steps and solver that the aims for speed were set for, before Heun's six steps became the default."""
@@ -55,17 +54,11 @@ def row(pipeline: NestARPipeline, arguments: argparse.Namespace, settings: dict[
     return settings | {f"{name}_seconds": round(seconds, 4) for name, seconds in medians.items()}
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--k", type=int, default=SampleSettings.k)
-    parser.add_argument("--cfg", type=float, default=SampleSettings.cfg)
-    parser.add_argument("--runs", type=int, default=15)
-    parser.add_argument("--device", default="auto")
-    parser.add_argument("--out", type=Path, default=RESULTS / "first_picture.json")
-    arguments = parser.parse_args()
+def measured(arguments: argparse.Namespace) -> dict[str, Any]:
+    """What the command writes."""
     pipeline = NestARPipeline.from_pretrained(device=arguments.device)
     pipeline.record()  # as the page does
-    report = {
+    return {
         "k": arguments.k,
         "cfg": arguments.cfg,
         "device": str(pipeline.device),
@@ -76,8 +69,19 @@ def main() -> None:
         "rows": [row(pipeline, arguments, settings) for settings in (AIMED_AT, USUAL)],
         "memory_mib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
     }
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    write_json(arguments.out, report)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--k", type=int, default=SampleSettings.k)
+    parser.add_argument("--cfg", type=float, default=SampleSettings.cfg)
+    parser.add_argument("--runs", type=positive, default=15)
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--out", type=Path, default=RESULTS / "first_picture.json")
+    arguments = parser.parse_args()
+    with sentences(parser):
+        report = measured(arguments)
+    write_report(arguments.out, report)
     print(json.dumps(report))
 
 

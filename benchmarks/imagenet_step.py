@@ -19,16 +19,15 @@ from typing import Any
 
 import torch
 
+from benchmarks.common import RESULTS, positive, sentences, write_report
 from benchmarks.speed import significant, wait_for
 from nestar.checkpoints import resolve_device
 from nestar.engine import products_in
-from nestar.files import write_json
 from nestar.registry import SIDE, SIZES
 from nestar.tokenizer import Tokenizer, build_autoencoder
 from nestar.training.nesting import LatentPools, NestingTask, NestingTrainConfig
 from nestar.training.presets import NESTINGS, STEPS
 
-RESULTS = Path(__file__).parent / "results"
 POOL, HELD_OUT = 4096, 16
 """Random latents; a step costs the same whatever they show."""
 ROWS = 64
@@ -99,13 +98,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     raw = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
     parser.add_argument("--sizes", nargs="+", choices=tuple(SIZES), default=list(SIZES))
-    parser.add_argument("--batch", type=int, help="in place of the recipe's")
-    parser.add_argument("--rows", type=int, default=ROWS, help=f"that run at once, at most (default: {ROWS})")
-    parser.add_argument("--steps", type=int, default=2, help="timed steps (default: 2)")
+    parser.add_argument("--batch", type=positive, help="in place of the recipe's")
+    parser.add_argument(
+        "--rows", type=positive, default=ROWS, help=f"that run at once, at most (default: {ROWS})"
+    )
+    parser.add_argument("--steps", type=positive, default=2, help="timed steps (default: 2)")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--out", type=Path, default=RESULTS / "imagenet_step.json")
     arguments = parser.parse_args(argv)
-    device = resolve_device(arguments.device)
+    with sentences(parser):
+        device = resolve_device(arguments.device)
     if device.type == "cpu" and arguments.out == RESULTS / "imagenet_step.json":
         parser.error("without a GPU this is a rehearsal: give it another file (--out)")
     report: dict[str, Any] = {
@@ -118,7 +120,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         row = measure(f"imagenet256-{size}", device, arguments.batch, arguments.rows, arguments.steps)
         print(json.dumps(row), flush=True)
         report["rows"].append(row)
-        write_json(arguments.out, report)
+        write_report(arguments.out, report)
 
 
 if __name__ == "__main__":

@@ -33,15 +33,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from benchmarks.common import RESULTS, positive, write_report
 from benchmarks.operations import picture_operations
 from benchmarks.speed import FAIR, matrix_rate, record, significant, spread, wait_for
 from nestar.engines import Engines
-from nestar.files import write_json
 from nestar.model import NestAR, NestARConfig
 from nestar.registry import imagenet_config
 from nestar.sampler import SolverSettings, sample
 
-RESULTS = Path(__file__).parent / "results"
 TOKENS, CHANNELS, CLASSES = 256, 16, 1000
 STEPS = 50
 """NestAR's and xAR-L's solver steps per patch."""
@@ -418,13 +417,12 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--device", choices=("none", "cuda", "cpu"), default="none", help="none: count only")
-    parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--runs", type=positive, default=3)
     parser.add_argument("--out", type=Path, default=RESULTS / "peers.json")
     arguments = parser.parse_args()
     device = None if arguments.device == "none" else torch.device(arguments.device)
     report = measure(device, arguments.runs)
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    write_json(arguments.out, report)
+    write_report(arguments.out, report)
     for row in report["rows"]:
         print(
             f"{row['name']:22} {row['parameters'] / 1e6:7.0f} M {row['operations'] / 1e12:8.2f} T operations"

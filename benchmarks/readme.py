@@ -12,10 +12,19 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from benchmarks.common import RESULTS
 from benchmarks.peers import FEWER_BLOCKS
+from nestar.checkpoints import EMBEDDED, load_tokenizer
 from nestar.evaluation.experiments import NAMES
 from nestar.evaluation.experiments.command import load
+from nestar.evaluation.experiments.findings import fid_noise
+from nestar.evaluation.experiments.rows import rounded
 from nestar.evaluation.experiments.study import arms_said
+from nestar.evaluation.inception import features_named
+from nestar.evaluation.report import instruments
+from nestar.files import write_json
 from nestar.model import NestAR, fingerprint_of, summed_over_runs
 from nestar.nesting import Nesting
 from nestar.registry import FACTORS, SIZES, XAR_MILLIONS, imagenet_config
@@ -23,7 +32,6 @@ from nestar.settings import SampleSettings
 from nestar.training.presets import NESTINGS
 
 ROOT = Path(__file__).parents[1]
-RESULTS = Path(__file__).parent / "results"
 EXPERIMENTS = RESULTS / "experiments"
 FINDINGS = EXPERIMENTS / "README.md"
 BY = "written by `python -m benchmarks.readme` -->\n"
@@ -111,20 +119,23 @@ def goal(key: str, value: float, form: str = "g", unit: str = "") -> str:
 
 
 def quality_rows() -> Iterator[Row]:
-    """Quality of the embedded k = 4 nesting beside the references' own values; what the aims of 500 samples
-    were set for, on as many, too."""
-    few, report = (read(RESULTS / f"{kind}_k4-lattice.json") for kind in ("few", "evaluate"))
+    """Quality of the embedded k = 4 nesting beside the references' own values, of several numbers of samples:
+    each aim was set for one of them."""
+    few, report, many = (read(RESULTS / f"{kind}_k4-lattice.json") for kind in ("few", "evaluate", "many"))
+    shares = ("class_accuracy", "precision", "recall")
     if few:
-        yield from share_rows(few, ("class_accuracy", "precision", "recall"), of_few=True)
+        yield from share_rows(few, shares, of_few=True)
+    for measured in filter(None, (report, many)):
+        yield from share_rows(measured, shares)
+    for measured in list(filter(None, (few, report, many)))[-1:]:  # a class has few pictures
+        yield from weakest_rows(measured)
+    for measured in filter(None, (few, report, many)):
+        label = f"FID on own features, of {measured['samples']:,} samples"
+        yield label, f"{measured['fid']:.2f}", beside(measured, "fid", ".2f"), "", evaluation_of(measured)
     if report:
-        yield from share_rows(report, ("class_accuracy", "precision", "recall"))
-        yield from weakest_rows(report)
-        command = evaluation_of(report)
-        yield "FID, own features", f"{report['fid']:.2f}", beside(report, "fid", ".2f"), "", command
-        seams = report["seams"]
+        command, seams, psnr = evaluation_of(report), report["seams"], report["tokenizer_psnr"]
         name = "seams across token borders (1 = none)"
         yield name, f"{seams:.3f}", beside(report, "seams", ".3f"), goal("seams", seams), command
-        psnr = report["tokenizer_psnr"]
         reach = goal("tokenizer_psnr", psnr, unit=" dB")
         yield "tokenizer PSNR, held out", f"{psnr:.1f} dB", "", reach, command
     for k in (4, 2):
@@ -312,15 +323,24 @@ def crowd_rows() -> Iterator[Row]:
         )
     if cancel:
         command, growth = "`python -m benchmarks.crowd cancel`", cancel["memory_growth"]
-        what = f"{cancel['runs']} runs, {cancel['stuck']} stuck"
+        what = f"{cancel['runs']} runs, {cancel['stuck']} stuck; {said_steps(cancel)}"
         ends = cancel["seconds_until_free"].items()
-        freed = ", ".join(f"{LEAVING.get(name, name)} {each['p95'] * 1000:.0f} ms" for name, each in ends)
+        freed = ", ".join(
+            f"{LEAVING.get(name, name)} {each['p95'] * 1000:.0f} ms" for name, each in ends if each
+        )
         yield "sampler free again after each way to leave, 95th percentile", freed, what, "", command
         yield "memory grown by these runs", f"{growth:.1%}", what, goal("growth", growth, ".0%"), command
     if soak:
         command, growth = "`python -m benchmarks.crowd soak`", soak["memory_growth"]
-        what = f"{soak['calls']} calls through all tabs, {len(soak['errors'])} failed"
+        what = f"{soak['calls']} calls through all tabs, {len(soak['errors'])} failed; {said_steps(soak)}"
         yield "memory grown in a soak", f"{growth:.1%}", what, goal("growth", growth, ".0%"), command
+
+
+def said_steps(report: dict[str, Any]) -> str:
+    """With which steps the page began; older reports do not say."""
+    if "steps" not in report:
+        return "by an earlier version, its steps not noted"
+    return f"{report['steps']} steps of {report['solver'].capitalize()}"
 
 
 def same_picture_rows() -> Iterator[Row]:
@@ -398,6 +418,7 @@ def family_parts() -> Iterator[str]:
         "*Precision*: the share of samples that look like real pictures; *recall*: the share of real "
         "pictures that look like samples, hence variety; *FID*: distance from real pictures, less is better; "
         "*seams*: how much sharper edges are between tokens than inside them, 1 = no more. "
+        f"FIDs of so many samples that are less than {fid_noise(samples):.0%} apart may differ by chance. "
         f"Each by `python -m nestar evaluate --nesting NAME --samples {samples}` (seed {seed}, the "
         "default settings, chosen for k = 4). *Images seen* counts repeats. Weights that have seen fewer "
         "images draw worse for that alone."
@@ -429,7 +450,7 @@ def speed_parts() -> Iterator[str]:
     """What `benchmarks.speed` and `benchmarks.peers` measured."""
     report, peers = read(RESULTS / "speed.json"), read(RESULTS / "peers.json")
     if report:
-        yield from (*side_by_side(report), "", *streamed(report["streaming"]), "", *grown(report["growth"]))
+        yield from (*side_by_side(report), "", *streamed(report["streaming"]), "", *grown(report))
         yield ""
         yield from table(("aims for speed", "measured", "target"), speed_aims(report))
     if peers:
@@ -502,18 +523,36 @@ def streamed(report: dict[str, Any]) -> Iterator[str]:
     yield f"With a decoded frame for every patch, one picture takes longer than without: {costs}."
 
 
+def growth_mark(report: dict[str, Any], n: str) -> str:
+    """The mark of `ratio`, where plain autoregression over n tokens uses the machine that much less."""
+    used = {
+        row["contender"]: row["operations"] / row["seconds"]["median"]
+        for row in report["growth"]["rows"]
+        if row["n"] == int(n)
+    }
+    least = report["engine"]["fair_from"] * used["k = 4"]
+    return "" if used["plain autoregression"] >= least else " °"
+
+
 def grown(report: dict[str, Any]) -> Iterator[str]:
     """How cost grows with n."""
-    sizes = ", ".join(map(str, dict.fromkeys(row["n"] for row in report["rows"])))
-    powers = ", ".join(f"{label} {row['seconds']:.2g}" for label, row in report["exponents"].items())
-    ahead = ", ".join(
-        f"{ratio['median']:.3g} times at n = {n}"
-        for n, ratio in report["speed_up_of_k4_over_autoregression"].items()
+    growth = report["growth"]
+    sizes = ", ".join(map(str, dict.fromkeys(row["n"] for row in growth["rows"])))
+    powers = ", ".join(
+        f"{label} {row['seconds']:.2g}"
+        for label, row in growth["exponents"].items()
+        if row["seconds"] is not None
     )
+    ahead = ", ".join(
+        f"{ratio['median']:.3g} times{growth_mark(report, n)} at n = {n}"
+        for n, ratio in growth["speed_up_of_k4_over_autoregression"].items()
+    )
+    once = sorted({row["n"] for row in growth["rows"] if row["runs"] == 1})
+    said_once = f"; at n = {' and '.join(map(str, once))} it ran once" if once else ""
     yield (
-        f"Over n = {sizes} tokens ({report['blocks']} blocks of width {report['dim']} in all, random "
-        f"weights, {report['steps']} steps, one picture) plain autoregression takes longer than *k* = 4 by "
-        f"{ahead}. Time grows as a power of n, with exponents {powers}."
+        f"Over n = {sizes} tokens ({growth['blocks']} blocks of width {growth['dim']} in all, random "
+        f"weights, {growth['steps']} steps, one picture) plain autoregression takes longer than *k* = 4 by "
+        f"{ahead}{said_once}." + (f" Time grows as a power of n, with exponents {powers}." if powers else "")
     )
     yield ""
     yield "![Turns, time and work over the number of tokens](benchmarks/results/speed.png)"
@@ -526,7 +565,7 @@ def speed_aims(report: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
         key = f"autoregression_over_k4_at_{n}"
         if key in TARGETS:
             what = f"plain autoregression over *k* = 4, n = {n}, {growth['steps']} steps, 1 at a time"
-            yield what, between(times, " x"), goal(key, times["median"], unit=" x")
+            yield what, between(times, " x") + growth_mark(report, n), goal(key, times["median"], unit=" x")
     for k in (4, 2):
         found = engine["speed_up"].get("64", {}).get(f"k{k}-lattice", {}).get("one-shot")
         if found:
@@ -560,7 +599,8 @@ def peer_lines(report: dict[str, Any]) -> Iterator[str]:
         f"peers as timing models written from their papers.{timed} Nobody has trained NestAR-B or -L, so "
         "nothing here says which quality they reach, and 50 steps of Euler a patch are our choice. The last "
         f"columns divide a peer's operations by those of {OURS['B']} (for B) or of {OURS['L']} (for L and "
-        "DiT-XL/2), which is no larger than the MAR of its letter:"
+        f"DiT-XL/2), which is no larger than the MAR of its letter; in brackets by those of {WHOLE_L}, where "
+        "it is nearer in size to the peer:"
     )
     yield ""
     heads = ("", "shape", "parameters, 10⁶", "operations, 10¹²", "times NestAR, k = 4", "times NestAR, k = 2")
@@ -572,6 +612,7 @@ def peer_lines(report: dict[str, Any]) -> Iterator[str]:
 
 
 OURS = {"B": "NestAR-B", "L": f"NestAR-L of {FEWER_BLOCKS} blocks"}
+WHOLE_L = "NestAR-L"
 
 
 def peer_rows(report: dict[str, Any]) -> Iterator[list[str]]:
@@ -581,8 +622,21 @@ def peer_rows(report: dict[str, Any]) -> Iterator[list[str]]:
             row["shape"],
             f"{row['parameters'] / 1e6:.0f}",
             f"{row['operations'] / 1e12:.3g}",
-            *("" if each is None else f"{each['operations']:.3g}" for each in peer_ratios(report, row)),
+            *operations_ratios(report, row),
         ]
+
+
+def operations_ratios(report: dict[str, Any], row: dict[str, Any]) -> Iterator[str]:
+    """A peer's operations over NestAR's, at k = 4 and 2."""
+    whole = {other["name"]: other["parameters"] for other in report["rows"]}
+    for k, found in zip((4, 2), peer_ratios(report, row), strict=True):
+        if found is None:
+            yield ""
+            continue
+        ours, larger = (f"{name}, k = {k}" for name in (OURS["L"], WHOLE_L))
+        nearer = abs(whole[larger] - row["parameters"]) < abs(whole[ours] - row["parameters"])
+        more = report["ratios"][larger].get(row["name"]) if nearer and "-B" not in row["name"] else None
+        yield f"{found['operations']:.3g}" + (f" ({more['operations']:.3g})" if more else "")
 
 
 def timed_peer_rows(report: dict[str, Any], batch: str) -> Iterator[list[str]]:
@@ -677,13 +731,13 @@ HEADLINES: dict[str, tuple[str, ...]] = {
     "coordination": ("difference_falls_with_lambda", "coordination_lowers_fid"),
     "scaling": (
         "fid",
+        "best_fid",
         "best_nested_no_worse_than_baselines",
-        "speed_up_over_autoregression_one_at_a_time",
-        "speed_up_over_one_shot_at_a_batch",
+        "seconds_rise_with_k",
     ),
     "independence": ("together_better_than_alone", "alone_then_together_better_than_alone"),
     "order": ("lattice_has_less_fid", "lattice_minus_raster"),
-    "sampler": ("least_fid_at", "defaults_clearly_bettered"),
+    "sampler": ("least_fid_at", "defaults_clearly_bettered", "cheapest_that_is_not_clearly_worse"),
     "precision": ("precision_moved_most_by", "gap_in_precision_at_defaults", "gap_in_recall_at_defaults"),
     "baseline": ("knows_more_than_means_and_covariance", "frechet_distance_of_tokens"),
     "modules": tuple(f"k{k}-lattice_recall_lost_by" for k in (4, 2, 8)),
@@ -697,7 +751,11 @@ def headline_parts() -> Iterator[str]:
     """A row an experiment that has been run: what it asks and what it found."""
     reports = {name: read(EXPERIMENTS / f"{name}.json") for name in NAMES}
     rows = [
-        (f"`{name}`", report["question"], "; ".join([*headlines(name, report), *weights_said(report)]))
+        (
+            f"`{name}`",
+            report["question"],
+            "; ".join([*headlines(name, report), *stand_ins_said(report), *weights_said(report)]),
+        )
         for name, report in reports.items()
         if report
     ]
@@ -713,14 +771,14 @@ def headline_parts() -> Iterator[str]:
         yield f"Not run yet: {', '.join(missing)}."
 
 
-def finding_of(name: str, report: dict[str, Any]) -> dict[str, Any]:
-    """What a report's rows say, in the statements of today: those that it was written with may have been
-    found wanting since."""
-    return load(name).find(report["rows"], report["arms"])
+def refreshed(name: str, report: dict[str, Any]) -> dict[str, Any]:
+    """A report with what its rows say in the statements of today: those that it was written with may have
+    been found wanting since."""
+    return report | {"finding": rounded(load(name).find(report["rows"], report["arms"]))}
 
 
 def headlines(name: str, report: dict[str, Any]) -> Iterator[str]:
-    finding = finding_of(name, report)
+    finding = report["finding"]
     for statement in HEADLINES[name]:
         if statement in finding:
             yield f"{statement.replace('_', ' ')}: {said(finding[statement])}"
@@ -739,7 +797,7 @@ def finding_lines(name: str, report: dict[str, Any]) -> Iterator[str]:
     yield ""
     yield report["question"]
     yield ""
-    for statement, value in finding_of(name, report).items():
+    for statement, value in report["finding"].items():
         yield f"- {statement.replace('_', ' ')}: {said(value)}"
     finals = [row for row in report["rows"] if row["part"] == "final"]
     if finals:
@@ -752,7 +810,9 @@ def finding_lines(name: str, report: dict[str, Any]) -> Iterator[str]:
 
 
 def command_of(name: str, report: dict[str, Any]) -> str:
-    """What measured it."""
+    """What measured it; from its numbers, where an older report does not say."""
+    if report.get("command"):
+        return report["command"]
     parts = ["python -m nestar experiment", name]
     parts += ["--samples", f"{report['samples']}", "--final-samples", f"{report['final_samples']}"]
     parts += ["--seed", f"{report['seed']}"] if report["seed"] else []
@@ -793,12 +853,28 @@ def conditions(report: dict[str, Any]) -> Iterator[str]:
     if report.get("arms"):
         yield arms_said(report)
     yield from (f"{words[0].upper()}{words[1:]}." for words in weights_said(report))
-    for name, weights in report.get("settings", {}).get("weights_that_stand_for", {}).items():
-        yield f"Where nestings are compared, {weights} stands for {name}: it saw as many images as they."
+    yield from (f"Where nestings are compared, {words}." for words in stand_ins_said(report))
+    yield from images_said(report)
     if report["missing"]:
         yield f"Without weights, left out: {', '.join(report['missing'])}."
     if not report["finished"]:
         yield "Not finished."
+
+
+def stand_ins_said(report: dict[str, Any]) -> Iterator[str]:
+    """Which weights are compared under a nesting's name."""
+    for name, weights in report.get("settings", {}).get("weights_that_stand_for", {}).items():
+        yield f"for {name} the weights of {weights}"
+
+
+def images_said(report: dict[str, Any]) -> Iterator[str]:
+    """How much its weights were trained."""
+    seen = report.get("settings", {}).get("images_seen", {})
+    if len(set(seen.values())) > 1:
+        each = ", ".join(f"{name} {count:,}" for name, count in seen.items())
+        yield f"Images seen: {each}; weights that have seen fewer draw worse for that alone."
+    elif len(seen) > 1:
+        yield f"Each of the weights saw {next(iter(seen.values())):,} images."
 
 
 def weights_said(report: dict[str, Any]) -> Iterator[str]:
@@ -810,6 +886,14 @@ def weights_said(report: dict[str, Any]) -> Iterator[str]:
         yield "of weights that it does not name"
     if others:
         yield f"of other weights than the embedded: {', '.join(others)}"
+    if report.get("instruments") not in (None, embedded_instruments()):
+        yield "with another tokenizer or feature network than the embedded"
+
+
+@cache
+def embedded_instruments() -> dict[str, str]:
+    """Fingerprints of the embedded tokenizer and feature network."""
+    return instruments(load_tokenizer(EMBEDDED / "tokenizer"), features_named(None, torch.device("cpu")))
 
 
 @cache
@@ -853,6 +937,11 @@ def written(text: str) -> str:
 
 
 def main() -> None:
+    for name in NAMES:
+        file = EXPERIMENTS / f"{name}.json"
+        report = read(file)
+        if report and refreshed(name, report) != report:
+            write_json(file, refreshed(name, report), allow_nan=False)
     readme = ROOT / "README.md"
     readme.write_text(written(readme.read_text()))
     FINDINGS.write_text(findings_page())

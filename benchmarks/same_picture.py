@@ -20,9 +20,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.first_picture import RESULTS
+from benchmarks.common import RESULTS, positive, sentences, write_report
 from nestar.batches import Rows
-from nestar.files import write_json
 from nestar.pipeline import NestARPipeline
 from nestar.settings import RANGES, find_nesting
 from nestar.ui.together import MOST
@@ -150,17 +149,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--seeds", type=int, default=200)
-    parser.add_argument("--few", type=int, default=32)
+    parser.add_argument("--seeds", type=positive, default=200)
+    parser.add_argument("--few", type=positive, default=32)
     parser.add_argument("--k", type=int, default=4)
     parser.add_argument("--repo", help="weights; default: those embedded")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--out", type=Path, default=RESULTS / "same_picture.json")
     arguments = parser.parse_args()
-    report = measure(arguments.repo, arguments.device, arguments.seeds, arguments.few, k=arguments.k)
+    with sentences(parser):
+        report = measure(arguments.repo, arguments.device, arguments.seeds, arguments.few, k=arguments.k)
     report = {"k": arguments.k, **report}
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    write_json(arguments.out, report)
+    write_report(arguments.out, report)
     print(json.dumps(report))
 
 

@@ -23,6 +23,7 @@ from typing import Any
 import torch
 from matplotlib.figure import Figure
 
+from benchmarks.common import RESULTS, positive, sentences, write_report
 from benchmarks.first_picture import AIMED_AT, CLASS
 from benchmarks.first_picture import measure as measure_stream
 from benchmarks.operations import picture_operations
@@ -31,7 +32,6 @@ from nestar.batches import consecutive
 from nestar.engine import compute_dtype, has_bf16
 from nestar.engines import Engines
 from nestar.evaluation.experiments.study import label_of
-from nestar.files import write_json
 from nestar.model import NestAR, NestARConfig
 from nestar.nesting import Nesting
 from nestar.pipeline import NestARPipeline
@@ -39,7 +39,6 @@ from nestar.sampler import ModuleDone, SolverSettings, sample
 from nestar.training.presets import FAMILY, NESTINGS
 from nestar.ui.frames import picture
 
-RESULTS = Path(__file__).parent / "results"
 BATCHES = (1, 8, 64)
 MATRIX_SIDE = {"cpu": 2048, "cuda": 4096}
 """Side of the square matrices whose product gives a device's rate."""
@@ -375,19 +374,11 @@ def draw(report: Mapping[str, Any]) -> Figure | None:
     return panels[0].figure
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--device", default="auto")
-    parser.add_argument("--steps", type=int, default=AIMED_AT["steps"])
-    parser.add_argument("--runs", type=int, default=3)
-    parser.add_argument("--batches", type=int, nargs="+", default=list(BATCHES))
-    parser.add_argument("--sides", type=int, nargs="+", default=list(GROWTH_SIDES), help="growth: grid sides")
-    parser.add_argument("--out", type=Path, default=RESULTS / "speed.json")
-    parser.add_argument("--json", action="store_true", help="print the whole report")
-    arguments = parser.parse_args()
+def measured(arguments: argparse.Namespace) -> dict[str, Any]:
+    """What the command writes."""
     pipeline = NestARPipeline.from_pretrained(device=arguments.device)
     settings = SolverSettings(steps=arguments.steps, solver=AIMED_AT["solver"])
-    report = {
+    return {
         "device": str(pipeline.device),
         "threads": torch.get_num_threads(),
         "cores": os.cpu_count(),
@@ -402,8 +393,23 @@ def main() -> None:
             pipeline.device, pipeline.models.outline(YARDSTICK).config, arguments.sides, arguments.runs
         ),
     }
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    write_json(arguments.out, report)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--steps", type=positive, default=AIMED_AT["steps"])
+    parser.add_argument("--runs", type=positive, default=3)
+    parser.add_argument("--batches", type=positive, nargs="+", default=list(BATCHES))
+    parser.add_argument(
+        "--sides", type=positive, nargs="+", default=list(GROWTH_SIDES), help="growth: grid sides"
+    )
+    parser.add_argument("--out", type=Path, default=RESULTS / "speed.json")
+    parser.add_argument("--json", action="store_true", help="print the whole report")
+    arguments = parser.parse_args()
+    with sentences(parser):
+        report = measured(arguments)
+    write_report(arguments.out, report)
     figure = draw(report)
     if figure is not None:
         plots.save(figure, arguments.out.with_suffix(".png"))

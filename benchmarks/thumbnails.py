@@ -11,9 +11,8 @@ import json
 import torch
 from torch import Tensor
 
-from benchmarks.first_picture import RESULTS
+from benchmarks.common import RESULTS, write_report
 from nestar.data.tiny_worlds import CLASSES, draw, draw_indices
-from nestar.files import write_json
 
 SIDE = 4
 TRAINED_ON, TRIED_ON = 1500, 600
@@ -49,7 +48,7 @@ def accuracy() -> float:
 
 def main() -> None:
     report = {"accuracy": round(accuracy(), 4), "pictures": TRIED_ON, "side": SIDE, "classes": len(CLASSES)}
-    write_json(RESULTS / "thumbnails.json", report)
+    write_report(RESULTS / "thumbnails.json", report)
     print(json.dumps(report))
 
 

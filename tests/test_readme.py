@@ -37,13 +37,22 @@ REPORT = {
             "fid": 12.3456,
             "recall": 0.5,
         },
-        {"part": "final", "member": "one-shot", "settings": {"steps": 50}, "fid": 20.0, "recall": 0.25},
+        {
+            "part": "final",
+            "member": "one-shot",
+            "settings": {"steps": 50},
+            "samples": 500,
+            "fid": 20.0,
+            "recall": 0.25,
+        },
     ],
 }
 
 
 def test_findings_are_what_the_rows_say_today():
-    text = "\n".join(readme.finding_lines("scaling", REPORT))
+    report = readme.refreshed("scaling", REPORT)
+    assert readme.refreshed("scaling", report) == report
+    text = "\n".join(readme.finding_lines("scaling", report))
     assert "- fid: k4-lattice 12.3, one-shot 20" in text
     assert "- best fid: k4-lattice\n" in text and "- best nested no worse than baselines: yes" in text
     assert "what was said" not in text
@@ -54,7 +63,7 @@ def test_findings_are_what_the_rows_say_today():
         "Arms of 1.5 million weights saw 25,600 images each",
         "left out: k8-lattice",
         "Not finished.",
-        "together stands for k4-lattice",
+        "for k4-lattice the weights of k4-lattice.together",
     ):
         assert said in text
 
@@ -74,7 +83,7 @@ def test_findings_of_other_weights_say_so(two_nestings, monkeypatch):
     monkeypatch.setattr(readme, "embedded_fingerprint", {"k4-lattice": "new", "one-shot": "same"}.get)
     for fingerprint, said in (("old", True), ("new", False)):
         settings = {"fingerprints": {"k4-lattice": fingerprint, "one-shot": "same"}}
-        report = REPORT | {"settings": settings, "arms": []}
+        report = readme.refreshed("scaling", REPORT | {"settings": settings, "arms": []})
         page = "\n".join(readme.finding_lines("scaling", report))
         assert ("Of other weights than the embedded: k4-lattice." in page) is said
         write(readme.EXPERIMENTS / "scaling.json", report)
@@ -150,8 +159,8 @@ def test_members_measured_otherwise_are_not_put_beside_each_other(two_nestings):
 
 @pytest.mark.parametrize(("recall", "reached"), [(0.75, "not reached"), (0.8, "reached"), (0.95, "reached")])
 def test_aims_of_few_samples_are_held_to_few(two_nestings, recall: float, reached: str):
-    both = {"class_accuracy": 0.95, "precision": 0.9, "recall": 0.7, "settings": {}}
-    figures = {key: both[key] for key in ("class_accuracy", "precision", "recall")}
+    figures = {"class_accuracy": 0.95, "precision": 0.9, "recall": 0.7, "fid": 12.3}
+    both = figures | {"settings": {}}
     few = both | {"samples": 500, "seed": 0, "recall_of_reference": recall, "precision_of_reference": 0.5}
     write(
         two_nestings / f"results/few_{K4.name}.json", few | {"reference": figures, "reconstruction": figures}
@@ -164,7 +173,9 @@ def test_aims_of_few_samples_are_held_to_few(two_nestings, recall: float, reache
     assert all("--samples 500" in row[4] for row in named.values())
 
 
-MEASURED = sorted(file for kind in ("evaluate", "few") for file in readme.RESULTS.glob(f"{kind}_*.json"))
+MEASURED = sorted(
+    file for kind in ("evaluate", "few", "many") for file in readme.RESULTS.glob(f"{kind}_*.json")
+)
 
 
 @pytest.mark.parametrize("file", MEASURED, ids=[file.stem for file in MEASURED])
@@ -180,6 +191,24 @@ def test_the_figures_are_those_of_the_embedded_weights(file):
 def test_the_same_pictures_are_those_of_the_embedded_weights():
     report = json.loads((readme.RESULTS / "same_picture.json").read_text())
     assert report["fingerprint"] == readme.embedded_fingerprint(f"k{report['k']}-lattice")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_stored_findings_are_those_of_todays_code(name):
+    report = readme.read(readme.EXPERIMENTS / f"{name}.json")
+    assert readme.refreshed(name, report) == report
+
+
+def test_weights_and_images_that_differ_are_said():
+    seen = {"k4-lattice": 9_000, "one-shot": 10}
+    (said,) = readme.images_said({"settings": {"images_seen": seen}})
+    assert "k4-lattice 9,000, one-shot 10" in said and "draw worse" in said
+    (said,) = readme.images_said({"settings": {"images_seen": dict.fromkeys(seen, 10)}})
+    assert said == "Each of the weights saw 10 images."
+    assert not list(readme.images_said({"settings": {}}))
+    own = readme.embedded_instruments()
+    assert not list(readme.weights_said({"instruments": own}))
+    assert list(readme.weights_said({"instruments": own | {"tokenizer": "another"}}))
 
 
 def test_the_readme_stands_as_its_command_writes_it():

@@ -93,6 +93,8 @@ class Evaluator:
     Args:
         samples: pictures in every set.
         size: side of the pictures in pixels.
+        first: number of the first held-out picture that is used; a multiple of the number of classes, so that
+            all have the same classes.
         bar: is moved on by every picture, if given.
 
     Raises:
@@ -106,13 +108,15 @@ class Evaluator:
         *,
         samples: int,
         size: int,
+        first: int = 0,
         bar: tqdm | None = None,
     ):
         check_samples(samples)
         self.tokenizer, self.features, self.samples, self.size = tokenizer, features, samples, size
         self.bar = tqdm(disable=True) if bar is None else bar
         self.device = next(tokenizer.parameters()).device
-        self._ids, self._seeds = tiny_worlds.draw_indices(0, 2 * samples, HELD_OUT_SEED)
+        self._first = first
+        self._ids, self._seeds = tiny_worlds.draw_indices(first, 2 * samples, HELD_OUT_SEED)
 
     @cached_property
     @torch.inference_mode()
@@ -145,7 +149,7 @@ class Evaluator:
     def _given(self) -> Tensor:
         """Tokens (N, n, C), row by row, of pictures of the samples' classes that are no references."""
         classes, side = len(tiny_worlds.CLASSES), self.size // self.tokenizer.stride
-        first = -(-2 * self.samples // classes) * classes  # classes take turns from there, too
+        first = self._first + -(-2 * self.samples // classes) * classes  # classes take turns from there, too
         rows = Nesting.one_shot(side, side)
         return held_out_tokens(self.tokenizer, rows, self.samples, BATCH, first)[0]
 

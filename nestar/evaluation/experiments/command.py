@@ -109,6 +109,7 @@ def run(arguments: argparse.Namespace) -> int:
         cache=arguments.cache,
         compile_modules=pipeline.device.type == "cuda" if arguments.compile is None else arguments.compile,
         deadline=None if arguments.minutes is None else began + 60 * arguments.minutes,
+        command=_typed(arguments),
     )
     try:
         for samples in (options.samples, options.final_samples):  # before arms are trained for nothing
@@ -120,6 +121,30 @@ def run(arguments: argparse.Namespace) -> int:
         raise SettingsError(str(error)) from None
     tell(report, arguments.out, as_json=arguments.json)
     return 0
+
+
+def _typed(arguments: argparse.Namespace) -> str:
+    """The command with all that decides what is measured, without what says where and for how long."""
+    usual = {
+        "samples": SAMPLES,
+        "final_samples": FINAL_SAMPLES,
+        "seed": 0,
+        "steps": SampleSettings.steps,
+        "nesting": MEMBER,
+        "images": IMAGES,
+        "preset": PRESET,
+        "batch": None,
+        "features": None,
+        "repo": None,
+        "revision": None,
+    }
+    given = {name: getattr(arguments, name) for name in usual}
+    flags = [
+        f"--{name.replace('_', '-')} {value}"
+        for name, value in given.items()
+        if value is not None and value != usual[name]
+    ]
+    return " ".join([f"python -m nestar experiment {arguments.name}", *flags])
 
 
 def load(name: str) -> Experiment:

@@ -12,7 +12,15 @@ from nestar import plots
 from nestar.data.pools import held_out_tokens
 from nestar.evaluation.experiments.alignment import TIMES, velocity_alignment
 from nestar.evaluation.experiments.arms import Arm, Trained, trained
-from nestar.evaluation.experiments.findings import clearly_least, clearly_less, falls, known, pick
+from nestar.evaluation.experiments.findings import (
+    by_member,
+    clearly_least,
+    clearly_less,
+    falls,
+    fid_falls,
+    known,
+    pick,
+)
 from nestar.evaluation.experiments.rows import Row
 from nestar.evaluation.experiments.study import Experiment, Study, arms_note
 from nestar.settings import SettingsError
@@ -89,7 +97,8 @@ def align(study: Study, arms: Mapping[str, Trained]) -> None:
 def find(rows: list[Row], arms: list[Row]) -> dict[str, Any]:
     finals, aligned = pick(rows, part="final"), pick(rows, part="alignment")
     ours = [f"lambda-{weight:g}" for weight in LAMBDAS]
-    fid = {row["member"]: row["fid"] for row in finals}
+    final = {row["member"]: row for row in finals}
+    fid = by_member(finals, "fid")
     whole = set(ours) <= fid.keys()
     pairs = sorted({row["pair"] for row in aligned})
     apart = {
@@ -101,17 +110,17 @@ def find(rows: list[Row], arms: list[Row]) -> dict[str, Any]:
     }
     found = {
         "fid": fid,
-        "coordination_lowers_fid": {name: clearly_less(fid[name], fid[ours[0]]) for name in ours[1:]}
+        "coordination_lowers_fid": {name: clearly_less(final[name], final[ours[0]]) for name in ours[1:]}
         if whole
         else None,
-        "fid_falls_with_lambda": falls([fid[name] for name in ours]) if whole else None,
+        "fid_falls_with_lambda": fid_falls([final[name] for name in ours]) if whole else None,
         "mean_difference_of_pair": apart,
         "difference_falls_with_lambda": {
             str(pair): falls([apart[name][str(pair)] for name in ours])
             for pair in pairs
             if set(ours) <= apart.keys()
         },
-        "best_arm_by_fid": clearly_least(fid),
+        "best_arm_by_fid": clearly_least(finals),
     }
     last = f"lambda-{OTHER_LAMBDA:g}"
     for tokens in OTHER_TOKENS:

@@ -60,7 +60,7 @@ def find(rows: list[Row], arms: list[Row]) -> dict[str, Any]:
     for name in (TOGETHER, LATER):
         if {name, ALONE} <= finals.keys():
             words = name.replace("-", "_")
-            found[f"{words}_better_than_alone"] = clearly_less(finals[name]["fid"], finals[ALONE]["fid"])
+            found[f"{words}_better_than_alone"] = clearly_less(finals[name], finals[ALONE])
             found[f"{words}_minus_alone"] = minus(finals[name], finals[ALONE], COMPARED)
     return known(found)
 

@@ -13,7 +13,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from nestar import plots
-from nestar.evaluation.experiments.findings import pick
+from nestar.evaluation.experiments.findings import CLOSE, pick, share_noise
 from nestar.evaluation.experiments.rows import Row
 from nestar.evaluation.experiments.study import Experiment, Study, label_of
 
@@ -24,7 +24,8 @@ FIGURES = {"fid": "FID (lower is better)", "precision": "precision", "recall": "
 def measure(study: Study) -> None:
     """A row a member and number of given modules, none to all; with all given only the tokenizer is left."""
     names = [name for name in NAMES if name in study.pipeline.models] or NAMES
-    models = {name: study.members([name])[name] for name in names}  # each on its own: nothing is compared
+    # Of each the best weights there are: no member is held against another.
+    models = {name: study.members([name])[name] for name in names}
     study.missing = [name for name in NAMES if name not in models]
     study.design["given"] = (
         "modules, from the first on, whose tokens are those of drawn pictures that are no reference; with "
@@ -64,9 +65,16 @@ def find(rows: list[Row], arms: list[Row]) -> dict[str, Any]:
         found |= {
             f"{name}_fid_by_modules_given": {str(row["modules_given"]): row["fid"] for row in own},
             f"{name}_recall_lost_by": lost,
-            f"{name}_recall_is_lost_most_by": max(lost, key=lost.__getitem__),
+            f"{name}_recall_is_lost_most_by": _clearly_most(lost, own),
         }
     return found
+
+
+def _clearly_most(lost: Mapping[str, float], rows: list[Row]) -> str:
+    """The module that loses most, if by clearly more than the next."""
+    most, next_ = sorted(lost, key=lambda name: -lost[name])[:2]
+    chance = max(share_noise(row["recall"], row["samples"]) for row in rows if "samples" in row)
+    return most if lost[most] - lost[next_] > chance else CLOSE
 
 
 def draw(report: Mapping[str, Any]) -> Figure | None:

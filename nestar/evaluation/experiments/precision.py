@@ -14,11 +14,12 @@ from matplotlib.figure import Figure
 
 from nestar import plots
 from nestar.evaluation.experiments.arms import Arm, check, trained
-from nestar.evaluation.experiments.findings import known, lowest, minus, pick
+from nestar.evaluation.experiments.findings import CLOSE, known, lowest, minus, pick, share_noise
 from nestar.evaluation.experiments.rows import Row
 from nestar.evaluation.experiments.sampler import guidance_axis, temperature_axis
 from nestar.evaluation.experiments.study import Experiment, Study, arms_note, label_of
 from nestar.sampler import SolverSettings
+from nestar.settings import SettingsError
 from nestar.training.nesting import NestingTrainConfig
 
 FAMILY = ("k2-lattice", "k4-lattice", "k8-lattice", "ar-raster", "one-shot")
@@ -27,6 +28,9 @@ NOISED_SHARES = (0.0, 0.2, 0.5, 1.0)
 
 REACHED = 0.9
 """Share of the references' precision from which on the gap counts as closed."""
+
+TRAINED = ("noise",)
+"""Axes whose rows are arms, which can be compared with each other only."""
 
 AXES = {
     "constant": "guidance, constant schedule",
@@ -45,6 +49,8 @@ def measure(study: Study) -> None:
         "defaults": asdict(centre),
         "gap_closed_from_share_of_reference": REACHED,
     }
+    if options.base.nesting.evaluations == 1:
+        raise SettingsError("The recipe's nesting is one patch: there is no context to be noised.")
     check(study, noise_arms(options.base))
     model = study.members([options.nesting])[options.nesting]
     family = study.members(FAMILY)
@@ -98,20 +104,16 @@ def find(rows: list[Row], arms: list[Row]) -> dict[str, Any]:
     grid, finals = pick(rows, part="grid"), pick(rows, part="final")
     axes = {axis: pick(grid, axis=axis) for axis in AXES}
     spans = {
-        name: {
-            axis: max(row[name] for row in own) - min(row[name] for row in own)
-            for axis, own in axes.items()
-            if len(own) > 1
-        }
+        name: {axis: span(own, name) for axis, own in axes.items() if len(own) > 1}
         for name in ("precision", "recall")
     }
     default = lowest(pick(finals, which="defaults"))
     precise = lowest(pick(finals, which="most precise")) or default
-    closes = {axis: _closing(own) for axis, own in axes.items()}
+    closes = {axis: _closing(own) for axis, own in axes.items() if axis not in TRAINED}
     found = {
         "precision_span_of_axis": spans["precision"],
         "recall_span_of_axis": spans["recall"],
-        "precision_moved_most_by": max(spans["precision"], key=spans["precision"].__getitem__, default=None),
+        "precision_moved_most_by": moved_most(axes),
         "gap_closed_with_most_recall_at": {axis: row["value"] for axis, row in closes.items() if row},
     }
     if default and default.get("precision_of_reference") is not None:
@@ -126,6 +128,24 @@ def find(rows: list[Row], arms: list[Row]) -> dict[str, Any]:
             "most_precise_minus_defaults": minus(precise, default, ("precision", "recall", "fid")),
         }
     return known(found)
+
+
+def span(rows: list[Row], figure: str) -> float:
+    """Between the least and the most that an axis has of a figure."""
+    values = [row[figure] for row in rows]
+    return max(values) - min(values)
+
+
+def moved_most(axes: Mapping[str, list[Row]]) -> str | None:
+    """The axis along which precision changes most, if by clearly more than along the next; arms, which are
+    other models, stay out."""
+    own = {axis: rows for axis, rows in axes.items() if len(rows) > 1 and axis not in TRAINED}
+    if len(own) < 2:
+        return None
+    most, next_ = sorted(own, key=lambda axis: -span(own[axis], "precision"))[:2]
+    least = min(own[most], key=lambda row: row["precision"])
+    ahead = span(own[most], "precision") - span(own[next_], "precision")
+    return most if ahead > share_noise(least["precision"], least["samples"]) else CLOSE
 
 
 def _closing(rows: list[Row]) -> Row | None:

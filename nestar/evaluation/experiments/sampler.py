@@ -13,7 +13,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from nestar import plots
-from nestar.evaluation.experiments.findings import clearly_less, falls, known, lowest, minus, pick
+from nestar.evaluation.experiments.findings import clearly_less, fid_falls, known, lowest, minus, pick
 from nestar.evaluation.experiments.rows import Row
 from nestar.evaluation.experiments.search import SLACK, as_good, effective
 from nestar.evaluation.experiments.study import Experiment, Study
@@ -26,7 +26,7 @@ CALLS = (5, 10, 25, 50)
 CFGS = (1.0, 1.5, 2.0, 3.0, 4.0)
 TEMPERATURES = (0.8, 1.0, 1.1, 1.2, 1.3, 1.4)
 TOLERANCE = 0.02
-"""FIDs closer than this share count as equal, and the cheaper settings are preferred."""
+"""The quick finalist's calls are the fewest of a FID within this share of the best solver's."""
 
 COSTS = ("precision", "recall", "class_accuracy", "inception_score", "seams", "function_evaluations")
 
@@ -76,8 +76,8 @@ def measure(study: Study) -> None:
         "member": member,
         "defaults": asdict(centre),
         "axes": {axis: [_moved(axis, point) for point in points] for axis, points in axes.items()},
-        "equal_fid_within": TOLERANCE,
-        "recommended_with_precision_and_recall_within": SLACK,
+        "quick_within": TOLERANCE,
+        "precision_and_recall_kept_within": SLACK,
     }
     study.expect(sum(map(len, axes.values())) + len(AXES) + 5)
     for axis, points in axes.items():
@@ -125,7 +125,7 @@ def find(rows: list[Row], arms: list[Row]) -> dict[str, Any]:
         "least_fid_of_axis": {
             axis: {name: row["settings"][name] for name in FIELDS[axis]} for axis, row in least.items() if row
         },
-        "fid_falls_with_euler_steps": falls([row["fid"] for row in euler]),
+        "fid_falls_with_euler_steps": fid_falls(euler),
         "second_order_better_than_euler_at_equal_calls": _second_order(solver),
     }
     default, winner = lowest(pick(finals, which="defaults")), lowest(finals)
@@ -134,16 +134,18 @@ def find(rows: list[Row], arms: list[Row]) -> dict[str, Any]:
         found["linear_schedule_better_than_constant"] = _linear(guidance, default["settings"])
     if default and winner and len(finals) > 1:
         level = [row for row in finals if as_good(row, default)]
-        bound = lowest(level)["fid"] * (1 + TOLERANCE)
-        taken = lowest([row for row in level if row["fid"] <= bound], "function_evaluations")
+        best = lowest(level)
+        cheapest = lowest(
+            (row for row in level if clearly_less(best, row) is not True), "function_evaluations"
+        )
         found |= {
             "least_fid_at": winner["settings"],
             "fid_of_defaults": default["fid"],
             "least_fid": winner["fid"],
             "least_fid_minus_defaults": minus(winner, default, COSTS),
-            "defaults_clearly_bettered": clearly_less(winner["fid"], default["fid"]),
-            "recommended_defaults": taken["settings"],
-            "defaults_are_recommended": taken["settings"] == default["settings"],
+            "least_fid_with_precision_and_recall_kept_at": best["settings"],
+            "defaults_clearly_bettered": clearly_less(best, default),
+            "cheapest_that_is_not_clearly_worse": cheapest["settings"],
         }
     return known(found)
 
@@ -217,7 +219,7 @@ def _second_order(solver: list[Row]) -> dict[str, bool | str]:
     for row in solver:
         others = [one for one in pick(solver, calls=row["calls"]) if not _is(one, solver="euler")]
         if _is(row, solver="euler") and others:
-            answers[str(row["calls"])] = clearly_less(lowest(others)["fid"], row["fid"])
+            answers[str(row["calls"])] = clearly_less(lowest(others), row)
     return answers
 
 
@@ -233,7 +235,7 @@ def _linear(guidance: list[Row], centre: Mapping[str, Any]) -> bool | str | None
         return None
     linear, constant = (lowest(row for row in rows if as_good(row, start)) for rows in tried)
     if linear and constant:
-        return clearly_less(linear["fid"], constant["fid"])
+        return clearly_less(linear, constant)
     return linear is not None if linear or constant else None
 
 

@@ -6,10 +6,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from nestar.evaluation.experiments.findings import share_error
 from nestar.sampler import SolverSettings
 from nestar.settings import SCHEDULES
 
-CFGS = (1.0, 1.5, 2.0, 3.0)
+CFGS = (1.0, 1.5, 2.0, 3.0, 4.0)
 TEMPERATURES = (1.0, 1.15, 1.3)
 
 Axes = Mapping[str, Sequence[Mapping[str, Any]]]
@@ -17,16 +18,18 @@ Axes = Mapping[str, Sequence[Mapping[str, Any]]]
 
 
 SLACK = 0.02
-"""How much lower precision and recall may be than where a search began, in what it finds: FID alone also
-rewards a solver that leaves noise, and hot noise without guidance."""
+"""How much lower precision and recall may be than where a search began, in what it finds, or a standard error
+of the difference: FID alone also rewards a solver that leaves noise, and hot noise without guidance."""
 
 KEPT = ("precision", "recall")
 """Figures that settings of less FID may not pay with, see `as_good`."""
 
 
 def as_good(row: Mapping[str, Any], start: Mapping[str, Any]) -> bool:
-    """Whether a row's precision and recall are no lower than the start's, within SLACK."""
-    return all(row[name] >= start[name] - SLACK for name in KEPT)
+    """Whether a row's precision and recall are no lower than the start's, see SLACK."""
+    return all(
+        row[name] >= start[name] - max(SLACK, share_error(start[name], start["samples"])) for name in KEPT
+    )
 
 
 def search_axes(start: SolverSettings) -> Axes:

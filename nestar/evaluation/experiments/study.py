@@ -1,7 +1,8 @@
 """What all experiments share: weights, references, finished rows, a member's own best settings, the clock.
 
-Settings are searched on few samples of another seed (`samples`, seed + 1); what is compared in the end are
-finalists on more samples (`final_samples`, seed). References are drawn and described once an experiment.
+Settings are searched on few samples of another seed (`samples`, seed + 1) and against other references; what
+is compared in the end are finalists on more samples (`final_samples`, seed). References are drawn and
+described once an experiment.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from tqdm import tqdm
 
 from nestar import plots
 from nestar.checkpoints import alike
+from nestar.data.tiny_worlds import CLASSES
 from nestar.engine import has_bf16
 from nestar.evaluation.experiments.defaults import (
     CACHE,
@@ -59,7 +61,7 @@ from nestar.settings import SampleSettings, SettingsError
 from nestar.training.loop import has_passed
 from nestar.training.nesting import NestingTrainConfig
 
-MEASURE = 2
+MEASURE = 3
 """Part of every row's key: raise it when what is measured changes, and old rows are measured again."""
 
 FIGURES = (
@@ -72,6 +74,10 @@ FIGURES = (
     "diversity",
     "vendi",
 )
+SEARCH_FROM = 100_000 * len(CLASSES)
+"""Number of the first held-out picture that searches and grids are compared with; finalists, as evaluations,
+are compared with those from 0 on. So nothing that a search fits is measured on what it was fitted to."""
+
 COVERAGE = ("bins_reached", "histogram_distance")
 
 
@@ -91,6 +97,7 @@ class Options:
         images: each training arm sees; base: the recipe arms are made from.
         folder: of the JSON files and figures; runs: of the arms' training; cache: of pools.
         deadline: a `time.monotonic()` value.
+        command: what was asked for, as it is typed.
     """
 
     samples: int = SAMPLES
@@ -105,6 +112,7 @@ class Options:
     cache: Path = CACHE
     compile_modules: bool = False
     deadline: float | None = None
+    command: str = ""
 
     @property
     def search_seed(self) -> int:
@@ -141,7 +149,7 @@ class Study:
         self.finished = Rows(options.folder, name)
         self.progress = progress
         self.bar = tqdm(total=0, unit="row", desc=name, disable=not progress)
-        self._evaluators: dict[int, Evaluator] = {}
+        self._evaluators: dict[tuple[int, int], Evaluator] = {}
         self._sizes: dict[int, int] = {}
         self._prints: dict[int, tuple[nn.Module, str]] = {}
 
@@ -306,8 +314,10 @@ class Study:
         settings = effective(settings, nesting.evaluations)
         self._sizes[samples] = size = picture_size(model, self.pipeline.tokenizer, self.features)
         self.bar.set_postfix_str(f"{member} {part}")
+        first = SEARCH_FROM if seed == self.options.search_seed else 0
         key = {
             "size": size,
+            "first": first,
             "model": self.print_of(model),
             "settings": asdict(settings),
             "samples": samples,
@@ -317,7 +327,7 @@ class Study:
             key["given"] = given
 
         def sampled() -> Row:
-            evaluator = self._evaluator(samples, size)
+            evaluator = self._evaluator(samples, size, first)
             waiting = samples * (1 if "real" in vars(evaluator) else 2)  # the first draws the references too
             with tqdm(total=waiting, unit="image", leave=False, disable=not self.progress) as evaluator.bar:
                 report = evaluator.measure(model, settings, seed, given=given)
@@ -338,12 +348,12 @@ class Study:
         self.bar.update()
         return row
 
-    def _evaluator(self, samples: int, size: int) -> Evaluator:
-        if samples not in self._evaluators:
-            self._evaluators[samples] = Evaluator(
-                self.pipeline.tokenizer, self.features, samples=samples, size=size
+    def _evaluator(self, samples: int, size: int, first: int) -> Evaluator:
+        if (samples, first) not in self._evaluators:
+            self._evaluators[samples, first] = Evaluator(
+                self.pipeline.tokenizer, self.features, samples=samples, size=size, first=first
             )
-        return self._evaluators[samples]
+        return self._evaluators[samples, first]
 
     @cached_property
     def _instruments(self) -> dict[str, str]:
@@ -360,10 +370,14 @@ class Study:
         return {"measure": MEASURE, **self._computed_on, **self._instruments, **key}
 
     def _ceilings_key(self, samples: int) -> dict[str, Any]:
-        return {"size": self._sizes[samples], "ceilings": samples}
+        return {"size": self._sizes[samples], "first": self._first_of(samples), "ceilings": samples}
+
+    def _first_of(self, samples: int) -> int:
+        """Where the references begin that so many samples are compared with."""
+        return 0 if samples == self.options.final_samples else SEARCH_FROM
 
     def _ceilings(self, samples: int) -> dict[str, Any]:
-        evaluator = self._evaluator(samples, self._sizes[samples])
+        evaluator = self._evaluator(samples, self._sizes[samples], self._first_of(samples))
         waiting = samples * (2 if "real" in vars(evaluator) else 3)
         with tqdm(total=waiting, unit="image", leave=False, disable=not self.progress) as evaluator.bar:
             found = evaluator.ceilings
@@ -425,6 +439,7 @@ def conduct(experiment: Experiment, study: Study) -> dict[str, Any]:
     report = {
         "name": experiment.name,
         "question": experiment.question,
+        "command": options.command,
         "finished": unfinished is None,
         "unfinished": unfinished,
         "missing": study.missing,
@@ -436,6 +451,7 @@ def conduct(experiment: Experiment, study: Study) -> dict[str, Any]:
         "search_seed": options.search_seed,
         "images_per_arm": options.images_per_arm if experiment.trains else None,
         "weights": study.pipeline.origin,
+        "instruments": instruments(study.pipeline.tokenizer, study.features),
         "device": str(study.pipeline.device),
         "seconds": round(time.monotonic() - began, 1),
         "ceilings": ceilings,
