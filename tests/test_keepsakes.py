@@ -140,7 +140,8 @@ def test_an_animation_has_every_picture_and_the_whole_time(dropped: tuple[int, .
 
 
 def test_kept_runs_are_bounded_and_the_one_on_load_stays() -> None:
-    kept = KeptRuns(run_value("on load"), limit=2)
+    room = 2 * sum(len(frame["image"]) for frame in run_value("any")["frames"])
+    kept = KeptRuns(run_value("on load"), room)
     for visitor in ("a", "b", "c"):
         kept.keep(visitor, run_value(f"first of {visitor}"))
     kept.keep("c", run_value("second of c"))

@@ -480,7 +480,7 @@ def test_a_run_that_fails_half_way_keeps_what_stands(visit, hold):
     page = visited.page
     hold.after(2, RuntimeError("on purpose"))
     visited.generate()
-    expect(page.locator(".message")).to_contain_text("The run failed inside the model")
+    expect(page.locator(".message")).to_contain_text("The run failed on the server.")
     expect_idle(page)
 
 
@@ -514,13 +514,26 @@ def test_a_lost_connection_is_said_and_ends_the_run(visit, hold):
     expect(message).to_contain_text("The connection was lost.")
     expect_idle(page)
     expect(page.locator(".token.known")).not_to_have_count(0)
+    page.keyboard.press("Escape")
+    expect(message).to_be_hidden()
     # Another attempt fails before its first frame, and not for too many visitors.
     visited.generate()
-    expect(message).to_contain_text("Waiting for the sampler")
     expect(message).to_have_text("The connection was lost.")
     expect_idle(page)
     page.context.close()
     visited.complaints.clear()  # the browser's own about the network
+
+
+def test_a_stop_of_nothing_reaches_no_later_run(visit, pipeline, nesting):
+    """The server would carry it out whenever it comes, on whatever run it finds."""
+    visited = visit()
+    page, asked = visited.page, []
+    page.on("request", lambda request: asked.append(request.url) if "/run/" in request.url else None)
+    page.locator("#stop").click(force=True)  # it says that it is off
+    visited.generate()
+    visited.wait_until_rested()
+    expect(page.locator(".stage")).to_have_attribute("data-state", "finished")
+    assert not asked, "Stop was sent"
 
 
 def test_a_full_queue_is_said_and_nothing_waits(browser, pipeline, hold, monkeypatch):
@@ -604,6 +617,18 @@ def test_a_sentence_goes_when_the_visitor_turns_to_the_frames(visit, control):
     else:
         page.locator(control).first.click()
     expect(page.locator(".message")).to_be_hidden()
+
+
+@pytest.mark.parametrize("how", ["click", "Escape"])
+def test_a_sentence_over_the_picture_can_be_sent_away(visit, how):
+    visited = visit()
+    page = visited.page
+    page.get_by_label("Seed", exact=True).fill("a lot")
+    visited.generate()
+    message = page.locator(".message")
+    expect(message).to_be_visible()
+    message.click() if how == "click" else page.keyboard.press("Escape")
+    expect(message).to_be_hidden()
 
 
 # ---- how it looks --------------------------------------------------------------------------------
@@ -701,6 +726,29 @@ def test_nothing_overflows_a_phone(visit, scheme):
     page = visit(**PHONE, color_scheme=scheme).page
     assert_inside(page, 390)
     expect(page.locator("#generate")).to_be_in_viewport()
+
+
+def test_in_a_spaces_frame_buttons_and_sentences_stand_where_they_belong(visit):
+    """It is as tall as its content: what sticks to the window's foot would lie below everything."""
+    page = visit(**PHONE).page
+    page.evaluate(
+        """() => {
+          const frame = Object.assign(document.createElement("iframe"), {src: location.href});
+          frame.style.cssText = "width: 390px; height: 4000px; border: 0";
+          document.body.replaceChildren(frame);
+        }"""
+    )
+    frame = page.frame_locator("iframe")
+    frame.locator(".film .ready").first.wait_for()
+    frame.get_by_label("Seed", exact=True).fill("a lot")
+    frame.locator("#generate").click()
+    message = frame.locator(".message")
+    expect(message).to_be_visible()
+    said, picture, buttons, classes = (
+        frame.locator(each).bounding_box() for each in (".message", ".picture", "#actions", "#classes")
+    )
+    assert classes["y"] + classes["height"] < buttons["y"] < picture["y"], "between the classes and the picture"
+    assert picture["y"] < said["y"], "over the picture's foot, or below its caption"
 
 
 @pytest.mark.parametrize("width", [390, 360])

@@ -340,14 +340,16 @@ def test_each_module_gets_a_bar_with_its_share(visit_tab):
     shares = [int(share) for share in re.findall(r"(-?\d+) %", words)]
     assert len(shares) == K4.modules and sum(shares) == pytest.approx(100, abs=1)
     expect(page.locator("#diversity-explained .definition")).to_contain_text("unrelated")
-    expect(page.locator("#diversity-explained .caption")).to_contain_text("Measured now: flower, 16 parents")
+    expect(page.locator("#diversity-explained .caption")).to_contain_text(
+        "Measured now: k = 4, flower, 16 parents"
+    )
 
 
 def test_what_was_measured_beforehand_stands_there(visit_tab):
     page = visit_tab()
     caption, bars = page.locator("#diversity-explained .caption"), page.locator("#diversity-explained .share")
     page.locator("#diversity-nesting").select_option("k2-lattice")
-    expect(caption).to_contain_text("Measured beforehand: flower, 3 parents with 2 siblings each")
+    expect(caption).to_contain_text("Measured beforehand: k = 2, flower, 3 parents with 2 siblings each")
     expect(bars).to_have_count(K2.modules)
     page.locator("#diversity-class").select_option("fish")
     expect(caption).to_contain_text("mean over 1 class")

@@ -342,6 +342,8 @@ def test_a_failure_is_shown_beside_the_healthy_run_with_its_figures(visit):
     assert own.locator("figcaption b").all_inner_texts() == [USUAL, "Steps: 2"]
     alts = [image.get_attribute("alt") for image in own.locator("img").all()]
     assert alts == [f"fish, seed 12, {USUAL}", "fish, seed 12, Steps: 2"]
+    page.locator(".failing [name=class_name]").select_option("flower")
+    assert own.locator(".of").all_inner_texts() == ["fish, seed 12"] * 2, "a row says what it is of"
     shown = own.locator("img").evaluate_all(
         "images => images.every(image => image.complete && image.naturalWidth)"
     )
@@ -379,6 +381,18 @@ def test_the_button_of_the_run_stops_it(visit, hold):
     button(page, "cold").click()
     expect(row(page, "cold").locator("img:not([hidden])")).to_have_count(4)
     assert row(page, "hot").locator("img:not([hidden])").count() == 1
+
+
+def test_a_double_click_does_not_stop_what_it_starts(visit):
+    page = visit()
+    button(page, "steps-2").dblclick()
+    expect(row(page, "steps-2").locator(".said")).to_contain_text("Measured, left to right: seams")
+
+
+@pytest.mark.parametrize("width", [768, 834])
+def test_on_a_tablet_there_is_room_for_the_words(visit, width):
+    page = visit(viewport={"width": width, "height": 1024})
+    assert page.locator(".about").first.bounding_box()["width"] > 400
 
 
 def test_a_lost_connection_is_said_and_ends_the_run(browser, url, hold):

@@ -292,7 +292,7 @@ def test_a_saved_picture_dropped_onto_the_page_restores_every_control(visit_smal
     picture = decode(page.locator(".picture img.over").get_attribute("src"))
     assert Image.open(io.BytesIO(data)).tobytes() == picture.tobytes()
 
-    page.reload()
+    page.goto(small[1])
     page.locator(".film .ready").first.wait_for()
     assert controls(page) == before
     drop(page, data)
@@ -409,8 +409,35 @@ def test_without_a_clipboard_the_address_is_the_link(visit_small):
     page = visit_small().page
     page.evaluate("Object.defineProperty(navigator, 'clipboard', {value: undefined})")
     page.get_by_role("button", name="Copy link").click()
-    expect_message(page, "copy it from there")
+    expect_message(page, "Copy this link")
     assert f"seed={FIRST_SEED}" in page.url and "class=flower" in page.url
+    expect(page.locator(".message")).to_contain_text(page.url)
+
+
+def test_a_setting_that_is_not_allowed_makes_no_link(visit_small):
+    page = visit_small().page
+    page.get_by_label("Steps per patch, as a number").fill("999")
+    page.get_by_role("button", name="Copy link").click()
+    expect_message(page, "A setting is not allowed")
+    assert "steps" not in page.url
+
+
+def test_settings_outlive_a_lost_connection(visit_small, small):
+    """Once the server is back Gradio loads the page anew."""
+    visited = visit_small()
+    page = visited.page
+    wanted = set_controls(page)
+    visited.generate()
+    visited.wait_until_rested()
+    page.evaluate("window.before = true")
+    page.context.set_offline(True)
+    visited.generate()
+    expect_message(page, "The connection was lost")
+    page.context.set_offline(False)
+    page.wait_for_function("!window.before")
+    expect_message(page, "The link's settings stand in the controls")
+    assert controls(page) == wanted
+    visited.complaints.clear()  # the browser's own about the network
 
 
 @pytest.mark.parametrize(

@@ -119,7 +119,8 @@ const calls = followCalls({
   halted: "nestar:alignment-halted",
   ask: () => trigger("ask"),
 });
-button.addEventListener("click", () => {
+button.addEventListener("click", (event) => {
+  if (event.detail > 1) return; // a double click would start it and stop it
   if (calls.busy()) calls.stop(() => trigger("halt"));
   else calls.start("measure", () => trigger("measure"));
 });

@@ -13,7 +13,8 @@ from typing import Any
 import gradio as gr
 
 from nestar.model import WeightsError
-from nestar.settings import SettingsError
+from nestar.pipeline import NestARPipeline
+from nestar.settings import SampleSettings, SettingsError
 from nestar.ui.doors import said
 from nestar.ui.runs import place_in_queue, waiting_calls
 
@@ -38,7 +39,7 @@ def refused(error: Exception) -> dict[str, Any]:
     if isinstance(error, SettingsError | WeightsError):
         return refusal(said(error))
     log.error("The run failed.", exc_info=error)
-    return refusal("The run failed inside the model; the server's log says why.")
+    return refusal("The run failed on the server. Try again in a moment.")
 
 
 def remark(message: str, alarming: bool = False) -> dict[str, Any]:
@@ -73,6 +74,13 @@ def fetched(told: Iterable[tuple[str, int, int]], page: gr.Blocks) -> None:
     """The same for a call by name, which hears of weights on their way only if it has to give up."""
     for _ in fetching(told, page):
         pass
+
+
+def settings_here(pipeline: NestARPipeline, page: gr.Blocks, **values: object) -> SampleSettings:
+    """Checked settings of a call by name, once their weights are here."""
+    settings = pipeline.settings(**values)
+    fetched(pipeline.fetch(settings), page)
+    return settings
 
 
 @contextmanager

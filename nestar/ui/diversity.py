@@ -150,6 +150,7 @@ def lay_out(pipeline: NestARPipeline, desk: Desk, first: Mapping[str, Any]) -> P
                 (*PANEL, "token_map.js", "diversity_explained.js"),
                 "diversity-explained",
                 committed=committed(pipeline, desk.space),
+                nestings=choices(pipeline),
                 parents=PARENTS,
                 first={"nesting": first["nesting"], "class_name": first["class_name"]},
             )

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import gradio as gr
@@ -9,7 +10,7 @@ import gradio as gr
 from nestar import batches
 from nestar.pipeline import NestARPipeline
 from nestar.settings import RANGES, SampleSettings, SettingsError
-from nestar.ui.answers import fetched, sentences
+from nestar.ui.answers import sentences, settings_here
 from nestar.ui.diversity_desk import Desk
 from nestar.ui.runs import SAMPLER, Runs
 
@@ -35,11 +36,7 @@ def bind(
         """Those values of a sheet that have pictures."""
         return (value for value in values if value["images"])
 
-    def checked(class_name: str, k: int, order: str, **values: object) -> SampleSettings:
-        """Settings whose weights are here."""
-        settings = pipeline.settings(class_name=class_name, k=k, order=order, **values)
-        fetched(pipeline.fetch(settings), page)
-        return settings
+    checked = partial(settings_here, pipeline, page)
 
     # gr.api reads the annotations, and one JSON object is what each yield sends.
     def diversity(
@@ -58,7 +55,7 @@ def bind(
         has also distances, among the samples and among real pictures, in features."""
         dials = {"steps": steps, "temperature": temperature, "cfg": cfg, "seed": seed}
         with sentences(), runs.run(request) as cancel:
-            settings = checked(class_name, k, order, count=count, **dials)
+            settings = checked(class_name=class_name, k=k, order=order, count=count, **dials)
             rows = batches.consecutive(settings)
             for value in grown(desk.sheets(settings, rows, cancel)):
                 if value["final"] and settings.count > 1:
@@ -82,7 +79,7 @@ def bind(
         seed, seed + 1, … Streams as /diversity does; the parent comes first."""
         dials = {"steps": steps, "temperature": temperature, "cfg": cfg, "seed": seed}
         with sentences(), runs.run(request) as cancel:
-            settings = checked(class_name, k, order, count=count, **dials)
+            settings = checked(class_name=class_name, k=k, order=order, count=count, **dials)
             rows = batches.siblings(settings, pipeline.plan_of(settings), parent, modules)
             yield from grown(desk.sheets(settings, rows, cancel))
 
@@ -98,7 +95,7 @@ def bind(
         """One seed at temperatures from 0 to 1.5, as one batch. Streams as /diversity does."""
         dials = {"steps": steps, "cfg": cfg, "seed": seed}
         with sentences(), runs.run(request) as cancel:
-            settings = checked(class_name, k, order, **dials)
+            settings = checked(class_name=class_name, k=k, order=order, **dials)
             yield from grown(desk.sheets(settings, batches.temperature_row(settings), cancel))
 
     def explained(
@@ -115,7 +112,7 @@ def bind(
         explained: shares (after modules 0 … M), increments (of each module), and their standard errors."""
         dials = {"steps": steps, "temperature": temperature, "cfg": cfg, "seed": seed}
         with sentences(), runs.run(request) as cancel:
-            settings = checked(class_name, k, order, **dials)
+            settings = checked(class_name=class_name, k=k, order=order, **dials)
             yield from desk.explained(settings, cancel)
 
     def nearest(
@@ -137,7 +134,7 @@ def bind(
         95th percentile)."""
         dials = {"steps": steps, "temperature": temperature, "cfg": cfg, "seed": seed}
         with sentences(), runs.run(request) as cancel:
-            settings = checked(class_name, k, order, **dials)
+            settings = checked(class_name=class_name, k=k, order=order, **dials)
             if isinstance(sample, bool) or sample not in range(_COUNT):
                 raise SettingsError(f"sample must be a whole number from 0 to {_COUNT - 1}.")
             (own,) = batches.seeds_from(settings.seed + int(sample), 1)

@@ -35,6 +35,17 @@ for (const [name, options] of Object.entries(SELECTS)) {
   select.addEventListener("change", () => set(name, options[select.selectedIndex][0]));
 }
 wireNumbers(set);
+// Before Gradio's own: a Stop of nothing would end the run that is asked for next.
+document.addEventListener(
+  "click",
+  (event) => {
+    const going = document.querySelector('#diversity :is([data-state="running"], [data-state="waiting"])');
+    if (!event.target.closest?.("#diversity-stop") || going) return;
+    event.stopImmediatePropagation();
+    event.preventDefault();
+  },
+  true,
+);
 document.addEventListener("nestar:diversity-ask", ({ detail }) => trigger("ask", detail));
 watch("value", keepHeld);
 show();

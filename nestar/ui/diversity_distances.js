@@ -69,7 +69,8 @@ element.addEventListener("keydown", (event) => {
   event.preventDefault();
   move(event.target, ...MOVES[event.key]);
 });
-element.addEventListener("pointerleave", () => {
+element.addEventListener("pointerleave", (event) => {
+  if (event.pointerType === "touch") return; // a finger is gone once it has tapped
   for (const each of element.querySelectorAll(".heat .read")) each.classList.remove("read");
   if (sentence) find(".reading").textContent = sentence;
 });

@@ -45,18 +45,21 @@ function stored() {
   const classes = Object.keys(found.classes).length;
   const whose = own ? asked.class_name : `mean over ${classes === 1 ? "1 class" : `${classes} classes`}`;
   const { parents, siblings } = found;
-  return { explained: own ?? found.mean, whose, parents, siblings };
+  return { explained: own ?? found.mean, whose, nesting: asked.nesting, parents, siblings };
 }
 
-function showResult({ explained, whose, parents, siblings }, when) {
+function labelOf(nesting) {
+  return props.nestings.find(({ name }) => name === nesting)?.label ?? nesting;
+}
+
+function showResult({ explained, whose, nesting, parents, siblings }, when) {
   find(".plot").innerHTML = plot(explained);
   const families = `${plural(parents, "parent")} with ${plural(siblings, "sibling")} each`;
   const sums = isNarrow(explained.increments) ? " Σ: with all modules before." : "";
-  find(".caption").textContent = `${when}: ${whose}, ${families}. The lines are standard errors.${sums}`;
+  find(".caption").textContent = `${when}: ${labelOf(nesting)}, ${whose}, ${families}. The lines are standard errors.${sums}`;
 }
 
 function showStored() {
-  if (calls.value) return;
   const found = stored();
   if (found) showResult(found, "Measured beforehand");
   else {
@@ -77,19 +80,18 @@ followRuns({
         `aria-valuenow="${Math.round(100 * share)}" style="--done:${share}"><i></i></div>`;
       find(".caption").textContent = `${current.done} of ${plural(current.of, "turn")}`;
     } else if (current.explained) {
-      const { explained, class_name: whose } = current;
-      showResult({ explained, whose, ...explained }, "Measured now");
-    } else {
-      find(".plot").innerHTML = "";
-      find(".caption").textContent = "Stopped before there was a result.";
-    }
+      const { explained, class_name: whose, nesting } = current;
+      showResult({ explained, whose, nesting, ...explained }, "Measured now");
+    } else showStored(); // it was stopped
   },
 });
 document.addEventListener("nestar:diversity-controls", ({ detail }) => {
-  const other = detail.nesting !== asked.nesting || detail.class_name !== asked.class_name;
+  const alike = (other) => other?.nesting === detail.nesting && other?.class_name === detail.class_name;
+  if (alike(asked)) return;
   asked = detail;
-  if (!other || calls.busy()) return;
-  calls.value = null; // what was measured is of another class or of other weights
-  showStored();
+  if (calls.busy()) return;
+  // What was measured stands as long as nothing else is asked about.
+  if (alike(calls.value) && calls.value.explained) calls.update();
+  else showStored();
 });
-showStored();
+if (!calls.value) showStored();

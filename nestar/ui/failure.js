@@ -12,7 +12,7 @@ function tiles(count) {
 }
 
 function sideHtml(label, count) {
-  return `<figure class="side">${tiles(count)}<figcaption><b>${escaped(label)}</b><dl></dl></figcaption></figure>`;
+  return `<figure class="side">${tiles(count)}<figcaption><b>${escaped(label)}</b><span class="of"></span><dl></dl></figcaption></figure>`;
 }
 
 function rowHtml({ title, why, failures }) {
@@ -59,6 +59,7 @@ function drawSide(box, side, place, { settings, figures }) {
   const { class_name, seed } = settings;
   const shots = [...box.querySelectorAll(".shot img")];
   box.querySelector("b").textContent = side.label;
+  box.querySelector(".of").textContent = `${class_name}, seed ${seed}`;
   for (const [index, image] of shots.entries()) {
     const source = side.images[index];
     image.hidden = !source;
@@ -98,7 +99,7 @@ form.elements.seed.value = props.first.seed;
 form.addEventListener("submit", (event) => event.preventDefault());
 failing.addEventListener("click", (event) => {
   const button = event.target.closest("[data-failure]");
-  if (!button) return;
+  if (!button || event.detail > 1) return; // a double click would start it and stop it
   const { failure } = button.dataset;
   if (failure === atWork()) calls.stop(() => trigger("halt"));
   else if (!calls.busy()) {

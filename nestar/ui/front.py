@@ -29,7 +29,7 @@ class Kept:
 
 
 class FrontPage:
-    """Answers with the kept page where one asks for it without parameters; the app makes it at first.
+    """Answers with the kept page where one asks for it; the app makes it at first.
 
     For a page that is the same for all: without log-ins, as ours.
     """
@@ -41,7 +41,8 @@ class FrontPage:
     @staticmethod
     def asked(scope: Scope) -> bool:
         path = scope["path"].removeprefix(scope.get("root_path", ""))
-        return scope["method"] == "GET" and path in ("", "/") and not scope.get("query_string")
+        # Of all parameters this alone changes the page; share links are read by the browser's first call.
+        return scope["method"] == "GET" and path in ("", "/") and b"deep_link" not in scope["query_string"]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers = Headers(scope=scope)

@@ -261,7 +261,7 @@ def build(pipeline: NestARPipeline, runs: Runs) -> None:
             found = kept_runs.animation(run)
         except Exception:
             log.exception("The animation failed.")
-            return {"message": "The animation could not be made; the server's log says why."}
+            return {"message": "The animation could not be made. Try again in a moment."}
         if found is None:
             return {"message": "This run is no longer kept here: press Generate to make it again."}
         return {"uri": to_uri(found[0], "WEBP"), "name": found[1]}
@@ -341,5 +341,8 @@ def bind_restoring(pipeline: NestARPipeline, first: SampleSettings, parts: Parts
 
     quiet = {"show_progress": "hidden", "api_visibility": "private", "queue": False}
     restored = [parts.classes, parts.dials, parts.answers]
-    parts.stage.picture(on_picture, None, restored, **quiet)
-    gr.on(None, on_link, None, restored, **quiet)
+    for event in (
+        parts.stage.picture(on_picture, None, restored, **quiet),
+        gr.on(None, on_link, None, restored, **quiet),
+    ):
+        event.failure(None, js=tells("unrestored"))

@@ -1,11 +1,13 @@
 """The Generate tab's calls by name: `/generate`, `/animation`, `/settings_of`."""
 
+from functools import partial
+
 import gradio as gr
 
 from nestar import keepsakes
 from nestar.pipeline import NestARPipeline
 from nestar.settings import SampleSettings, SettingsError
-from nestar.ui.answers import fetched, sentences
+from nestar.ui.answers import sentences, settings_here
 from nestar.ui.frames import from_uri, to_uri
 from nestar.ui.grown import Grown
 from nestar.ui.kept import encode
@@ -19,11 +21,7 @@ NAMES = ("class_name", "k", "steps", "temperature", "cfg", "seed", "order")
 def bind(pipeline: NestARPipeline, grown: Grown, runs: Runs, page: gr.Blocks, first: SampleSettings) -> None:
     """Bind the calls inside the page's blocks; `first` are their defaults."""
 
-    def checked(class_name: str, k: int, order: str, **values: object) -> SampleSettings:
-        """Settings whose weights are here."""
-        settings = pipeline.settings(class_name=class_name, k=k, order=order, **values)
-        fetched(pipeline.fetch(settings), page)
-        return settings
+    checked = partial(settings_here, pipeline, page)
 
     # gr.api reads the annotations, and one JSON object is what each yield sends.
     def generate(
@@ -39,8 +37,9 @@ def bind(pipeline: NestARPipeline, grown: Grown, runs: Runs, page: gr.Blocks, fi
         """Grow one picture. Streams one JSON object a patch: image (a data URI; PNG when final, with the
         settings inside), module, patch, known, evaluations, function_evaluations, seconds, module_done,
         final, norms (of the velocity, a solver step each), batch (pictures made at once), device."""
+        dials = {"steps": steps, "temperature": temperature, "cfg": cfg, "seed": seed}
         with sentences():
-            settings = checked(class_name, k, order, steps=steps, temperature=temperature, cfg=cfg, seed=seed)
+            settings = checked(class_name=class_name, k=k, order=order, **dials)
             with runs.run(request) as cancel:
                 yield from grown.frames(settings, cancel)
 
@@ -55,8 +54,9 @@ def bind(pipeline: NestARPipeline, grown: Grown, runs: Runs, page: gr.Blocks, fi
         order: str = first.order,
     ) -> str:
         """Grow one picture and return its growth as an animated WebP, a data URI."""
+        dials = {"steps": steps, "temperature": temperature, "cfg": cfg, "seed": seed}
         with sentences():
-            settings = checked(class_name, k, order, steps=steps, temperature=temperature, cfg=cfg, seed=seed)
+            settings = checked(class_name=class_name, k=k, order=order, **dials)
             with runs.run(request) as cancel:
                 *_, value = grown.values(settings, cancel)
             if value["state"] != "finished":

@@ -55,6 +55,9 @@ function factorsPanel(panel, choice) {
     const button = event.target.closest("button");
     if (button) choose(button);
   });
+  // What is said of a factor is read out to who walks the factors, and not while the sliders are moved.
+  product.addEventListener("focusin", () => caption.setAttribute("aria-live", "polite"));
+  product.addEventListener("focusout", () => caption.removeAttribute("aria-live"));
   // One stop for Tab; the arrows go from factor to factor.
   product.addEventListener("keydown", (event) => {
     const step = { ArrowRight: 1, ArrowDown: 1, ArrowLeft: -1, ArrowUp: -1 }[event.key];

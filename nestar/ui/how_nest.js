@@ -251,7 +251,9 @@ function nestPanel(panel, choice) {
   });
   canvas.addEventListener("pointermove", point);
   canvas.addEventListener("pointerdown", point);
-  canvas.addEventListener("pointerleave", () => look(null));
+  canvas.addEventListener("pointerleave", (event) => {
+    if (event.pointerType !== "touch") look(null); // a finger is gone once it has tapped
+  });
   canvas.addEventListener("keydown", step);
   // What is said of a token is read out to who walks the grid, and not while it grows.
   canvas.addEventListener("focus", () => find(".grid figcaption").setAttribute("aria-live", "polite"));

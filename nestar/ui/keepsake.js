@@ -18,10 +18,13 @@ function chunkText(kind, bytes) {
   return new TextDecoder().decode(bytes.subarray(start));
 }
 
-// The settings text in a PNG as it stands; an Error's message is a sentence for the visitor.
+// Its message is a sentence for the visitor.
+class Unreadable extends Error {}
+
+// The settings text in a PNG as it stands.
 async function readKept(file, keyword, longest) {
   const signature = await bytesOf(file, 0, PNG_SIGNATURE.length);
-  if (PNG_SIGNATURE.some((byte, place) => signature[place] !== byte)) throw new Error("This file is no PNG picture.");
+  if (PNG_SIGNATURE.some((byte, place) => signature[place] !== byte)) throw new Unreadable("This file is no PNG picture.");
   let at = PNG_SIGNATURE.length;
   for (let count = 0; count < MAX_CHUNKS && at + 8 <= file.size; count++) {
     const head = await bytesOf(file, at, 8 + MAX_KEYWORD);
@@ -31,13 +34,13 @@ async function readKept(file, keyword, longest) {
     const name = new TextDecoder().decode(head.subarray(8, 8 + Math.min(length, MAX_KEYWORD))).split("\0")[0];
     if ((kind === "tEXt" || kind === "iTXt") && name === keyword) {
       if (length > longest) {
-        throw new Error("The settings in this picture are damaged: they are no short JSON object.");
+        throw new Unreadable("The settings in this picture are damaged: they are no short JSON object.");
       }
       return chunkText(kind, await bytesOf(file, at + 8, length));
     }
     at += length + 12;
   }
-  throw new Error("This PNG holds no NestAR settings: it was made by another program, or saved by one.");
+  throw new Unreadable("This PNG holds no NestAR settings: it was made by another program, or saved by one.");
 }
 
 function download(uri, name) {

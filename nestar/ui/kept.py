@@ -10,8 +10,9 @@ from PIL import Image
 from nestar import keepsakes
 from nestar.ui.frames import from_uri
 
-# Visitors whose last run is kept; a run is 0.1 MB as a rule and 2 MB at most (see `frames.thin`).
-LIMIT = 32
+ROOM = 64 * 2**20
+"""Characters of pictures that are kept in all: a run has 0.1 million as a rule, 2 million at most (see
+`frames.thin`). Of six hundred visitors who make the usual ones each finds the last one here."""
 
 
 class KeptRuns:
@@ -20,8 +21,8 @@ class KeptRuns:
     A run is the stage's value: what the browser got. Its id is a secret of the visitor who made it.
     """
 
-    def __init__(self, on_load: dict[str, Any], limit: int = LIMIT):
-        self._on_load, self._limit = on_load, limit
+    def __init__(self, on_load: dict[str, Any], room: int = ROOM):
+        self._on_load, self._room = on_load, room
         self._runs: OrderedDict[str | None, dict[str, Any]] = OrderedDict()
         self._lock = threading.Lock()
         self._encoding = threading.Lock()
@@ -31,8 +32,9 @@ class KeptRuns:
         with self._lock:
             self._runs.pop(session, None)
             self._runs[session] = run
-            while len(self._runs) > self._limit:
-                self._runs.popitem(last=False)
+            taken = sum(map(_characters, self._runs.values()))
+            while taken > self._room:
+                taken -= _characters(self._runs.popitem(last=False)[1])
 
     def find(self, run_id: object) -> dict[str, Any] | None:
         """The run of that id, if it is still kept."""
@@ -48,6 +50,11 @@ class KeptRuns:
             return None
         with self._encoding:
             return encode(run), f"{run['name']}.webp"
+
+
+def _characters(run: dict[str, Any]) -> int:
+    """Of a run's pictures, which are nearly all of it."""
+    return sum(len(frame["image"]) for frame in run["frames"])
 
 
 def encode(run: dict[str, Any]) -> bytes:

@@ -160,7 +160,9 @@ function verdict() {
   const times = calls.value.lanes
     .filter((lane) => lane !== nested && lane.state === "finished")
     .map((lane) => `${lane.label} took ${(lane.seconds / nested.seconds).toPrecision(2)} times that`);
-  return `${[`${nested.label}, took ${nested.seconds.toFixed(2)} s`, ...times].join("; ")}.${missing}${moved}`;
+  const { class_name, seed } = calls.value.settings;
+  const whose = `${class_name}, seed ${seed}: `;
+  return `${whose}${[`${nested.label}, took ${nested.seconds.toFixed(2)} s`, ...times].join("; ")}.${missing}${moved}`;
 }
 
 function drawTally() {

@@ -79,7 +79,7 @@ def build(pipeline: NestARPipeline, runs: Runs, page: gr.Blocks) -> None:
         def go_on() -> Iterator[dict[str, Any]]:
             race = paused.take(request.session_hash, by_name(event._data, ["run"]).get("run"))
             if race is None:
-                raise SettingsError("The race was given up, as too many others began. Start it again.")
+                raise SettingsError("The race was given up meanwhile. Start it again.")
             yield from slice_of(race, request, SLICE_SECONDS, warm=False)
 
         yield from told(go_on)

@@ -138,7 +138,8 @@ def signatures(pipeline: NestARPipeline) -> tuple[Signature, ...]:
         Signature(
             "separate",
             "No coordination",
-            "Nothing made neighbouring modules agree (λ = 0): see the velocities, as pictures hardly differ.",
+            "Nothing made neighbouring modules agree (λ = 0): see the velocities, as pictures hardly differ."
+            + ("" if together == own else " Both sides saw as many images; Generate’s weights saw more."),
             (
                 Failure(
                     "separate",

@@ -355,6 +355,11 @@ function breakOff(sentence) {
   else setState(run ? run.state : "empty");
 }
 
+function rememberInAddress() {
+  // After a lost connection Gradio loads the page anew: the settings come back with the address.
+  history.replaceState(history.state, "", linkTo(run.settings, props.link));
+}
+
 function bringIntoView() {
   // On a phone Generate can be pressed far below the picture.
   const { top, bottom } = find(".picture").getBoundingClientRect();
@@ -390,6 +395,7 @@ function update() {
       setState(run.state);
       return;
     }
+    rememberInAddress();
     bringIntoView();
     playing = true; // before anything is shown, so that the first patch's tokens are marked as running
     show(-1);
@@ -398,6 +404,7 @@ function update() {
     play();
   } else {
     setState(run.state);
+    if (!playing && run.state === "finished") announce(); // else when it has been played
     if (playing && timer === null) tick();
     else if (asItComes.checked && playing) {
       stopTimer();
@@ -466,6 +473,12 @@ find(".film").addEventListener("click", (event) => {
 document.addEventListener(
   "click",
   (event) => {
+    // A Stop of nothing would end the run that is asked for next.
+    const idle = event.target.closest?.("#stop") && !busy();
+    if (idle) {
+      event.stopPropagation();
+      event.preventDefault();
+    }
     if (!event.target.closest?.("#generate") || !(busy() || stops.pending())) return;
     event.stopPropagation();
     event.preventDefault();
@@ -492,13 +505,18 @@ document.addEventListener("click", (event) => {
 document.addEventListener("input", (event) => {
   if (event.target.closest?.("#classes, #dials")) hush();
 });
+find(".message").addEventListener("click", hush);
+document.addEventListener("keydown", (event) => {
+  if (event.key === "Escape") hush();
+});
 
 // ---- saving, sharing, restoring ------------------------------------------------------------------
 
 const KEEPS = {
   png: () => download(run.frames.at(-1).image, `${run.name}.png`),
   animation: async (button) => {
-    button.disabled = true;
+    // Not disabled, which would take the keyboard's place from it.
+    button.setAttribute("aria-disabled", "true");
     let answer;
     try {
       answer = await server.animation_of(run.run);
@@ -507,7 +525,7 @@ const KEEPS = {
     }
     if (answer.uri) download(answer.uri, answer.name);
     else say(answer.message, true);
-    keeps();
+    button.removeAttribute("aria-disabled");
   },
   link: () => trigger("address"), // answered by the document's nestar:share with what stands in all controls
   open: () => picker.click(),
@@ -515,24 +533,27 @@ const KEEPS = {
 
 find(".keeps").addEventListener("click", (event) => {
   const button = event.target.closest("button");
-  if (!button) return;
+  if (!button || button.getAttribute("aria-disabled")) return;
   hush();
   KEEPS[button.dataset.keep](button);
 });
 
 document.addEventListener("nestar:share", async ({ detail }) => {
+  if (document.querySelector('#dials [aria-invalid="true"]')) {
+    say("A setting is not allowed: a link would not bring it back.", true);
+    return;
+  }
   const address = linkTo(detail, props.link);
   history.replaceState(history.state, "", address);
   const copied = await copyText(address);
-  say(
-    copied
-      ? "Link copied: it brings these settings back, and so does the address of this page."
-      : "The address of this page is the link now: copy it from there.",
-    false,
-  );
+  const framed = window.parent !== window; // then the window's address is another
+  if (!copied) say(`Copy this link: ${address}`, false);
+  else if (framed) say("Link copied: it brings these settings back.", false);
+  else say("Link copied: it brings these settings back, and so does the address of this page.", false);
 });
 
 async function restore(file) {
+  if (!file) return; // dragged from where there is none
   if (waiting) {
     say("Your run waits for its turn: open the picture once it has begun, or press Stop.", true);
     return;
@@ -541,7 +562,7 @@ async function restore(file) {
   try {
     kept = await readKept(file, props.keepsake.keyword, props.keepsake.longest);
   } catch (error) {
-    say(error instanceof DOMException ? "This file cannot be read." : error.message, true);
+    say(error instanceof Unreadable ? error.message : "This file cannot be read.", true);
     return;
   }
   trigger("picture", { kept });
@@ -573,6 +594,7 @@ document.addEventListener("drop", (event) => {
   restore(event.dataTransfer.files[0]);
 });
 
+document.addEventListener("nestar:unrestored", () => say("The settings could not be restored. Try again in a moment.", true));
 document.addEventListener("nestar:answer", ({ detail }) => {
   if (detail.message) say(detail.message, detail.alarming);
 });

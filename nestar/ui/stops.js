@@ -1,7 +1,7 @@
 // What the scripts that follow calls have in common: whether the server answers, why a call ended without a value,
 // which place it has in the queue, and when a Stop is through.
 const PATIENCE_MS = 600; // a longer wait for the server's answer is explained
-const PLACE_MS = 1000; // how often a call that waits asks for its place in the queue
+const PLACE_MS = 2000; // how often a call that waits asks for its place in the queue
 const CHECK_MS = 3000; // how often the server is asked whether it is there, while a call is on its way
 const ANSWER_MS = 15000; // a server that takes longer than this to say that it is there is not
 const HALT_MS = 15000; // after this a Stop of whose end nobody told counts as through
@@ -83,7 +83,7 @@ function followStops({ halted, failed, through }) {
 function attend({ call, busy, waits, say, breakOff, failed, ask }) {
   let since = null; // when the present wait began
   let asked = 0; // when it last asked for its place
-  setInterval(() => {
+  setInterval(async () => {
     if (!waits()) {
       since = null;
       return;
@@ -92,8 +92,9 @@ function attend({ call, busy, waits, say, breakOff, failed, ask }) {
     const now = Date.now();
     if (now - since < PATIENCE_MS || now - asked < PLACE_MS) return;
     asked = now;
-    ask();
-  }, PLACE_MS / 4);
+    // One question that does not get through, and Gradio loads the page anew when the server is back.
+    if ((await askServer()).there && waits()) ask();
+  }, PATIENCE_MS / 2);
   document.addEventListener("nestar:answer", ({ detail }) => {
     if (!waits() || detail.of !== call || !detail.place) return;
     const [place, all] = detail.place;

@@ -38,7 +38,9 @@ function tokenMap(nesting) {
   const box = `0 0 ${nesting.width * UNIT} ${nesting.height * UNIT}`;
   const size = `data-width="${nesting.width}" data-height="${nesting.height}"`;
   const fine = nesting.width > 12 ? "fine" : "";
-  return `<svg viewBox="${box}" role="group" ${size} class="${fine}">${cells.join("")}</svg>`;
+  // An application, so that screen readers leave the arrow keys to it.
+  const role = 'role="application" aria-roledescription="token map"';
+  return `<svg viewBox="${box}" ${role} ${size} class="${fine}">${cells.join("")}</svg>`;
 }
 
 // Mark what stands after `made` patches; `running` says that the next one is being computed.
