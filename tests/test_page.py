@@ -747,7 +747,7 @@ def test_in_a_spaces_frame_buttons_and_sentences_stand_where_they_belong(visit):
     said, picture, buttons, classes = (
         frame.locator(each).bounding_box() for each in (".message", ".picture", "#actions", "#classes")
     )
-    assert classes["y"] + classes["height"] < buttons["y"] < picture["y"], "between the classes and the picture"
+    assert classes["y"] + classes["height"] < buttons["y"] < picture["y"], "between classes and picture"
     assert picture["y"] < said["y"], "over the picture's foot, or below its caption"
 
 
