@@ -46,6 +46,15 @@ def write_json(file: Path, value: Mapping[str, Any], allow_nan: bool = True, *, 
         partial.write_text(text)
 
 
+def append_line(file: Path, value: Mapping[str, Any], allow_nan: bool = True) -> None:
+    """A JSON object as a line of its own, also behind one that a kill has torn."""
+    line = json.dumps(value, allow_nan=allow_nan).encode() + b"\n"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with file.open("ab+") as out:
+        torn = out.seek(0, os.SEEK_END) and out.seek(-1, os.SEEK_END) >= 0 and out.read(1) != b"\n"
+        out.write(b"\n" + line if torn else line)
+
+
 def write_tensors(
     file: Path,
     tensors: Mapping[str, Tensor],

@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from nestar.files import whole, write_json, write_tensors
+from nestar.files import append_line, whole, write_json, write_tensors
 
 
 def test_a_failure_leaves_what_stood_there_and_nothing_beside(tmp_path: Path) -> None:
@@ -58,3 +58,16 @@ def test_numbers_that_json_has_not(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="not JSON compliant"):
         write_json(tmp_path / "a.json", {"a": float("nan")}, allow_nan=False)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("before", ["", '{"a": 1}\n', '{"a": 1}\n{"a'])
+def test_a_line_is_appended_behind_a_torn_one_too(tmp_path: Path, before: str) -> None:
+    file = tmp_path / "runs" / "log.jsonl"
+    if before:
+        file.parent.mkdir()
+        file.write_text(before)
+    append_line(file, {"b": 2})
+    append_line(file, {"c": 3})
+    assert file.read_text() == before + ("" if before in ("", before.rstrip() + "\n") else "\n") + (
+        '{"b": 2}\n{"c": 3}\n'
+    )

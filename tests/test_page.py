@@ -7,7 +7,6 @@ import itertools
 import json
 import pickle
 import re
-import shutil
 import sys
 import threading
 import time
@@ -25,7 +24,7 @@ from playwright.sync_api import Page as BrowserPage
 from playwright.sync_api import expect
 
 import app
-from nestar.checkpoints import EMBEDDED
+from nestar import checkpoints
 from nestar.model import WeightsError
 from nestar.nesting import Nesting
 from nestar.settings import SampleSettings
@@ -872,15 +871,23 @@ def test_generate_endpoint_refuses_with_the_same_sentence(client, pipeline, valu
 # ---- without a browser ---------------------------------------------------------------------------
 
 
+@pytest.fixture
+def small_embedded(tmp_path_factory, monkeypatch) -> None:
+    """Embedded weights that load in a moment."""
+    folder = save_checkpoint(tmp_path_factory.mktemp("embedded"), [K4])
+    monkeypatch.setattr(checkpoints, "EMBEDDED", folder)
+
+
 @pytest.mark.parametrize("damage", ["no config.json", "truncated", "pickle"])
-def test_weights_that_cannot_be_loaded_give_the_embedded_ones_and_a_sentence(tmp_path, pipeline, damage):
-    folder = tmp_path / "weights"
-    shutil.copytree(EMBEDDED, folder)
+def test_weights_that_cannot_be_loaded_give_the_embedded_ones_and_a_sentence(
+    tmp_path, small_embedded, damage
+):
+    folder = save_checkpoint(tmp_path / "weights", [K4])
     if damage == "no config.json":
         at_fault = folder / "config.json"
         at_fault.unlink()
     else:
-        at_fault = next(folder.glob(f"{pipeline.plan(4).name}/*.safetensors"))
+        at_fault = next(folder.glob(f"{K4.name}/*.safetensors"))
         content = at_fault.read_bytes()
         at_fault.write_bytes(content[:1000] if damage == "truncated" else pickle.dumps({"weights": 1}))
     notice = notice_of(app.open_page(str(folder), None, "cpu"))
@@ -894,7 +901,9 @@ def notice_of(demo: gr.Blocks) -> str:
 
 
 @pytest.mark.parametrize("misfit", ["channels", "no nesting", "only one-shot", "unforeseen"])
-def test_weights_that_load_but_do_not_fit_give_the_embedded_ones_too(tmp_path, monkeypatch, misfit):
+def test_weights_that_load_but_do_not_fit_give_the_embedded_ones_too(
+    tmp_path, small_embedded, monkeypatch, misfit
+):
     folder = save_checkpoint(tmp_path / "weights", [Nesting.one_shot(4, 4)] if "only" in misfit else [K4])
     said = "no nesting with k &gt; 1"
     if misfit == "channels":
@@ -919,7 +928,7 @@ def test_weights_that_load_but_do_not_fit_give_the_embedded_ones_too(tmp_path, m
 
 
 @pytest.mark.parametrize("broken_first", [True, False])
-def test_of_several_sources_those_that_work_serve(tmp_path, broken_first):
+def test_of_several_sources_those_that_work_serve(tmp_path, small_embedded, broken_first):
     sound, broken = (save_checkpoint(tmp_path / name, [K4]) for name in ("sound", "broken"))
     (broken / "config.json").unlink()
     sources = [broken, sound] if broken_first else [sound, broken]
@@ -931,7 +940,7 @@ def test_of_several_sources_those_that_work_serve(tmp_path, broken_first):
     assert "broken/config.json is missing. The page runs on the embedded weights instead." in notice
 
 
-def test_the_embedded_weights_have_none_to_fall_back_on(monkeypatch):
+def test_the_embedded_weights_have_none_to_fall_back_on(small_embedded, monkeypatch):
     def fail(pipeline, demo):
         raise WeightsError("Nothing here.")
 
@@ -948,8 +957,7 @@ def test_an_order_is_shown_in_which_something_grows():
 
 
 def test_a_sound_folder_is_named_as_the_origin(tmp_path):
-    folder = tmp_path / "weights"
-    shutil.copytree(EMBEDDED, folder)
+    folder = save_checkpoint(tmp_path / "weights", [K4])
     demo = app.open_page(str(folder), None, "cpu")
     values = [block.value for block in demo.blocks.values() if isinstance(block, gr.HTML)]
     assert any(isinstance(value, str) and f">{folder.name}<" in value for value in values)

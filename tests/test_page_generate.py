@@ -23,7 +23,7 @@ from nestar.ui import generate
 from nestar.ui.frames import from_uri
 from nestar.ui.generate import FIRST_SEED
 from tests.conftest import Visit, served, visitors
-from tests.small import K2, K4, save_checkpoint
+from tests.small import CLASSES, K2, K4, save_checkpoint
 from tests.test_keepsakes import BAD_FILES, KEPT, with_international_text, with_text
 from tests.test_page import PHONE, RECORD_FRAMES, Hold, decode
 
@@ -445,10 +445,11 @@ def test_settings_outlive_a_lost_connection(visit_small, small):
     [("?class=unicorn", "unicorn"), ("?k=8", "k = 8"), ("?seed=-1", "seed"), ("?cfg=x", "cfg")],
 )
 def test_a_link_with_a_bad_value_says_so_and_leaves_the_defaults(visit_small, query, word):
-    before = controls(visit_small().page)
     page = visit_small(at=query).page
     expect_message(page, word)
-    assert controls(page) == before
+    usual = {name: f"{getattr(SampleSettings, name):g}" for name in ("k", "steps", "temperature", "cfg")}
+    usual |= {"class": CLASSES[0], "order": SampleSettings.order, "seed": str(FIRST_SEED)}
+    assert controls(page) == usual
 
 
 def test_a_link_that_asks_for_other_things_is_left_alone(visit_small):

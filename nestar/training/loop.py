@@ -29,11 +29,12 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from nestar.files import write_tensors
+from nestar.files import append_line, write_tensors
 from nestar.model import WeightsError
 from nestar.processes import ALONE, Group
 
 STATE_FILE = "state.safetensors"
+LOG_FILE = "log.jsonl"
 READ_EVERY = 20
 """Steps between two readings of the losses on a device that has to be waited for."""
 SHARE = 0.05
@@ -166,8 +167,8 @@ def train(
             bar.update(0)
             now = time.monotonic()
             if now - last["validate"] > max(cadence.validate, took["validate"] / SHARE):
-                _log(
-                    folder,
+                append_line(
+                    folder / LOG_FILE,
                     {
                         "step": step,
                         "seconds": round(trained, 1),
@@ -204,7 +205,7 @@ def train(
         final, logged = folder / "samples" / "final.png", _logged_closing(folder, step)
         if logged is None:
             closing |= _rounded(task.validate())
-            _log(folder, closing)
+            append_line(folder / LOG_FILE, closing)
         else:  # a call after the last step has no losses to tell
             closing = logged
         if logged is None or not final.exists():
@@ -250,17 +251,9 @@ def _save(task: Task, state_file: Path, step: int, seconds: float) -> None:
     write_tensors(state_file, tensors, {"step": str(step), "seconds": repr(seconds)})
 
 
-def _log(folder: Path, entry: dict[str, Any]) -> None:
-    file = folder / "log.jsonl"
-    text = file.read_bytes() if file.exists() else b""
-    is_torn = bool(text) and not text.endswith(b"\n")  # by a kill in the middle of a line
-    with file.open("a") as log:
-        log.write(("\n" if is_torn else "") + json.dumps(entry) + "\n")
-
-
 def _logged_closing(folder: Path, step: int) -> dict[str, Any] | None:
     """The closing record of a run that ended at this step, as the last line of its log; None without one."""
-    log = folder / "log.jsonl"
+    log = folder / LOG_FILE
     lines = log.read_text().splitlines() if log.exists() else []
     try:
         entry = json.loads(lines[-1]) if lines else {}

@@ -28,6 +28,7 @@ from nestar.evaluation.report import SEED_STRIDE
 from nestar.flow import sample_times
 from nestar.model import NestAR
 from nestar.sampler import PatchDone, SolverSettings, sample
+from nestar.training.loop import LOG_FILE
 
 BATCH = 64
 QUADRATURE = 100_000
@@ -135,7 +136,7 @@ def gaussian_loss(x_NKC: Tensor, class_ids_N: Tensor, sizes: Sequence[int]) -> f
 def curve(done: Trained) -> list[Row]:
     """Held-out loss of module 1 against images seen, from the run's log; a kill leaves steps there twice."""
     losses: dict[int, float] = {}
-    for line in _lines(done.folder / "log.jsonl"):
+    for line in _lines(done.folder / LOG_FILE):
         try:
             entry = json.loads(line)
         except ValueError:  # a kill in the middle of the line

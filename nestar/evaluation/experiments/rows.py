@@ -8,6 +8,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from nestar.files import append_line
+
 Row = dict[str, Any]
 SUFFIX = ".partial.jsonl"
 
@@ -38,10 +40,7 @@ class Rows:
         return row
 
     def _append(self, key: Mapping[str, Any], row: Row) -> None:
-        self.file.parent.mkdir(parents=True, exist_ok=True)
-        with self.file.open("a+") as out:
-            torn = out.tell() and not self.file.read_bytes().endswith(b"\n")  # a kill in the middle of a line
-            out.write(("\n" if torn else "") + json.dumps({"key": key, "row": row}, allow_nan=False) + "\n")
+        append_line(self.file, {"key": key, "row": row}, allow_nan=False)
         self._rows[_canonical(key)] = row
 
 
