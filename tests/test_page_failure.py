@@ -343,7 +343,7 @@ def test_a_failure_is_shown_beside_the_healthy_run_with_its_figures(visit):
     alts = [image.get_attribute("alt") for image in own.locator("img").all()]
     assert alts == [f"fish, seed 12, {USUAL}", "fish, seed 12, Steps: 2"]
     page.locator(".failing [name=class_name]").select_option("flower")
-    assert own.locator(".of").all_inner_texts() == ["fish, seed 12"] * 2, "a row says what it is of"
+    assert own.locator(".of").all_text_contents() == ["fish, seed 12"] * 2, "a row says what it is of"
     shown = own.locator("img").evaluate_all(
         "images => images.every(image => image.complete && image.naturalWidth)"
     )
