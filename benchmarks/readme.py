@@ -123,15 +123,14 @@ def quality_rows() -> Iterator[Row]:
     each aim was set for one of them."""
     few, report, many = (read(RESULTS / f"{kind}_k4-lattice.json") for kind in ("few", "evaluate", "many"))
     shares = ("class_accuracy", "precision", "recall")
-    if few:
-        yield from share_rows(few, shares, of_few=True)
-    for measured in filter(None, (report, many)):
-        yield from share_rows(measured, shares)
-    for measured in list(filter(None, (few, report, many)))[-1:]:  # a class has few pictures
-        yield from weakest_rows(measured)
-    for measured in filter(None, (few, report, many)):
-        label = f"FID on own features, of {measured['samples']:,} samples"
-        yield label, f"{measured['fid']:.2f}", beside(measured, "fid", ".2f"), "", evaluation_of(measured)
+    measured = [each for each in (few, report, many) if each]
+    for each in measured:
+        yield from share_rows(each, shares, of_few=each is few)
+    for each in measured[-1:]:  # of the most samples, as a class has few
+        yield from weakest_rows(each)
+    for each in measured:
+        label = f"FID on own features, of {each['samples']:,} samples"
+        yield label, f"{each['fid']:.2f}", beside(each, "fid", ".2f"), "", evaluation_of(each)
     if report:
         command, seams, psnr = evaluation_of(report), report["seams"], report["tokenizer_psnr"]
         name = "seams across token borders (1 = none)"

@@ -730,7 +730,7 @@ def test_coordination_says_what_lambda_does_and_what_it_does_not() -> None:
     found = coordination.find(finals + apart, described)
     assert found["coordination_lowers_fid"] == dict.fromkeys(names[1:4], "too close to say")
     assert found["best_arm_by_fid"] == "too close to say"
-    assert found["fid_falls_with_lambda"] is False and found["difference_falls_with_lambda"] == {"1": True}
+    assert found["fid_falls_with_lambda"] == CLOSE and found["difference_falls_with_lambda"] == {"1": True}
     assert found["mean_difference_of_pair"]["lambda-0"] == {"1": 4.5}
     assert found["fid_of_all-0.1_minus_lambda-0.1"] == 11
     assert found["error_of_all-0.1_minus_lambda-0.1"] == {
@@ -740,7 +740,7 @@ def test_coordination_says_what_lambda_does_and_what_it_does_not() -> None:
     worse = [row("final", name, fid) for name, fid in zip(names, (20, 28, 29, 35, 31, 40), strict=True)]
     against = coordination.find(worse, described)
     assert against["coordination_lowers_fid"] == dict.fromkeys(names[1:4], False), "the paper: said so"
-    assert against["best_arm_by_fid"] == "lambda-0"
+    assert against["best_arm_by_fid"] == "lambda-0" and against["fid_falls_with_lambda"] is False
     partial_found = coordination.find(finals[:2], described)
     assert not {"fid_falls_with_lambda", "coordination_lowers_fid"} & partial_found.keys()
 

@@ -424,11 +424,12 @@ def test_a_setting_that_is_not_allowed_makes_no_link(visit_small):
 
 def test_settings_outlive_a_lost_connection(visit_small, small):
     """Once the server is back Gradio loads the page anew."""
-    visited = visit_small()
+    visited = visit_small(at="?__theme=dark&seed=7")
     page = visited.page
     wanted = set_controls(page)
     visited.generate()
     visited.wait_until_rested()
+    assert "__theme=dark" in page.url and page.url.count("seed=") == 1, "a Space's own parameters stay"
     page.evaluate("window.before = true")
     page.context.set_offline(True)
     visited.generate()

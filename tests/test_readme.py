@@ -8,7 +8,7 @@ import torch
 
 from benchmarks import readme
 from nestar.checkpoints import EMBEDDED, load_tokenizer
-from nestar.evaluation.experiments import NAMES
+from nestar.evaluation.experiments import NAMES, findings
 from nestar.evaluation.inception import features_named
 from nestar.evaluation.report import instruments
 from nestar.model import NestAR, fingerprint_of
@@ -209,6 +209,17 @@ def test_weights_and_images_that_differ_are_said():
     own = readme.embedded_instruments()
     assert not list(readme.weights_said({"instruments": own}))
     assert list(readme.weights_said({"instruments": own | {"tokenizer": "another"}}))
+
+
+def test_what_chance_makes_is_as_measured() -> None:
+    report = json.loads((readme.RESULTS / "noise.json").read_text())
+    assert report["fingerprint"] == readme.embedded_fingerprint(report["nesting"])
+    worst = {
+        name: max(row[f"{name}_error_over_independent"] for row in report["rows"])
+        for name in ("fid", "precision", "recall")
+    }
+    assert worst["fid"] == pytest.approx(findings.FID_ERROR, rel=0.2)
+    assert max(worst["precision"], worst["recall"]) == pytest.approx(findings.SHARE_ERROR, rel=0.2)
 
 
 def test_the_readme_stands_as_its_command_writes_it():

@@ -50,10 +50,9 @@ function download(uri, name) {
   link.click();
 }
 
-// The page's address with every control in it and nothing else. `names` are the link's.
-function linkTo(settings, names) {
-  // Without what else stands in the address: a Space's signs the visitor in.
-  const address = new URL(location.pathname, location.href);
+// The page's address with every control in it. `names` are the link's; `address` is what they are put into: for
+// others without what else stands in it, as a Space's signs the visitor in.
+function linkTo(settings, names, address = new URL(location.pathname, location.href)) {
   for (const [name, setting] of Object.entries(names)) address.searchParams.set(name, settings[setting]);
   return address.href;
 }

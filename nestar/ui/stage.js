@@ -356,8 +356,9 @@ function breakOff(sentence) {
 }
 
 function rememberInAddress() {
-  // After a lost connection Gradio loads the page anew: the settings come back with the address.
-  history.replaceState(history.state, "", linkTo(run.settings, props.link));
+  // After a lost connection Gradio loads the page anew: the settings come back with the address. The visitor's own
+  // parameters stay in it.
+  history.replaceState(history.state, "", linkTo(run.settings, props.link, new URL(location.href)));
 }
 
 function bringIntoView() {

@@ -28,13 +28,12 @@ def minus(one: Mapping[str, Any], other: Mapping[str, Any], figures: Sequence[st
     }
 
 
-FID_ERROR = 1.4
-"""Standard error of a FID, as a share of it, times the root of the samples. Measured between disjoint sets of
-2,400 pictures of the embedded k = 4, class by class: 0.97 of 204, 1.24 of 504, 1.40 of 1,200 pictures."""
+FID_ERROR = 1.7
+"""Standard error of a FID, as a share of it, times the root of the samples, at most; measured by
+`python -m benchmarks.noise`, as the next."""
 
 SHARE_ERROR = 1.5
-"""How much more recall scatters than as many independent draws, since a sample covers several real pictures:
-1.2 times of 204, 1.6 times of 1,200 there; precision 1.1 times."""
+"""How many times as much as independent draws recall scatters: a sample covers several real pictures."""
 
 STANDARD_ERRORS = 2.0
 """So many of a difference are put down to chance."""
