@@ -20,9 +20,16 @@ from tqdm import tqdm
 
 from benchmarks.common import positive, sentences, write_report
 from nestar.batches import Rows
-from nestar.evaluation.diversity import DIGITS, RESULTS, Explained, FeatureSpace, measure, results_file
+from nestar.evaluation.diversity import (
+    DIGITS,
+    RESULTS,
+    Explained,
+    FeatureSpace,
+    fingerprints,
+    measure,
+    results_file,
+)
 from nestar.frames import Frame
-from nestar.model import fingerprint_of
 from nestar.pipeline import NestARPipeline
 from nestar.settings import SampleSettings, check_choice
 
@@ -90,8 +97,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             )
     report = {
         **chosen,
-        "weights": fingerprint_of(pipeline.models[nesting]),
-        "features": space.fingerprint,
+        **fingerprints(pipeline.models[nesting], pipeline.tokenizer, space),
         "parents": arguments.parents,
         "siblings": arguments.siblings,
         "device": str(pipeline.device),

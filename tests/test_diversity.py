@@ -6,6 +6,7 @@ import itertools
 import json
 import threading
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from torch import Tensor
 from benchmarks import diversity as benchmark
 from nestar import batches, neighbours
 from nestar.batches import Rows
+from nestar.checkpoints import EMBEDDED, load_tokenizer
 from nestar.cli import main
 from nestar.data import tiny_worlds
 from nestar.data.pools import HELD_OUT_SEED, TRAIN_SEED, ImagePool
@@ -274,13 +276,16 @@ def test_the_benchmark_writes_what_the_page_reads(
     monkeypatch.setattr(diversity, "RESULTS", tmp_path)
     small = ["--parents", "4", "--siblings", "1", "--steps", "1", "--device", "cpu", "--repo", str(weights)]
     benchmark.main([*small, "--classes", "fish", "flower"])
-    stored = diversity.stored_results("k4-lattice", pipe.models["k4-lattice"], space)
+    stored = diversity.stored_results("k4-lattice", pipe.models["k4-lattice"], pipe.tokenizer, space)
     assert json.loads(capsys.readouterr().out) == stored["mean"]
     assert list(stored["classes"]) == ["fish", "flower"]
     for name in ("shares", "increments"):
         pairs = zip(*(each[name] for each in stored["classes"].values()), strict=True)
         assert stored["mean"][name] == pytest.approx([sum(pair) / 2 for pair in pairs], abs=1e-3)
-    assert diversity.stored_results("k4-lattice", pipe.models["k2-lattice"], space) is None
+    of_others = partial(diversity.stored_results, "k4-lattice")
+    assert of_others(pipe.models["k2-lattice"], pipe.tokenizer, space) is None
+    another = load_tokenizer(EMBEDDED / "tokenizer")
+    assert of_others(pipe.models["k4-lattice"], another, space) is None
     with pytest.raises(SystemExit):
         benchmark.main([*small, "--classes", "unicorn"])
 

@@ -28,6 +28,7 @@ from nestar.images import from_pil
 from nestar.model import NestAR, fingerprint_of, read_json
 from nestar.nesting import Nesting
 from nestar.settings import SampleSettings, SettingsError
+from nestar.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from nestar.frames import Frame
@@ -45,14 +46,26 @@ def results_file(nesting: str) -> Path:
     return RESULTS / f"diversity_{nesting}.json"
 
 
-def stored_results(nesting: str, model: NestAR, space: FeatureSpace) -> dict[str, Any] | None:
-    """What was measured on exactly these weights with these features, or None if nothing was."""
+def stored_results(
+    nesting: str, model: NestAR, tokenizer: Tokenizer, space: FeatureSpace
+) -> dict[str, Any] | None:
+    """What was measured on exactly these weights, behind this tokenizer and with these features, or None if
+    nothing was."""
     file = results_file(nesting)
     if not file.exists():
         return None
     stored = read_json(file)
-    measured_with = (fingerprint_of(model), space.fingerprint)
-    return stored if (stored.get("weights"), stored.get("features")) == measured_with else None
+    own = fingerprints(model, tokenizer, space)
+    return stored if {name: stored.get(name) for name in own} == own else None
+
+
+def fingerprints(model: NestAR, tokenizer: Tokenizer, space: FeatureSpace) -> dict[str, str]:
+    """Fingerprints of what results depend on, by their names in a stored file."""
+    return {
+        "weights": fingerprint_of(model),
+        "tokenizer": tokenizer.fingerprint,
+        "features": space.fingerprint,
+    }
 
 
 class FeatureSpace:

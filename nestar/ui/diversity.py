@@ -67,7 +67,7 @@ def committed(pipeline: NestARPipeline, space: FeatureSpace) -> dict[str, Any]:
     found = {}
     for name, model in pipeline.models.loaded.items():  # of the others, what is asked for is measured
         try:
-            stored = stored_results(name, model, space)
+            stored = stored_results(name, model, pipeline.tokenizer, space)
         except WeightsError as error:
             log.warning("%s", error)
             continue
