@@ -208,7 +208,7 @@ def test_the_command_writes_where_it_is_told_and_prints_its_finding(
         "--device",
         "cpu",
     ]
-    given += ["--samples", "24", "--final-samples", "24", "--steps", "1", "--out", str(tmp_path)]
+    given += ["--samples", "24", "--final-samples", "36", "--steps", "1", "--out", str(tmp_path)]
     assert run(*given) == 0
     out, error = capsys.readouterr()
     assert (
@@ -231,6 +231,7 @@ def run(*given: str) -> int:
     [
         (["order", "--samples", "0"], "--samples must be at least 1, got 0"),
         (["order", "--samples", "7"], "at least 24 samples"),
+        (["order", "--samples", "50", "--final-samples", "50"], "more than --samples (50)"),
         (["order", "--minutes", "nan"], "--minutes must be a finite number above 0"),
         (["order", "--steps", "0"], "steps must be a whole number from 1 to 200"),
         (["order", "--seed", "-1"], "seed must be a whole number"),
@@ -649,22 +650,26 @@ def test_a_members_own_best_settings_do_not_pay_for_fid_with_precision_or_recall
     assert study.best_settings("k4", small_model(K4)) == replace(start, cfg=2.0)
 
 
-@pytest.mark.parametrize("recall_of_found", [0.59, 0.4])
+@pytest.mark.parametrize(("recall_of_found", "fid_of_found"), [(0.59, 9.0), (0.4, 8.0), (0.6, 9.1)])
 def test_own_best_settings_must_prove_so_on_the_finalists_samples(
-    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recall_of_found: float
+    world: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    recall_of_found: float,
+    fid_of_found: float,
 ) -> None:
     study = study_of("order", world, tmp_path)
     start = study.options.settings
     found = replace(start, temperature=1.3)
 
     def final(member: str, model: Any, settings: SolverSettings) -> dict[str, Any]:
-        recall = recall_of_found if settings == found else 0.6
-        study.rows.append(row("final", member, 9.0, precision=0.9, recall=recall, settings=asdict(settings)))
+        fid, recall = (fid_of_found, recall_of_found) if settings == found else (9.0, 0.6)
+        study.rows.append(row("final", member, fid, precision=0.9, recall=recall, settings=asdict(settings)))
         return study.rows[-1]
 
     monkeypatch.setattr(study, "best_settings", lambda member, model: found)
     monkeypatch.setattr(study, "final", final)
-    keeps = recall_of_found > 0.5
+    keeps = (recall_of_found, fid_of_found) == (0.59, 9.0)
     assert study.compare_at_best({"k4": small_model(K4)}) == {"k4": found if keeps else start}
     parts = {row["settings"]["temperature"]: row["part"] for row in study.rows}
     assert parts == {start.temperature: "start" if keeps else "final", 1.3: "final" if keeps else "refused"}
@@ -766,6 +771,7 @@ def test_noise_falls_with_the_root_of_the_samples() -> None:
     assert fid_noise(200) == pytest.approx(5 * fid_noise(5000))
     assert share_error(0.5, 200) == pytest.approx(0.05), "of a difference of two shares of 200"
     assert share_noise(0.5, 200) == pytest.approx(2 * share_noise(0.5, 800)) and share_noise(1.0, 200) == 0
+    assert share_noise(0.5, 200, (1, -2, 1)) == pytest.approx(3**0.5 * share_noise(0.5, 200))
 
 
 def test_members_that_kept_the_start_are_told_from_those_that_moved() -> None:
@@ -911,7 +917,9 @@ def test_modules_says_which_of_them_loses_most_recall() -> None:
     lost = {"module_1": 0.02, "module_2": 0.08, "module_3": 0.13}
     assert found["k4-lattice_recall_lost_by"] == pytest.approx(lost)
     assert found["k4-lattice_recall_is_lost_most_by"] == CLOSE, "0.13 and 0.08 of 500 samples"
-    own[3]["recall"] = 0.99
+    own[3]["recall"] = 0.99  # of neighbours: by what the one has more the other has less
+    assert modules.find(own, [])["k4-lattice_recall_is_lost_most_by"] == CLOSE, "0.19 and 0.08 of 500 samples"
+    own[2]["recall"] = 0.75
     assert modules.find(own, [])["k4-lattice_recall_is_lost_most_by"] == "module_3"
     assert not any(name.startswith("k2") for name in found)
 

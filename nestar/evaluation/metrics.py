@@ -15,6 +15,9 @@ from nestar.data.tiny_worlds import CLASSES, FACTORS
 BINS = 10
 """Bins of a continuous factor in [0, 1]."""
 
+NEIGHBOURS = 3
+"""k of improved precision and recall, as in its paper."""
+
 CHUNK = 1024
 """Rows of a distance matrix held at once."""
 
@@ -57,9 +60,9 @@ def inception_style_score(logits_NK: Tensor) -> float:
     return (p_NK * (log_p_NK - log_marginal_K)).sum(1).mean().exp().item()
 
 
-def precision_recall(real_ND: Tensor, fake_ND: Tensor, k: int = 3) -> tuple[float, float]:
-    """Improved precision and recall (Kynkaanniemi et al., arXiv 1904.06991), k = 3 as there: the shares of
-    fakes and of reals that `within_manifolds` finds.
+def precision_recall(real_ND: Tensor, fake_ND: Tensor, k: int = NEIGHBOURS) -> tuple[float, float]:
+    """Improved precision and recall (Kynkaanniemi et al., arXiv 1904.06991): the shares of fakes and of reals
+    that `within_manifolds` finds.
 
     Raises:
         ValueError: a set has no more than k members.
@@ -68,7 +71,7 @@ def precision_recall(real_ND: Tensor, fake_ND: Tensor, k: int = 3) -> tuple[floa
     return fakes_N.double().mean().item(), reals_N.double().mean().item()
 
 
-def within_manifolds(real_ND: Tensor, fake_ND: Tensor, k: int = 3) -> tuple[Tensor, Tensor]:
+def within_manifolds(real_ND: Tensor, fake_ND: Tensor, k: int = NEIGHBOURS) -> tuple[Tensor, Tensor]:
     """Which fakes lie within the real manifold, and which reals within the fake one, each (N,) bool.
 
     A set's manifold is the union of balls around its members that reach to their k-th nearest neighbour.

@@ -29,8 +29,6 @@ from nestar.sampler import SolverSettings, sample_images
 from nestar.tokenizer import Tokenizer
 
 BATCH = 64
-NEIGHBOURS = 3
-"""k of precision and recall, as in Kynkaanniemi et al."""
 
 PREVIEWED = 256
 """Samples of an evaluation whose previews are looked at, too."""
@@ -302,7 +300,7 @@ def describe(
 def compare(real: Description, fake: Description) -> dict[str, Any]:
     """Every figure of a set of pictures, those that need it against `real`; without class logits and factors
     those that need them are left out."""
-    fakes_N, reals_N = metrics.within_manifolds(real.features_ND, fake.features_ND, NEIGHBOURS)
+    fakes_N, reals_N = metrics.within_manifolds(real.features_ND, fake.features_ND)
     figures = {
         "fid": metrics.fid(real.features_ND, fake.features_ND),
         "precision": fakes_N.double().mean().item(),

@@ -8,7 +8,6 @@ that was never stopped. A GPU adds in no fixed order: there they are those of on
 
 from __future__ import annotations
 
-import gc
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -21,7 +20,7 @@ import torch
 from nestar.model import NestAR, WeightsError, read_config
 from nestar.settings import SettingsError
 from nestar.tokenizer import Tokenizer
-from nestar.training.loop import STATE_FILE, Budget, Cadence, Stop, has_passed, progress, train
+from nestar.training.loop import STATE_FILE, Budget, Cadence, Stop, has_passed, let_go, progress, train
 from nestar.training.nesting import LatentPools, NestingTask, NestingTrainConfig
 from nestar.training.runs import RUN_FILE, asked_for, check_run, flat, write_run
 
@@ -120,7 +119,7 @@ def train_family(
                 )
                 records[run.member] = run.record()
                 del task
-                _let_go(device, compile_modules)
+                let_go(device, compile_modules)
     return [_report(run, records[run.member], tokenizer.channels) for run in runs]
 
 
@@ -161,15 +160,6 @@ def _check_runs(runs: Sequence[_Run], records: Mapping[str, Mapping[str, Any] | 
     for file in sorted(folder.glob(f"*/{RUN_FILE}")) if runs else ():
         if file.parent not in [run.folder for run in runs]:
             check_run(file.parent, runs[0].asked, NestingTrainConfig, (follows, "device", *OWN_FIELDS))
-
-
-def _let_go(device: torch.device, compiled: bool) -> None:
-    """Free a member before the next is built; compiled blocks hold on to it in caches and in cycles."""
-    if compiled:
-        torch._dynamo.reset()
-    gc.collect()
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
 
 
 def _report(run: _Run, record: Mapping[str, Any] | None, channels: int) -> dict[str, Any]:

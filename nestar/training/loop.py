@@ -12,6 +12,7 @@ same step, whichever of them was asked to.
 
 from __future__ import annotations
 
+import gc
 import json
 import math
 import signal
@@ -302,3 +303,12 @@ def start_from(model: nn.Module, other: nn.Module) -> None:
 def step_generator(seed: int, step: int, device: torch.device) -> torch.Generator:
     """A generator whose draws are a function of (seed, step) and the kind of device."""
     return torch.Generator(device).manual_seed((seed * 1_000_003 + step) % 2**63)
+
+
+def let_go(device: torch.device, compiled: bool) -> None:
+    """Free what was trained before the next is built; compiled blocks hold on to it in caches and cycles."""
+    if compiled:
+        torch._dynamo.reset()
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()

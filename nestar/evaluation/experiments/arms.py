@@ -6,18 +6,15 @@ A finished arm is used again, by another experiment too if that asks for the sam
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
-
 from nestar.evaluation.experiments.study import OutOfTime, Study
 from nestar.model import NestAR, WeightsError, read_config
 from nestar.settings import SettingsError
-from nestar.training.loop import STATE_FILE, Budget, Cadence, train
+from nestar.training.loop import STATE_FILE, Budget, Cadence, let_go, train
 from nestar.training.nesting import LatentPools, NestingTask, NestingTrainConfig
 from nestar.training.runs import RUN_FILE, asked_for, check_run, write_run
 
@@ -55,7 +52,7 @@ def check(study: Study, arms: Sequence[Arm]) -> None:
 
     Raises:
         SettingsError: fewer images than a batch, a recipe that does not fit the tokenizer and the feature
-            network, or an arm's folder that holds an unfinished run of another recipe.
+            network, or an arm's folder that holds a run of another recipe.
     """
     base, images = study.options.base, study.options.images
     if images < base.batch:
@@ -161,9 +158,7 @@ def _train(study: Study, arm: Arm, asked: Mapping[str, Any], pools: LatentPools)
         deadline=options.deadline,
     )
     del task
-    if options.compile_modules:
-        torch._dynamo.reset()  # compiled blocks hold on to their modules
-    gc.collect()
+    let_go(device, options.compile_modules)
     if not record["finished"]:
         raise OutOfTime(f"The arm {arm.name} was stopped at step {record['steps']} of {budget.steps}.")
 

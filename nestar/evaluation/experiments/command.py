@@ -161,6 +161,11 @@ def _check(arguments: argparse.Namespace) -> None:
         value = getattr(arguments, flag)
         if value is not None and value < 1:
             raise SettingsError(f"--{flag.replace('_', '-')} must be at least 1, got {value}.")
+    if arguments.final_samples <= arguments.samples:
+        raise SettingsError(
+            f"--final-samples must be more than --samples ({arguments.samples}): finalists are measured on "
+            f"more than searches and grids are, got {arguments.final_samples}."
+        )
     if arguments.minutes is not None and not 0 < arguments.minutes < math.inf:
         raise SettingsError(f"--minutes must be a finite number above 0, got {arguments.minutes:g}.")
 

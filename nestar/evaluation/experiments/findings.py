@@ -46,15 +46,20 @@ def fid_noise(samples: int) -> float:
     return STANDARD_ERRORS * FID_ERROR * (2 / samples) ** 0.5
 
 
-def share_error(share: float, samples: int) -> float:
-    """Standard error of the difference of two shares of so many pictures each, near `share`, if these were
-    independent draws."""
-    return (2 * share * (1 - share) / samples) ** 0.5
+DIFFERENCE = (1, -1)
+"""What a difference takes each of its shares times."""
 
 
-def share_noise(share: float, samples: int) -> float:
-    """By how much two precisions or recalls of so many samples each, near `share`, may differ by chance."""
-    return STANDARD_ERRORS * SHARE_ERROR * share_error(share, samples)
+def share_error(share: float, samples: int, factors: Sequence[float] = DIFFERENCE) -> float:
+    """Standard error of shares of so many pictures each, all near `share`, taken times these factors and
+    added up, if they were independent draws."""
+    return (sum(factor**2 for factor in factors) * share * (1 - share) / samples) ** 0.5
+
+
+def share_noise(share: float, samples: int, factors: Sequence[float] = DIFFERENCE) -> float:
+    """By how much precisions or recalls of so many samples each, near `share`, taken times these factors and
+    added up, may stray from 0 by chance."""
+    return STANDARD_ERRORS * SHARE_ERROR * share_error(share, samples, factors)
 
 
 def clearly_less(one: Row, other: Row) -> bool | str:

@@ -71,9 +71,13 @@ def find(rows: list[Row], arms: list[Row]) -> dict[str, Any]:
 
 
 def _clearly_most(lost: Mapping[str, float], rows: list[Row]) -> str:
-    """The module that loses most, if by clearly more than the next."""
+    """The module that loses most, if by clearly more than the next. What a module loses is a difference of
+    two recalls, one of which a neighbour's loss has, too, the other way round."""
     most, next_ = sorted(lost, key=lambda name: -lost[name])[:2]
-    chance = max(share_noise(row["recall"], row["samples"]) for row in rows if "samples" in row)
+    names = list(lost)
+    neighbours = abs(names.index(most) - names.index(next_)) == 1
+    factors = (1, -2, 1) if neighbours else (1, -1, -1, 1)
+    chance = max(share_noise(row["recall"], row["samples"], factors) for row in rows if "samples" in row)
     return most if lost[most] - lost[next_] > chance else CLOSE
 
 

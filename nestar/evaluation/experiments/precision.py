@@ -145,7 +145,8 @@ def moved_most(axes: Mapping[str, list[Row]]) -> str | None:
     most, next_ = sorted(own, key=lambda axis: -span(own[axis], "precision"))[:2]
     least = min(own[most], key=lambda row: row["precision"])
     ahead = span(own[most], "precision") - span(own[next_], "precision")
-    return most if ahead > share_noise(least["precision"], least["samples"]) else CLOSE
+    chance = share_noise(least["precision"], least["samples"], factors=(1, -1, -1, 1))
+    return most if ahead > chance else CLOSE
 
 
 def _closing(rows: list[Row]) -> Row | None:

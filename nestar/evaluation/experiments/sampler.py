@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from nestar import plots
 from nestar.evaluation.experiments.findings import clearly_less, fid_falls, known, lowest, minus, pick
 from nestar.evaluation.experiments.rows import Row
-from nestar.evaluation.experiments.search import SLACK, as_good, effective
+from nestar.evaluation.experiments.search import CFGS, SLACK, as_good, effective
 from nestar.evaluation.experiments.study import Experiment, Study
 from nestar.sampler import SolverSettings
 from nestar.settings import SCHEDULES, SOLVER_CALLS
@@ -23,7 +23,6 @@ from nestar.settings import SCHEDULES, SOLVER_CALLS
 CALLS = (5, 10, 25, 50)
 """Velocity calls per patch, which is what a solver costs; second-order solvers take half as many steps."""
 
-CFGS = (1.0, 1.5, 2.0, 3.0, 4.0)
 TEMPERATURES = (0.8, 1.0, 1.1, 1.2, 1.3, 1.4)
 TOLERANCE = 0.02
 """The quick finalist's calls are the fewest of a FID within this share of the best solver's."""

@@ -217,7 +217,7 @@ class Study:
 
     def compare_at_best(self, models: Mapping[str, NestAR]) -> dict[str, SolverSettings]:
         """A final row of every member at its own best settings; returns these. What a search on few samples
-        took for as good must prove so on the finalists' samples, else the start stands for it."""
+        took for better must prove so on the finalists' samples, too, else the start stands for it."""
         start = self.options.settings
         axes = search_axes(start)
         self.design["own_best_settings"] = {
@@ -238,7 +238,8 @@ class Study:
                 settings: self.final(member, model, settings) for settings in dict.fromkeys([begun, found])
             }
             self.bar.update(2 - len(rows))
-            best[member] = found if as_good(rows[found], rows[begun]) else begun
+            proved = as_good(rows[found], rows[begun]) and rows[found]["fid"] <= rows[begun]["fid"]
+            best[member] = found if proved else begun
             for settings, row in rows.items():
                 if settings != best[member]:
                     row["part"] = "start" if settings == begun else "refused"
