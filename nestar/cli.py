@@ -30,6 +30,18 @@ if TYPE_CHECKING:
     from nestar.training.loop import Budget, Task
     from nestar.training.nesting import LatentPools, NestingTrainConfig
 
+SAMPLING = {
+    "k": "nesting factor",
+    "order": ", ".join(ORDERS),
+    "steps": "solver steps per patch",
+    "solver": ", ".join(SOLVERS),
+    "temperature": "factor on the noise",
+    "cfg": "guidance (1 = off)",
+    "schedule": f"guidance schedule: {', '.join(SCHEDULES)}",
+    "seed": "seed of the noise",
+    "nesting": "weights by name, in place of k and order",
+}
+"""Settings of a sample that are flags, and what `--help` says of them."""
 RUNS = Path("runs")
 FAMILY_IMAGES = 1_000_000
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -112,19 +124,8 @@ def _add_source(parser: argparse.ArgumentParser) -> None:
 
 def _add_settings(parser: argparse.ArgumentParser) -> None:
     """Defaults and ranges stand in `settings`; values arrive as typed and are checked there."""
-    helps = {
-        "k": "nesting factor",
-        "order": ", ".join(ORDERS),
-        "steps": "solver steps per patch",
-        "solver": ", ".join(SOLVERS),
-        "temperature": "factor on the noise",
-        "cfg": "guidance (1 = off)",
-        "schedule": f"guidance schedule: {', '.join(SCHEDULES)}",
-        "seed": "seed of the noise",
-        "nesting": "weights by name, in place of k and order",
-    }
     defaults = {field.name: field.default for field in fields(SampleSettings)}
-    for name, text in helps.items():
+    for name, text in SAMPLING.items():
         default = defaults[name]
         kind = typed if isinstance(default, int | float) else str
         low, high = RANGES.get(name, (None, None))
@@ -145,8 +146,7 @@ def _numbers(text: str) -> tuple[int, ...]:
 
 def _settings(arguments: argparse.Namespace) -> dict[str, object]:
     """The sampling settings given on the command line, unchecked."""
-    names = ("k", "order", "steps", "solver", "temperature", "cfg", "schedule", "seed", "nesting")
-    return {name: getattr(arguments, name) for name in names}
+    return {name: getattr(arguments, name) for name in SAMPLING}
 
 
 def _pipeline(arguments: argparse.Namespace) -> NestARPipeline:
@@ -202,7 +202,9 @@ def _add_samples(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--count", type=int, default=50_000, help="pictures in all (default: 50000)")
     _add_settings(parser)
     _add_source(parser)
-    parser.add_argument("--batch", type=int, default=64, help="pictures made at once (default: 64)")
+    parser.add_argument(
+        "--batch", type=int, default=64, help="pictures made at once, up to 256 (default: 64)"
+    )
     parser.add_argument(
         "--out",
         type=Path,
@@ -214,11 +216,14 @@ def _add_samples(parser: argparse.ArgumentParser) -> None:
 
 def _samples(arguments: argparse.Namespace) -> int:
     """One of the processes that a launcher (torchrun, accelerate) starts, or the only one."""
-    from nestar.evaluation.bulk import Bulk
+    from nestar.engine import has_bf16
+    from nestar.evaluation.bulk import PART, Bulk
     from nestar.model import fingerprint_of
     from nestar.processes import Worker
 
     _check_batch(arguments)
+    if arguments.batch > PART:  # samples lie in files of so many
+        raise SettingsError(f"--batch must be at most {PART}, got {arguments.batch}.")
     worker = Worker.of_environment()
     arguments.device = worker.device(arguments.device)
     pipeline = _pipeline(arguments)
@@ -230,6 +235,7 @@ def _samples(arguments: argparse.Namespace) -> int:
     model, solver = pipeline.models[name], pipeline.solver_settings(settings)
     asked = {"count": arguments.count, "classes": classes, "seed": settings.seed, **vars(solver)}
     asked |= {"weights": fingerprint_of(model), "tokenizer": pipeline.tokenizer.fingerprint}
+    asked |= {"device": pipeline.device.type, "bf16": has_bf16(pipeline.device)}
     if worker.rank == 0:
         _make_way(arguments.out)
     bulk = Bulk(arguments.out.with_suffix(".parts"), arguments.count, classes, settings.seed, asked)

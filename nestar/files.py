@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,14 +22,14 @@ def whole(file: Path, shared: bool = False) -> Iterator[Path]:
     Links are followed, and what is no file (a device, a pipe) is written to as it is.
 
     Args:
-        shared: other processes may be writing the same file. What a kill leaves half written then stays
-            there, where it otherwise is in the next one's way, and written over.
+        shared: other processes may be writing the same file, of other machines, too. What a kill leaves half
+            written then stays there, where it otherwise is in the next one's way, and written over.
     """
     file = file.resolve()
     if file.exists() and not file.is_file():
         yield file
         return
-    partial = file.with_name(f"{file.name}.{os.getpid()}.partial" if shared else f"{file.name}.partial")
+    partial = file.with_name(f"{file.name}.{uuid.uuid4().hex}.partial" if shared else f"{file.name}.partial")
     try:
         yield partial
         # safetensors makes files that nobody else may read, and who serves them may be another user.

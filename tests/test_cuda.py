@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -50,15 +49,11 @@ def tokenizer_task(cache: Path) -> TokenizerTask:
     return TokenizerTask(presets.TOKENIZERS["smoke"], CUDA, cache)
 
 
-def fresh_tokenizer_task(cache: Path) -> TokenizerTask:
-    return TokenizerTask(replace(presets.TOKENIZERS["smoke"], pool=0), CUDA, cache)
-
-
 def features_task(cache: Path) -> FeaturesTask:
     return FeaturesTask(FEATURES, CUDA, cache)
 
 
-@pytest.mark.parametrize("make", [nesting_task, tokenizer_task, fresh_tokenizer_task, features_task])
+@pytest.mark.parametrize("make", [nesting_task, tokenizer_task, features_task])
 def test_a_run_trains_validates_saves_and_resumes(
     make: Callable[[Path], Any], cache: Path, tmp_path: Path
 ) -> None:

@@ -30,7 +30,7 @@ from nestar import cli, engine, transformer
 from nestar.checkpoints import load_tokenizer
 from nestar.cli import INTERRUPTED, main
 from nestar.data import pools, tiny_worlds
-from nestar.data.pools import HELD_OUT_SEED, TRAIN_SEED, ImagePool, latent_pool
+from nestar.data.pools import ImagePool, latent_pool
 from nestar.evaluation.features import FeatureNetworkConfig
 from nestar.images import from_bytes
 from nestar.model import NestAR, WeightsError
@@ -656,26 +656,6 @@ def test_encoding_goes_on_after_the_last_whole_shard(
     assert all(torch.equal(one, other) for one, other in zip(resumed, whole, strict=True))
     assert resumed[0].dtype == torch.float16 and len(resumed[0]) == 20
     assert sorted(path.name for path in tmp_path.iterdir()) == ["parts.safetensors", "whole.safetensors"]
-
-
-def test_without_a_pool_every_seed_draws_from_the_training_stream(
-    cache: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    drawn: list[torch.Tensor] = []
-    draw = tiny_worlds.draw
-
-    def recorded(ids: torch.Tensor, seeds: torch.Tensor, *rest: Any) -> tiny_worlds.Scene:
-        drawn.append(seeds)
-        return draw(ids, seeds, *rest)
-
-    for seed in (0, 1, 2, 999, -1):
-        task = tokenizer_task(cache, pool=0, seed=seed, batch=2)
-        with monkeypatch.context() as patch:
-            patch.setattr(tiny_worlds, "draw", recorded)
-            task.train_step(0, 0.0)
-    streams = torch.cat(drawn) >> tiny_worlds.STREAM_BITS
-    assert set(streams.tolist()) == {TRAIN_SEED} != {HELD_OUT_SEED}
-    assert len(torch.cat(drawn[:4]).unique()) == 8  # seeds share no picture
 
 
 def test_layouts_that_validation_asked_for_first_serve_training(cache: Path) -> None:

@@ -294,8 +294,11 @@ def test_encoding_is_shared_and_what_is_there_is_kept(
         written.append((part.start, part.stop))
         return torch.zeros(part.stop - part.start, 3, 64, 64)
 
-    files = encode_share(tmp_path / "own", tokenizer, 40, pictures, worker=Worker(1, 2), shard=8)
-    assert written == [(8, 16), (24, 32)] and [file.exists() for file in files] == [False, True] * 2 + [False]
+    files = encode_share(tmp_path / "own", tokenizer, 40, pictures, worker=Worker(1, 2), shard=8, batch=6)
+    assert written == [(8, 14), (14, 16), (24, 30), (30, 32)] and [file.exists() for file in files] == [
+        False,
+        True,
+    ] * 2 + [False]
 
 
 def test_tiny_worlds_latents_are_encoded_together_and_joined_by_the_first(

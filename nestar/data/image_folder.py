@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import repeat
 from pathlib import Path
 
@@ -60,7 +61,7 @@ class ImageFolder:
         kept = [number * len(self) // count for number in range(count)]
         return replace(self, files=tuple(self.files[i] for i in kept), class_ids_N=self.class_ids_N[kept])
 
-    @property
+    @cached_property
     def fingerprint(self) -> str:
         """Eight hex digits of what lies there: class, name and size of the files, in order."""
         digest = hashlib.sha256()
@@ -88,7 +89,10 @@ def open_folder(root: Path) -> tuple[ImageFolder, ImageFolder]:
         held = {
             name: files[HELD_OUT_EVERY - 1 :: HELD_OUT_EVERY] or files[-1:] for name, files in every.items()
         }
-        train = {name: [file for file in files if file not in held[name]] for name, files in every.items()}
+        train = {
+            name: [file for file in files if file not in kept]
+            for (name, files), kept in zip(every.items(), map(set, held.values()), strict=True)
+        }
         alone = [name for name, files in train.items() if not files]
         if alone:
             raise SettingsError(

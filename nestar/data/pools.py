@@ -37,6 +37,8 @@ DEVICE_BATCH = 4096
 at a time took; more were no faster. On a GPU each of the painters queues hundreds of small kernels, with a
 few waits between them, however many pictures it paints."""
 ENCODED_AT_ONCE = 256
+"""Pictures that a tokenizer takes at once on a GPU, and that are read at once where they lie in files: of 256
+pixels these are 0.6 GB of memory, several times over, in each process."""
 SHARD = 8192
 """Latents encoded between two writes: what a kill loses at most, and what lies in one file of a folder's."""
 Pictures = Callable[[slice, torch.device], Tensor]
@@ -101,13 +103,14 @@ def _drawn_to_disk(
     file = _pool_file(folder, count, size, seed)
     progress = _progress_file(file)
     drawn = int(progress.read_text()) if file.exists() and progress.exists() else 0
-    mode = "r+" if drawn else "w+"
+    # What a run beside this one has drawn meanwhile is not wiped away.
+    mode = "r+" if file.exists() and file.stat().st_size > 3 * count * size**2 else "w+"
     images = np.lib.format.open_memmap(file, mode=mode, dtype=np.uint8, shape=(count, 3, size, size))
     _take_room(file)
     for start in tqdm(range(drawn, count, batch), desc="drawing", disable=drawn >= count):
         part = slice(start, min(start + batch, count))
         images[part] = to_bytes(tiny_worlds.draw(class_ids[part], seeds[part], size).images).numpy()
-        with whole(progress) as partial:
+        with whole(progress, shared=True) as partial:
             partial.write_text(str(part.stop))
     return images
 
@@ -166,7 +169,9 @@ def latent_pool(
 
     parts = file.with_suffix(".parts")
     if not file.exists():
-        shards = encode_share(parts, tokenizer, count, pictures, worker=worker, shard=shard)
+        on_cpu = next(tokenizer.parameters()).device.type == "cpu"
+        batch = CPU_BATCH if on_cpu else DEVICE_BATCH
+        shards = encode_share(parts, tokenizer, count, pictures, worker=worker, shard=shard, batch=batch)
         if worker.rank == 0:
             _join(shards, file, class_ids)
         wait_for([file])
@@ -225,33 +230,42 @@ def folder_latents(
         return folder.batch([i % own for i in index], size, flipped=[i >= own for i in index]).to(device)
 
     count = 2 * own if flips else own
-    files = encode_share(shards, tokenizer, count, pictures, worker=worker or Worker(), shard=shard)
+    files = encode_share(
+        shards, tokenizer, count, pictures, worker=worker or Worker(), shard=shard, batch=ENCODED_AT_ONCE
+    )
     wait_for(files)
     return LatentShards(files)
 
 
 def encode_share(
-    folder: Path, tokenizer: Tokenizer, count: int, pictures: Pictures, *, worker: Worker, shard: int
+    folder: Path,
+    tokenizer: Tokenizer,
+    count: int,
+    pictures: Pictures,
+    *,
+    worker: Worker,
+    shard: int,
+    batch: int,
 ) -> list[Path]:
     """Encode this process' share of a pool, `shard` pictures per file, so that a stopped process loses at
-    most one; files that are there are kept. Returns all files, those of other processes, too."""
+    most one; files that are there are kept. `pictures` is asked for `batch` at a time. Returns all files,
+    those of other processes, too."""
     folder.mkdir(parents=True, exist_ok=True)
     parts = [(start, min(start + shard, count)) for start in range(0, count, shard)]
     files = [folder / f"{start}-{stop}.safetensors" for start, stop in parts]
     own = worker.share(list(zip(files, parts, strict=True)))
     for file, (start, stop) in tqdm(own, desc="encoding", disable=worker.rank > 0):
         if not file.exists():
-            latents = _encoded(tokenizer, pictures, start, stop)
+            latents = _encoded(tokenizer, pictures, start, stop, batch)
             folder.mkdir(parents=True, exist_ok=True)  # a run beside this one may have cleared up
             write_tensors(file, {"latents": latents}, shared=True)
     return files
 
 
 @torch.inference_mode()
-def _encoded(tokenizer: Tokenizer, pictures: Pictures, first: int, last: int) -> Tensor:
+def _encoded(tokenizer: Tokenizer, pictures: Pictures, first: int, last: int, batch: int) -> Tensor:
     """Latents (N, C, h, w) float16, on the CPU, of pictures `first` to `last` - 1."""
     device = next(tokenizer.parameters()).device
-    batch = CPU_BATCH if device.type == "cpu" else DEVICE_BATCH
     latents = []
     for start in tqdm(range(first, last, batch), desc="shard", leave=False, disable=last - first <= batch):
         given = pictures(slice(start, min(start + batch, last)), device)

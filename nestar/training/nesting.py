@@ -298,7 +298,8 @@ def check_weights(
 
 
 def pictures_before(weights: NestAR) -> int:
-    """How many pictures of Tiny Worlds' stream, from its first, weights may have been trained on."""
+    """How many pictures of Tiny Worlds' stream, from its first, weights may have been trained on. Records of
+    before this was noted are of Tiny Worlds."""
     config = weights.record.get("config", {})
     return weights.record.get("pictures_before", config.get("pool_from", 0) + config.get("pool", 0))
 
@@ -548,7 +549,7 @@ class NestingTask:
                 {"modules": modules, "images_seen_by_modules": images} if modules else {"images_seen": images}
             ),
             # Of Tiny Worlds' stream: those from here on are new to all modules, see `pool_from`.
-            **({"pictures_before": self.pictures_before} if self.pictures_before else {}),
+            "pictures_before": self.pictures_before,
             "products": products_in(self.device, self.config.precision),
             "latents": self.tokenizer.latents_fingerprint,
             "classes": list(self.class_names),

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from nestar.data import tiny_worlds
-from nestar.data.pools import CPU, HELD_OUT_SEED, TRAIN_SEED, ImagePool
+from nestar.data.pools import CPU, HELD_OUT_SEED, ImagePool
 from nestar.engine import autocast, products_in
 from nestar.evaluation import metrics
 from nestar.files import write_json
@@ -20,9 +20,6 @@ from nestar.settings import SettingsError
 from nestar.tokenizer import Tokenizer, as_coarse, build_autoencoder, filled
 from nestar.training.loop import prefixed, start_from, step_generator, unprefixed
 from nestar.training.optim import MovingAverage, MuonAdamW, OptimizerConfig
-
-IMAGES_A_SEED, SEEDS = 2**30, 1000
-"""Without a pool each seed has pictures of its own in the training stream, which holds 2**40."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +35,7 @@ class TokenizerConfig:
     channels: tuple[int, ...] = (32, 64, 160)
     latent_channels: int = 16
     batch: int = 32
-    pool: int = 60_000  # images drawn once; 0 draws every batch afresh on the device
+    pool: int = 60_000  # images drawn once
     mse_weight: float = 4.0  # beside L1: brings the squared error, and so PSNR, level with it
     kl_weight: float = 1e-4
     fill_share: float = 0.2  # of each batch, decoded from an unfinished grid
@@ -80,7 +77,7 @@ class TokenizerTask:
         )
         side = config.size // self.tokenizer.stride
         self.fills = [Nesting.nested(side, side, k=4, order=order) for order in ("lattice", "raster")]
-        self.pool = ImagePool(cache, config.pool, config.size, device=device) if config.pool else None
+        self.pool = ImagePool(cache, config.pool, config.size, device=device)
         held = tiny_worlds.draw_indices(0, config.held_out, HELD_OUT_SEED)
         self.held_out = torch.cat(
             [
@@ -89,12 +86,8 @@ class TokenizerTask:
             ]
         )
 
-    def _images(self, step: int, generator: torch.Generator) -> Tensor:
+    def _images(self, generator: torch.Generator) -> Tensor:
         batch, device = self.config.batch, self.device
-        if self.pool is None:
-            first = self.config.seed % SEEDS * IMAGES_A_SEED + step * batch
-            ids, seeds = tiny_worlds.draw_indices(first, batch, TRAIN_SEED)
-            return tiny_worlds.draw(ids, seeds, self.config.size, device).images
         index = torch.randint(len(self.pool), (batch,), generator=generator, device=device)
         images = self.pool.batch(index)
         flipped = torch.rand(batch, generator=generator, device=device) < 0.5
@@ -105,7 +98,7 @@ class TokenizerTask:
         host = step_generator(self.config.seed, step, CPU)
         on_cpu = self.device.type == "cpu"
         generator = host if on_cpu else step_generator(self.config.seed, step, self.device)
-        images = self._images(step, generator)
+        images = self._images(generator)
         with autocast(self.device):
             mean, logvar = self.tokenizer.moments(images)
             mean, logvar = mean.float(), logvar.float()
