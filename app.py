@@ -4,6 +4,7 @@ import argparse
 import logging
 import os
 import signal
+import socket
 import sys
 import time
 from collections.abc import Sequence
@@ -31,6 +32,7 @@ log = logging.getLogger("nestar.app")
 RECORDED = (1, 1, 16)
 # Calls that may wait for the one sampler; more are refused with a message.
 QUEUE_LENGTH = 64
+MAX_PORT = 65535
 # When the page closes: seconds for the runs to end, and for what they ended with to reach their visitors.
 # Gradio then takes five at most, and a platform that asks with SIGTERM waits for ten.
 ENDING_SECONDS, TELLING_SECONDS = 3.0, 0.5
@@ -151,6 +153,35 @@ def _that_work(names: Sequence[str], device: str) -> tuple[list[str], list[str]]
     return kept, reasons
 
 
+def port(text: str) -> int:
+    """A port's number, as a type for argparse.
+
+    Raises:
+        ArgumentTypeError: it is none.
+    """
+    if not text.isdecimal() or not 1 <= int(text) <= MAX_PORT:
+        raise argparse.ArgumentTypeError(f"{text!r} is no port: allowed are 1 to {MAX_PORT}")
+    return int(text)
+
+
+def check_host(host: str) -> None:
+    """See that this machine can listen there. Gradio looks at ports of 127.0.0.1 alone, and would then try
+    a hundred of them at `host`, five seconds each.
+
+    Raises:
+        SystemExit: it cannot.
+    """
+    try:
+        family, kind, *_, address = socket.getaddrinfo(host.strip("[]"), 0, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind) as probe:
+            probe.bind(address)
+    except (OSError, UnicodeError):
+        raise SystemExit(
+            f"nestar: The page cannot listen at {host!r}; give an address of this machine by --host, such as "
+            "127.0.0.1, or 0.0.0.0 for all it has."
+        ) from None
+
+
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
@@ -162,7 +193,7 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument("--revision", help="branch, tag or commit of the Hub repository")
     parser.add_argument("--host", help="address to listen on; default: $GRADIO_SERVER_NAME, else 127.0.0.1")
-    parser.add_argument("--port", type=int, help="default: $GRADIO_SERVER_PORT, else a free one from 7860")
+    parser.add_argument("--port", type=port, help="default: $GRADIO_SERVER_PORT, else a free one from 7860")
     parser.add_argument("--share", action="store_true", help="also open a public gradio.live address")
     return parser.parse_args()
 
@@ -172,6 +203,8 @@ def main() -> None:
     for client in ("httpx", "httpx2"):  # the Hub's client tells every request; which of them it uses varies
         logging.getLogger(client).setLevel(logging.WARNING)
     arguments = parse_arguments()
+    if host := arguments.host or os.environ.get("GRADIO_SERVER_NAME"):
+        check_host(host)
     # As the first process of a container Python would not hear it.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     try:

@@ -46,7 +46,7 @@ def siblings(settings: SampleSettings, nesting: Nesting, parent: object, modules
     Raises:
         SettingsError: `parent` is no seed, or there is nothing to keep or nothing left to make.
     """
-    parent, modules = check_seed(parent), check_modules(modules, nesting)
+    parent, modules = check_seed(parent, "parent"), check_modules(modules, nesting)
     own = (parent, *seeds_from(settings.seed, settings.count))
     return Rows(own, (Prefix(parent, modules),) * len(own))
 
@@ -66,17 +66,17 @@ def seeds_from(first: int, count: int) -> tuple[int, ...]:
     return tuple((first + i) % (MAX_SEED + 1) for i in range(count))
 
 
-def check_modules(value: object, nesting: Nesting) -> int:
-    """`value` as a number of modules that can be kept: at least one, and one is left to make.
+def check_modules(value: object, nesting: Nesting, least: int = 1) -> int:
+    """`value` as a number of modules that can be kept: at least `least`, and one is left to make.
 
     Raises:
         SettingsError: it is not.
     """
     if nesting.modules == 1:
         raise SettingsError(f"{nesting.name} has one module: nothing is left to make when it is kept.")
-    if isinstance(value, bool) or not isinstance(value, Real) or value not in range(1, nesting.modules):
+    if isinstance(value, bool) or not isinstance(value, Real) or value not in range(least, nesting.modules):
         raise SettingsError(
-            f"modules must be a whole number from 1 to {nesting.modules - 1} for {nesting.name}, "
+            f"modules must be a whole number from {least} to {nesting.modules - 1} for {nesting.name}, "
             f"which has {nesting.modules}."
         )
     return int(value)

@@ -186,14 +186,14 @@ def check_number(name: str, value: object) -> float:
     return float(value)
 
 
-def check_seed(value: object) -> int:
+def check_seed(value: object, name: str = "seed") -> int:
     """`value` as a seed: a whole number from 0 to MAX_SEED, as int, integral float or string of digits."""
     seed = _whole(value)
     # At most as many digits as MAX_SEED has: int() refuses thousands of them with an error of its own.
     if isinstance(value, str) and re.fullmatch(r"0*[0-9]{1,19}", value.strip(), re.ASCII):
         seed = int(value.strip().lstrip("0") or "0")
     if seed is None or not 0 <= seed <= MAX_SEED:
-        raise SettingsError(f"seed must be a whole number from 0 to {MAX_SEED}, got {_show(value)}.")
+        raise SettingsError(f"{name} must be a whole number from 0 to {MAX_SEED}, got {_show(value)}.")
     return seed
 
 

@@ -357,9 +357,13 @@ def test_the_page_is_made_once_for_every_address(served: Page, monkeypatch: pyte
     elsewhere = served.client.get("/", headers=other)
     assert len(made) == 2 and "https://other.test" in elsewhere.text and "own.test" not in elsewhere.text
     assert served.client.get("/?class=fish", headers=own).text == first.text and len(made) == 2
+    for parameters in ("page=2", "all_endpoints=1"):  # which Gradio would read for the first who asks
+        host = f"{parameters[:3]}.test"
+        given = served.client.get(f"/?{parameters}", headers={"Host": host})
+        assert given.status_code == 200 and given.text.replace(host, "own.test") == first.text
     for number in range(2 * front.KEPT):  # whoever makes addresses up fills no memory
         served.client.get("/", headers={"Host": f"made-up-{number}.test"})
-    assert served.client.get("/", headers=own).text == first.text and len(made) == 3 + 2 * front.KEPT
+    assert served.client.get("/", headers=own).text == first.text and len(made) == 5 + 2 * front.KEPT
 
 
 def test_few_visitors_pages_are_kept_in_memory(served: Page) -> None:
@@ -428,6 +432,40 @@ def test_a_port_that_is_taken_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -
     finally:
         signal.signal(signal.SIGTERM, before)
     assert closed == [True]
+
+
+@pytest.mark.parametrize("port", ["0", "65536", "-1", "x", "1e3"])
+def test_a_port_that_is_none_is_refused_before_weights_are_loaded(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], port: str
+) -> None:
+    monkeypatch.setattr(app, "open_page", lambda *_: pytest.fail("weights were loaded"))
+    monkeypatch.setattr(sys, "argv", ["app.py", f"--port={port}"])
+    with pytest.raises(SystemExit) as refused:
+        app.main()
+    assert refused.value.code == 2
+    assert f"{port!r} is no port: allowed are 1 to 65535" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("host", ["192.0.2.1", "no such host", "x" * 70])
+@pytest.mark.parametrize("by_name", [False, True])
+def test_an_address_of_another_machine_is_refused_before_weights_are_loaded(
+    monkeypatch: pytest.MonkeyPatch, host: str, by_name: bool
+) -> None:
+    monkeypatch.setattr(app, "open_page", lambda *_: pytest.fail("weights were loaded"))
+    monkeypatch.setattr(sys, "argv", ["app.py"] if by_name else ["app.py", "--host", host])
+    if by_name:
+        monkeypatch.setenv("GRADIO_SERVER_NAME", host)
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        with pytest.raises(SystemExit, match=rf"^nestar: The page cannot listen at '{host}'"):
+            app.main()
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "0.0.0.0", "localhost"])
+def test_own_addresses_are_not_refused(host: str) -> None:
+    app.check_host(host)
 
 
 def test_a_page_that_closes_tells_those_who_wait(tmp_path: Path, visitors: ThreadPoolExecutor) -> None:

@@ -164,7 +164,7 @@ def test_modules_that_cannot_be_kept_are_refused(pipe: NestARPipeline, modules: 
 def test_one_module_leaves_nothing_to_resample() -> None:
     with pytest.raises(SettingsError, match="has one module"):
         batches.check_modules(1, Nesting.one_shot(4, 4))
-    with pytest.raises(SettingsError, match="seed must be"):
+    with pytest.raises(SettingsError, match="parent must be"):
         batches.siblings(None, K4, -1, 1)
 
 

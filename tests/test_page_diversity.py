@@ -341,7 +341,7 @@ def test_each_module_gets_a_bar_with_its_share(visit_tab):
     assert len(shares) == K4.modules and sum(shares) == pytest.approx(100, abs=1)
     expect(page.locator("#diversity-explained .definition")).to_contain_text("unrelated")
     expect(page.locator("#diversity-explained .caption")).to_contain_text(
-        "Measured now: k = 4, flower, 16 parents"
+        "Measured now: k = 4, flower, 16 parents with 1 sibling each, 2 steps, temperature 1.15, guidance 3."
     )
 
 
@@ -349,7 +349,10 @@ def test_what_was_measured_beforehand_stands_there(visit_tab):
     page = visit_tab()
     caption, bars = page.locator("#diversity-explained .caption"), page.locator("#diversity-explained .share")
     page.locator("#diversity-nesting").select_option("k2-lattice")
-    expect(caption).to_contain_text("Measured beforehand: k = 2, flower, 3 parents with 2 siblings each")
+    expect(caption).to_contain_text(
+        "Measured beforehand: k = 2, flower, 3 parents with 2 siblings each, 1 step, "
+        "temperature 1.15, guidance 3."
+    )  # as it was measured, and not as the controls say
     expect(bars).to_have_count(K2.modules)
     page.locator("#diversity-class").select_option("fish")
     expect(caption).to_contain_text("mean over 1 class")
@@ -617,12 +620,12 @@ def test_nearest_call_finds_a_training_picture(client):
         ("/diversity", {"count": 17}, "count must be a whole number from 1 to 16"),
         ("/diversity", {"class_name": "unicorn"}, "unicorn"),
         ("/siblings", {"modules": 2}, "modules must be a whole number from 1 to 1"),
-        ("/siblings", {"parent": -1}, "seed must be"),
+        ("/siblings", {"parent": -1}, "parent must be"),
         ("/temperatures", {"k": 3}, "k = 3"),
         ("/explained", {"temperature": 0}, "At temperature 0"),
         ("/nearest", {"sample": 16}, "sample must be a whole number from 0 to 15"),
-        ("/nearest", {"modules": 3}, "modules must be a whole number from 1 to"),
-        ("/nearest", {"modules": 1, "parent": -1}, "seed must be"),
+        ("/nearest", {"modules": 3}, "modules must be a whole number from 0 to 1"),
+        ("/nearest", {"modules": 1, "parent": -1}, "parent must be"),
     ],
 )
 def test_calls_refuse_with_a_sentence(client, call, values, sentence):

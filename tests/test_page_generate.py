@@ -115,7 +115,8 @@ def replay_ms(page, speed: str) -> float:
 def test_replay_follows_the_speed(visit_small):
     page = visit_small().page
     page.evaluate(RECORD_FRAMES)
-    slow, plain, fast = (replay_ms(page, speed) for speed in ("0.5", "1", "4"))
+    slow, plain = (replay_ms(page, speed) for speed in ("0.5", "1"))
+    fast = min(replay_ms(page, "4") for _ in range(3))  # a busy machine may hold any one of them up
     assert plain >= 0.95 * REPLAY_MS and slow >= 1.9 * REPLAY_MS
     assert fast < plain and fast < slow / 2
 
@@ -397,7 +398,8 @@ def test_a_share_link_restores_every_control(visit_small, small):
     page.get_by_role("button", name="Copy link").click()
     expect_message(page, "Link copied")
     link = page.evaluate("navigator.clipboard.readText()")
-    assert link == page.url and link.startswith(small[1]) and "secret" not in link
+    assert link.startswith(small[1]) and "secret" not in link
+    assert page.url == link.replace("?", "?__sign=secret&", 1), "the visitor's own address keeps what is his"
     other = visit_small(at=link.removeprefix(small[1])).page
     expect_message(other, "The link's settings stand in the controls")
     assert controls(other) == wanted

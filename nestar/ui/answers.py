@@ -15,6 +15,7 @@ import gradio as gr
 from nestar.model import WeightsError
 from nestar.pipeline import NestARPipeline
 from nestar.settings import SampleSettings, SettingsError
+from nestar.ui.assets import asset
 from nestar.ui.doors import said
 from nestar.ui.runs import place_in_queue, waiting_calls
 
@@ -22,6 +23,14 @@ log = logging.getLogger(__name__)
 
 FETCH_SECONDS = 5.0
 """How long weights on their way may keep the sampler from others who wait for it."""
+
+
+def unseen_answers() -> gr.HTML:
+    """A component that shows nothing itself: its script tells the document what the server answers beside
+    runs."""
+    return gr.HTML(
+        None, html_template="", js_on_load=asset("answers.js"), apply_default_css=False, elem_classes="unseen"
+    )
 
 
 def run_id() -> str:

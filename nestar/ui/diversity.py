@@ -15,10 +15,10 @@ from nestar.nesting import Nesting
 from nestar.pipeline import NestARPipeline
 from nestar.settings import RANGES, SampleSettings, SettingsError, by_name
 from nestar.ui import diversity_api
-from nestar.ui.answers import fetched, fetching, place_of, refused, run_id, told
+from nestar.ui.answers import fetched, fetching, place_of, refused, run_id, told, unseen_answers
 from nestar.ui.assets import asset, tells
 from nestar.ui.diversity_api import SIBLINGS
-from nestar.ui.diversity_desk import ASKED, PARENTS, Desk
+from nestar.ui.diversity_desk import ASKED, MEASURED_AT, PARENTS, Desk
 from nestar.ui.frames import paced
 from nestar.ui.generate import FIRST_CLASS, SLIDERS
 from nestar.ui.runs import SAMPLER, Runs
@@ -73,6 +73,7 @@ def committed(pipeline: NestARPipeline, space: FeatureSpace) -> dict[str, Any]:
             continue
         if stored is not None:
             found[name] = {key: stored[key] for key in ("mean", "classes", "parents", "siblings")}
+            found[name]["settings"] = {key: stored[key] for key in MEASURED_AT}
     return found
 
 
@@ -160,14 +161,7 @@ def lay_out(pipeline: NestARPipeline, desk: Desk, first: Mapping[str, Any]) -> P
                 "diversity_sweep.html", (*SHEET, "diversity_sweep.js"), "diversity-sweep", sweep=batches.SWEEP
             )
             sweep_button = gr.Button("Sweep temperature", elem_id="diversity-warm", min_width=80)
-
-        answers = gr.HTML(
-            None,
-            html_template="",
-            js_on_load=asset("answers.js"),
-            apply_default_css=False,
-            elem_classes="unseen",
-        )
+        answers = unseen_answers()
     return Panels(
         controls,
         generate_button,

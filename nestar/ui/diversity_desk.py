@@ -49,6 +49,8 @@ MAX_SHEET_CHARACTERS = 3_000_000
 # Features of this many pictures that visitors have made lately are kept, 1 KB each.
 REMEMBERED = 512
 DIGITS = 3
+# What the shares that modules decide are measured with, beside class and nesting.
+MEASURED_AT = ("steps", "temperature", "cfg")
 # What a picture is asked for by.
 ASKED = tuple(field.name for field in fields(SampleSettings) if field.name != "count")
 
@@ -228,8 +230,8 @@ class Desk:
         """
         if modules == 0 and not isinstance(modules, bool):
             return Sample(settings)
-        kept = batches.check_modules(modules, self.pipeline.plan_of(settings))
-        return Sample(settings, Prefix(check_seed(parent), kept))
+        kept = batches.check_modules(modules, self.pipeline.plan_of(settings), least=0)
+        return Sample(settings, Prefix(check_seed(parent, "parent"), kept))
 
     def nearest(self, sample: Sample, cancel: threading.Event) -> dict[str, Any]:
         """The training picture nearest to a sample, with the yardsticks of what is near.
@@ -261,6 +263,7 @@ class Desk:
             "class_name": settings.class_name,
             "nesting": nesting.name,
             "modules": [scale.tokens for scale in nesting.scales],
+            "settings": {key: getattr(settings, key) for key in MEASURED_AT},
         }
         check_measurable(settings, nesting)
         self.space.network  # noqa: B018  where there is none, say so before sampling

@@ -44,19 +44,23 @@ function stored() {
   const own = found.classes[asked.class_name];
   const classes = Object.keys(found.classes).length;
   const whose = own ? asked.class_name : `mean over ${classes === 1 ? "1 class" : `${classes} classes`}`;
-  const { parents, siblings } = found;
-  return { explained: own ?? found.mean, whose, nesting: asked.nesting, parents, siblings };
+  const { parents, siblings, settings } = found;
+  return { explained: own ?? found.mean, whose, nesting: asked.nesting, parents, siblings, settings };
 }
 
 function labelOf(nesting) {
   return props.nestings.find(({ name }) => name === nesting)?.label ?? nesting;
 }
 
-function showResult({ explained, whose, nesting, parents, siblings }, when) {
+// The figures hold for the settings they were measured with, whatever stands in the controls now.
+function showResult({ explained, whose, nesting, parents, siblings, settings }, when) {
   find(".plot").innerHTML = plot(explained);
   const families = `${plural(parents, "parent")} with ${plural(siblings, "sibling")} each`;
   const sums = isNarrow(explained.increments) ? " Σ: with all modules before." : "";
-  find(".caption").textContent = `${when}: ${labelOf(nesting)}, ${whose}, ${families}. The lines are standard errors.${sums}`;
+  const { steps, temperature, cfg } = settings;
+  const dials = `${plural(steps, "step")}, temperature ${temperature}, ${cfg === 1 ? "guidance off" : `guidance ${cfg}`}`;
+  find(".caption").textContent =
+    `${when}: ${labelOf(nesting)}, ${whose}, ${families}, ${dials}. The lines are standard errors.${sums}`;
 }
 
 function showStored() {
@@ -80,8 +84,8 @@ followRuns({
         `aria-valuenow="${Math.round(100 * share)}" style="--done:${share}"><i></i></div>`;
       find(".caption").textContent = `${current.done} of ${plural(current.of, "turn")}`;
     } else if (current.explained) {
-      const { explained, class_name: whose, nesting } = current;
-      showResult({ explained, whose, nesting, ...explained }, "Measured now");
+      const { explained, class_name: whose, nesting, settings } = current;
+      showResult({ explained, whose, nesting, settings, ...explained }, "Measured now");
     } else showStored(); // it was stopped
   },
 });

@@ -8,7 +8,7 @@ import gradio as gr
 
 from nestar.pipeline import NestARPipeline
 from nestar.settings import SampleSettings, SettingsError, by_name, check_choice
-from nestar.ui.answers import fetched, fetching, place_of, sentences, told
+from nestar.ui.answers import fetched, fetching, place_of, sentences, told, unseen_answers
 from nestar.ui.assets import asset, tells
 from nestar.ui.generate import first_settings
 from nestar.ui.laboratory import METERS, PICTURES, Laboratory, experiment_panels
@@ -45,9 +45,7 @@ def build(pipeline: NestARPipeline, runs: Runs, page: gr.Blocks) -> None:
         weights=[] if no_velocities else laboratory.comparable(),
         experiment=experiment_panels(),
     )
-    answers = gr.HTML(
-        None, html_template="", js_on_load=asset("answers.js"), apply_default_css=False, elem_classes="unseen"
-    )
+    answers = unseen_answers()
 
     def on_provoke(event: gr.EventData, request: gr.Request) -> Iterator[dict[str, Any]]:
         def work() -> Iterator[dict[str, Any]]:
@@ -104,8 +102,9 @@ def build(pipeline: NestARPipeline, runs: Runs, page: gr.Blocks) -> None:
 
     def alignment_api(request: gr.Request, nesting: str = "", pictures: int = PICTURES) -> dict:
         """How far neighbouring modules' velocities are apart on the earlier one's last patch, of held-out
-        pictures, for the weights named by `nesting` (default: the page's). Streams lines, one a pair of
-        modules, of points t, difference (mean squared), cosine, error_former, error_latter."""
+        pictures, for the weights named by `nesting` (default: the first that the tab compares). Streams
+        lines, one a pair of modules, of points t, difference (mean squared), cosine, error_former,
+        error_latter."""
         with sentences():
             if no_velocities:
                 raise SettingsError(no_velocities)

@@ -41,7 +41,7 @@ class FrontPage:
     @staticmethod
     def asked(scope: Scope) -> bool:
         path = scope["path"].removeprefix(scope.get("root_path", ""))
-        # Of all parameters this alone changes the page; share links are read by the browser's first call.
+        # Of all parameters this alone is Gradio's to read; share links are read by the browser's first call.
         return scope["method"] == "GET" and path in ("", "/") and b"deep_link" not in scope["query_string"]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -77,7 +77,8 @@ class FrontPage:
                 body.extend(message.get("body", b""))
             await send(message)
 
-        await self.app(scope, receive, overhear)
+        # Without the parameters, of which Gradio reads more: the page is kept for visitors who have others.
+        await self.app(scope | {"query_string": b""}, receive, overhear)
         if status != 200 or encoded or not kind.startswith("text/html"):
             return None
         return Kept(kind, bytes(body), gzip.compress(bytes(body), LEVEL, mtime=0))

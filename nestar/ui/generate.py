@@ -18,7 +18,7 @@ from nestar.nesting import Nesting
 from nestar.pipeline import NestARPipeline
 from nestar.settings import RANGES, SOLVER_CALLS, SampleSettings, SettingsError, by_name, find_nesting, typed
 from nestar.ui import generate_api
-from nestar.ui.answers import fetching, place_of, refused, remark
+from nestar.ui.answers import fetching, place_of, refused, remark, unseen_answers
 from nestar.ui.assets import asset, tells, template_text
 from nestar.ui.doors import said
 from nestar.ui.frames import data_uri, plans_to_json, to_uri
@@ -240,9 +240,7 @@ def lay_out(
             ranges=RANGES,
             starts=generate_button.elem_id,
         )
-    answers = gr.HTML(
-        None, html_template="", js_on_load=asset("answers.js"), apply_default_css=False, elem_classes="unseen"
-    )
+    answers = unseen_answers()
     return Parts(classes, generate_button, stop_button, stage, dials, answers)
 
 

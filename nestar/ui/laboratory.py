@@ -268,8 +268,8 @@ class Laboratory:
         return figures
 
     def comparable(self) -> list[str]:
-        """Weights whose modules' velocities are compared on the tab: the page's own, and those trained alike
-        without coordination."""
+        """Weights whose modules' velocities are compared on the tab: those of the page's nesting that saw as
+        many images as the family, and those trained alike without coordination."""
         return [name for name in compared(self.pipeline) if self._modules(name) > 1]
 
     def _modules(self, name: str) -> int:

@@ -8,7 +8,7 @@ import gradio as gr
 
 from nestar.pipeline import NestARPipeline
 from nestar.settings import SampleSettings, SettingsError, by_name
-from nestar.ui.answers import fetched, fetching, place_of, sentences, told
+from nestar.ui.answers import fetched, fetching, place_of, sentences, told, unseen_answers
 from nestar.ui.assets import asset, tells
 from nestar.ui.frames import nesting_to_json, spaced
 from nestar.ui.generate import first_settings
@@ -39,9 +39,7 @@ def build(pipeline: NestARPipeline, runs: Runs, page: gr.Blocks) -> None:
             "device": str(pipeline.device),
         },
     )
-    answers = gr.HTML(
-        None, html_template="", js_on_load=asset("answers.js"), apply_default_css=False, elem_classes="unseen"
-    )
+    answers = unseen_answers()
 
     def slice_of(race: Race, request: gr.Request, seconds: float, warm: bool) -> Iterator[dict[str, Any]]:
         """Work on a race for a while, then put it aside if it has not ended."""

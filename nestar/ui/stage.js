@@ -355,10 +355,10 @@ function breakOff(sentence) {
   else setState(run ? run.state : "empty");
 }
 
-function rememberInAddress() {
-  // After a lost connection Gradio loads the page anew: the settings come back with the address. The visitor's own
-  // parameters stay in it.
-  history.replaceState(history.state, "", linkTo(run.settings, props.link, new URL(location.href)));
+// After a lost connection Gradio loads the page anew: the settings come back with the address. The visitor's own
+// parameters stay in it.
+function rememberInAddress(settings) {
+  history.replaceState(history.state, "", linkTo(settings, props.link, new URL(location.href)));
 }
 
 function bringIntoView() {
@@ -396,7 +396,7 @@ function update() {
       setState(run.state);
       return;
     }
-    rememberInAddress();
+    rememberInAddress(run.settings);
     bringIntoView();
     playing = true; // before anything is shown, so that the first patch's tokens are marked as running
     show(-1);
@@ -545,7 +545,7 @@ document.addEventListener("nestar:share", async ({ detail }) => {
     return;
   }
   const address = linkTo(detail, props.link);
-  history.replaceState(history.state, "", address);
+  rememberInAddress(detail);
   const copied = await copyText(address);
   const framed = window.parent !== window; // then the window's address is another
   if (!copied) say(`Copy this link: ${address}`, false);
