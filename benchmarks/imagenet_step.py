@@ -20,7 +20,7 @@ from typing import Any
 import torch
 
 from benchmarks.common import RESULTS, positive, sentences, write_report
-from benchmarks.speed import significant, wait_for
+from benchmarks.machine import significant, wait_for
 from nestar.checkpoints import resolve_device
 from nestar.engine import products_in
 from nestar.registry import SIDE, SIZES
@@ -53,11 +53,16 @@ def gibibytes(device: torch.device) -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
+def equal_part(batch: int, most: int) -> int:
+    """Rows of the largest equal parts of a batch that have `most` rows at most."""
+    return max(rows for rows in range(1, min(most, batch) + 1) if batch % rows == 0)
+
+
 def measure(name: str, device: torch.device, batch: int | None, rows: int, steps: int) -> dict[str, Any]:
     """One warm-up step and `steps` timed ones of the preset `name`."""
     config = replace(NESTINGS[name], pool=POOL, held_out=HELD_OUT)
     config = replace(config, batch=batch or config.batch)
-    rows = max(each for each in range(1, min(rows, config.batch) + 1) if config.batch % each == 0)
+    rows = equal_part(config.batch, rows)
     tokenizer = Tokenizer(build_autoencoder(patch=16, channels=(16,), latent_channels=16), patch=16)
     if device.type == "cuda":
         torch.cuda.empty_cache()

@@ -21,6 +21,7 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 # HF_ENDPOINT when it is imported.
 LOADER = """
 import json, sys, time
+from pathlib import Path
 from nestar.checkpoints import open_checkpoint
 from nestar.model import WeightsError
 from nestar.pipeline import NestARPipeline
@@ -43,7 +44,9 @@ def painted(source, revision, nesting):
 def opened(source, revision, page):
     import app, gradio
     from gradio_client import Client
+    from nestar import checkpoints
     from nestar.ui.assets import launch_options
+    checkpoints.EMBEDDED = Path(page)
     demo = app.open_page(source, revision, "cpu")
     _, url, _ = demo.launch(prevent_thread_lock=True, quiet=True, **launch_options())
     shown = [each.value for each in demo.blocks.values() if isinstance(each, gradio.HTML)]
@@ -272,8 +275,9 @@ class Loader:
 
     def load(self, source: str, revision: str | None = None, **more: str) -> dict[str, Any]:
         """Load everything of a repository, or with `nesting` make a picture by it, or with `page` open the
-        page on it; returns origin and files, or which nestings there are and which of them were loaded, or
-        the page's notice and the weights that make its pictures, or the error's sentence; and seconds."""
+        page on it, with the weights in that folder as those embedded; returns origin and files, or which
+        nestings there are and which of them were loaded, or the page's notice and the weights that make its
+        pictures, or the error's sentence; and seconds."""
         self.process.stdin.write(json.dumps({"source": source, "revision": revision, **more}) + "\n")
         self.process.stdin.flush()
         return json.loads(self.process.stdout.readline())

@@ -24,7 +24,13 @@ TOKENIZER = "tokenizer/diffusion_pytorch_model.safetensors"
 TOKENIZER_CONFIG = "tokenizer/config.json"
 TOKENIZER_SCALE = "tokenizer/tokenizer.json"
 WEIGHTS = f"{K4.name}/module_2.safetensors"
-SERVED = f"/user/weights/resolve/{COMMIT}"
+SAME = ("weights", "part", "cut", "torn", "swapped", "torn-page", "swapped-page")
+"""Names of one checkpoint: a process has nothing of a name in its cache that it has not loaded yet."""
+
+
+def served(name: str) -> str:
+    """Where files of `user/name` are fetched."""
+    return f"/user/{name}/resolve/{COMMIT}"
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +95,7 @@ def hub(published: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[S
     }
     started = StandInHub(
         {
-            "user/weights": published,
+            **{f"user/{name}": published for name in SAME},
             "user/other": other,
             "user/gated": "GatedRepo",
             "user/refused": "",
@@ -119,6 +125,12 @@ def pages(hub: StandInHub, tmp_path_factory: pytest.TempPathFactory) -> Iterator
     started.close()
 
 
+@pytest.fixture(scope="module")
+def embedded(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """What pages take for the embedded weights: such as load in a moment."""
+    return str(save_checkpoint(tmp_path_factory.mktemp("embedded"), [K4]))
+
+
 def test_the_hub_by_commit_without_pickles(hub: StandInHub, loader: Loader) -> None:
     answer = loader.load("user/weights")
     assert answer.get("origin") == f"user/weights@{COMMIT[:7]}"
@@ -127,7 +139,8 @@ def test_the_hub_by_commit_without_pickles(hub: StandInHub, loader: Loader) -> N
         expected += [f"{nesting.name}/config.json"]
         expected += [f"{nesting.name}/module_{scale.number}.safetensors" for scale in nesting.scales]
     assert answer["files"] == sorted(expected)
-    assert sum(path.endswith(".safetensors") for path in hub.served) == 7
+    fetched = [path for path in hub.served if path.startswith(served("weights"))]
+    assert sum(path.endswith(".safetensors") for path in fetched) == 7
     assert not [path for path in hub.served if path.endswith((".bin", ".py"))]
     assert loader.load("user/weights", "v1")["origin"] == f"user/weights@{COMMIT[:7]}"
 
@@ -159,15 +172,13 @@ def test_what_the_hub_refuses_is_one_sentence(
     assert answer["seconds"] < 15
 
 
-def test_only_what_is_used_is_fetched(hub: StandInHub, tmp_path: Path) -> None:
+def test_only_what_is_used_is_fetched(hub: StandInHub, loader: Loader) -> None:
     """A page on a repository of many nestings opens on one of them."""
-    loader = Loader(hub.url, tmp_path)
-    hub.served.clear()
-    answer = loader.load("user/weights", nesting=K4.name)
-    loader.close()
+    answer = loader.load("user/part", nesting=K4.name)
     assert answer.get("loaded") == [K4.name] and answer["nestings"] == [K4.name, K2.name]
-    assert [path for path in hub.served if f"/{K2.name}/" in path] == [f"{SERVED}/{K2.name}/config.json"]
-    assert f"{SERVED}/{K4.name}/module_1.safetensors" in hub.served
+    fetched = [path.removeprefix(served("part")) for path in hub.served if path.startswith(served("part"))]
+    assert [path for path in fetched if f"/{K2.name}/" in path] == [f"/{K2.name}/config.json"]
+    assert f"/{K4.name}/module_1.safetensors" in fetched
 
 
 def test_a_tokenizer_comes_from_its_own_repository(hub: StandInHub, loader: Loader, published: Path) -> None:
@@ -219,14 +230,11 @@ def test_a_revision_of_several_repositories_is_refused(loader: Loader) -> None:
     assert error == "A revision goes with one repository; of several, write user/weights@v1."
 
 
-def test_a_download_that_breaks_off_goes_on_and_is_told(hub: StandInHub, tmp_path: Path) -> None:
-    loader = Loader(hub.url, tmp_path)
+def test_a_download_that_breaks_off_goes_on_and_is_told(hub: StandInHub, loader: Loader) -> None:
     hub.damage[WEIGHTS] = "cut"
-    hub.served.clear()
-    answer = loader.load("user/weights")
-    loader.close()
+    answer = loader.load("user/cut")
     assert answer.get("origin") and not hub.damage
-    assert hub.served.count(f"{SERVED}/{WEIGHTS}") == 2, "the second answer brought the rest"
+    assert hub.served.count(f"{served('cut')}/{WEIGHTS}") == 2, "the second answer brought the rest"
     told = [(here, whole) for path, here, whole in answer["told"] if path == WEIGHTS]
     assert told[-1][0] == told[-1][1] > 0
     assert [here for here, _ in told] == sorted(here for here, _ in told)
@@ -235,21 +243,19 @@ def test_a_download_that_breaks_off_goes_on_and_is_told(hub: StandInHub, tmp_pat
 @pytest.mark.parametrize(
     ("damage", "said"),
     [
-        ("torn", f"{WEIGHTS} of user/weights@{COMMIT[:7]} (came incomplete|could not be downloaded)"),
-        ("swapped", f"{WEIGHTS} of user/weights@{COMMIT[:7]} came damaged: its hash is not the Hub's"),
+        ("torn", f"{WEIGHTS} of user/torn@{COMMIT[:7]} (came incomplete|could not be downloaded)"),
+        ("swapped", f"{WEIGHTS} of user/swapped@{COMMIT[:7]} came damaged: its hash is not the Hub's"),
     ],
 )
 def test_half_a_file_and_another_are_refused_and_tried_again(
-    hub: StandInHub, tmp_path: Path, damage: str, said: str
+    hub: StandInHub, loader: Loader, damage: str, said: str
 ) -> None:
-    loader = Loader(hub.url, tmp_path)
     hub.damage[WEIGHTS] = damage
-    refused = loader.load("user/weights")
+    refused = loader.load(f"user/{damage}")
     hub.damage.clear()
-    again = loader.load("user/weights")
-    loader.close()
+    again = loader.load(f"user/{damage}")
     assert re.match(said, refused.get("error", ""))
-    assert again.get("origin") == f"user/weights@{COMMIT[:7]}"
+    assert again.get("origin") == f"user/{damage}@{COMMIT[:7]}"
 
 
 @pytest.mark.parametrize(
@@ -259,26 +265,33 @@ def test_half_a_file_and_another_are_refused_and_tried_again(
         ("user/gated", None, None, "is gated: ask for access"),
         ("user/refused", None, None, "The Hub refuses config.json of user/refused"),
         ("user/weights", "nowhere", None, "has no revision"),
-        ("user/weights", None, "torn", "(came incomplete|could not be downloaded)"),
-        ("user/weights", None, "swapped", "came damaged: its hash is not the Hub"),
+        ("user/torn-page", None, "torn", "(came incomplete|could not be downloaded)"),
+        ("user/swapped-page", None, "swapped", "came damaged: its hash is not the Hub"),
     ],
     ids=["404", "gated", "refused", "revision", "half a file", "hash"],
 )
 def test_what_fails_is_a_sentence_on_the_page_and_the_embedded_weights_serve(
-    hub: StandInHub, pages: Loader, source: str, revision: str | None, damage: str | None, said: str
+    hub: StandInHub,
+    pages: Loader,
+    embedded: str,
+    source: str,
+    revision: str | None,
+    damage: str | None,
+    said: str,
 ) -> None:
     hub.damage.update({WEIGHTS: damage} if damage else {})
-    answer = pages.load(source, revision, page="")
+    answer = pages.load(source, revision, page=embedded)
     hub.damage.clear()
     assert re.search(said, answer["notice"]) and "runs on the embedded weights instead" in answer["notice"]
     assert answer["weights"] == "embedded"
 
 
-def test_the_page_on_the_hub_s_weights_says_nothing(pages: Loader) -> None:
-    assert pages.load("user/weights", None, page="")["weights"] == f"user/weights@{COMMIT[:7]}"
+def test_the_page_on_the_hub_s_weights_says_nothing(pages: Loader, embedded: str) -> None:
+    answer = pages.load("user/weights", None, page=embedded)
+    assert (answer["notice"], answer["weights"]) == ("", f"user/weights@{COMMIT[:7]}")
 
 
-def test_a_silent_hub_and_a_dead_one(hub: StandInHub, loader: Loader, pages: Loader) -> None:
+def test_a_silent_hub_and_a_dead_one(hub: StandInHub, loader: Loader, pages: Loader, embedded: str) -> None:
     """What has been downloaded is served from the cache, and what has not is refused, within seconds.
 
     The last test of this file: it stops the Hub that the others share.
@@ -287,10 +300,10 @@ def test_a_silent_hub_and_a_dead_one(hub: StandInHub, loader: Loader, pages: Loa
     hub.stop()
     with socket.create_server(("127.0.0.1", hub.server.server_port), backlog=16):  # accepts, never answers
         silent = [loader.load("user/weights"), loader.load("user/new")]
-        unheard = pages.load("user/new", page="")
+        unheard = pages.load("user/new", page=embedded)
     dead = [loader.load("user/weights"), loader.load("user/new", "v1")]
     assert [answer[0].get("origin") for answer in (silent, dead)] == [f"user/weights@{COMMIT[:7]}"] * 2
-    for answer in (unheard, pages.load("user/new", page="")):
+    for answer in (unheard, pages.load("user/new", page=embedded)):
         assert "The Hub does not answer and user/new is not in the cache." in answer["notice"]
         assert answer["weights"] == "embedded"
     assert silent[1].get("error") == "The Hub does not answer and user/new is not in the cache."

@@ -10,19 +10,24 @@ from nestar.registry import imagenet_config
 from nestar.training.presets import STEPS
 
 
-def test_a_step_of_an_imagenet_size_is_taken_in_equal_parts_and_projected(tmp_path: Path) -> None:
+def test_a_batch_runs_in_equal_parts() -> None:
+    assert [imagenet_step.equal_part(3, most) for most in (1, 2, 3, 64)] == [1, 1, 3, 3], "two leave one over"
+    assert imagenet_step.equal_part(2048, 100) == 64
+
+
+def test_a_step_of_an_imagenet_size_is_taken_and_projected(tmp_path: Path) -> None:
     out = tmp_path / "steps.json"
-    small = ["--sizes", "s", "--batch", "3", "--rows", "2", "--steps", "1"]
+    small = ["--sizes", "s", "--batch", "1", "--steps", "1"]
     imagenet_step.main([*small, "--device", "cpu", "--out", str(out)])
     report = json.loads(out.read_text())
     (row,) = report["rows"]
     assert row["parameters"] == imagenet_config("s").parameters
-    assert (row["batch"], row["rows_at_once"], report["device"]) == (3, 1, "cpu"), "two would leave one over"
+    assert (row["batch"], row["rows_at_once"], report["device"]) == (1, 1, "cpu")
     assert all(loss > 0 for name, loss in row["losses"].items() if name.startswith("m"))
     hours = STEPS[row["name"]] * row["seconds_per_step"] / 3600
     assert row["projected_hours"] == pytest.approx(hours, rel=1e-2)
     *_, line = readme.training_lines(report)
-    assert line.startswith(f"| imagenet256-s | {row['parameters'] / 1e6:.0f} | 3 |")
+    assert line.startswith(f"| imagenet256-s | {row['parameters'] / 1e6:.0f} | 1 |")
 
 
 def test_without_a_gpu_nothing_is_written_where_the_readme_looks(capsys: pytest.CaptureFixture) -> None:
