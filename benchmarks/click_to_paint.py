@@ -1,4 +1,4 @@
-"""What a visitor waits for: `python benchmarks/click_to_paint.py` serves the page, clicks Generate in
+"""What a visitor waits for: `python -m benchmarks.click_to_paint` serves the page, clicks Generate in
 Chromium and writes, as JSON, the seconds from click to first painted frame and to finished picture, and the
 server's own peak memory.
 
@@ -7,23 +7,15 @@ With "as it comes" the finished picture shows the sampler's own pace, else the p
 
 import argparse
 import json
-import os
 import resource
-import shutil
 import statistics
-import sys
 from pathlib import Path
 
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
-sys.path.insert(0, str(Path(__file__).parents[1]))
+from playwright.sync_api import Page
 
-from playwright.sync_api import Page, sync_playwright
-
-import app
+from benchmarks.browser import add_page_arguments, page_in_browser
 from benchmarks.common import RESULTS, positive, write_report
 from nestar.settings import SampleSettings
-from nestar.ui.assets import launch_options
 
 # Resolves to when, in seconds after the click, the first frame and the finished picture were painted.
 CLICK = """() => new Promise((resolve) => {
@@ -63,17 +55,10 @@ def clicks(page: Page, count: int, as_it_comes: bool) -> dict[str, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--runs", type=positive, default=5)
-    parser.add_argument("--repo", help="weights, as for app.py; default: the embedded ones")
-    parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
+    add_page_arguments(parser)
     parser.add_argument("--out", type=Path, default=RESULTS / "click_to_paint.json")
     arguments = parser.parse_args()
-    chromium = shutil.which("chromium") or shutil.which("google-chrome")
-    if chromium is None:
-        parser.error("no Chromium was found; get it with `apt-get install chromium`")
-    demo = app.open_page(arguments.repo, None, arguments.device)
-    _, url, _ = demo.launch(prevent_thread_lock=True, quiet=True, **launch_options())
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-gpu"])
+    with page_in_browser(parser, arguments) as (browser, url):
         page = browser.new_page()
         page.goto(url)
         page.locator(".film .ready").first.wait_for()
@@ -81,8 +66,6 @@ def main() -> None:
             "paced": clicks(page, arguments.runs, False),
             "as_it_comes": clicks(page, arguments.runs, True),
         }
-        browser.close()
-    demo.close(verbose=False)
     result |= {"steps": SampleSettings.steps, "solver": SampleSettings.solver}
     result["memory_mib"] = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
     write_report(arguments.out, result)

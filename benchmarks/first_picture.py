@@ -2,7 +2,8 @@
 
 Seconds from the call of `pipe.stream` to the first module's encoded frame and to the whole picture, a frame a
 patch encoded on the way as the page does; medians over seeds, after one run that warms up. Measured with the
-default steps and solver, and with those that the project's aims were set for.
+default steps and solver, and with those that the project's aims were set for. README shows every
+`results/first_picture*.json`, so that machines of different kinds can stand beside one another.
 """
 
 from __future__ import annotations
@@ -20,8 +21,9 @@ from typing import Any
 import torch
 
 from benchmarks.common import RESULTS, positive, sentences, write_report
+from benchmarks.machine import matrix_rate, products_of, rate_dtype, significant
 from nestar.pipeline import NestARPipeline
-from nestar.settings import SampleSettings
+from nestar.settings import SampleSettings, find_nesting
 from nestar.ui.frames import picture
 
 CLASS = "lighthouse"
@@ -58,6 +60,8 @@ def measured(arguments: argparse.Namespace) -> dict[str, Any]:
     """What the command writes."""
     pipeline = NestARPipeline.from_pretrained(device=arguments.device)
     pipeline.record()  # as the page does
+    model = pipeline.models[find_nesting(pipeline.nestings, arguments.k, SampleSettings.order)]
+    rate = matrix_rate(pipeline.device, rate_dtype(pipeline.device))
     return {
         "k": arguments.k,
         "cfg": arguments.cfg,
@@ -65,6 +69,8 @@ def measured(arguments: argparse.Namespace) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "cores": os.cpu_count(),
         "machine": platform.machine(),
+        **products_of(model),
+        "matrix_gigaoperations_per_second": significant(rate / 1e9),
         "runs": arguments.runs,
         "rows": [row(pipeline, arguments, settings) for settings in (AIMED_AT, USUAL)],
         "memory_mib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),

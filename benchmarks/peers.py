@@ -34,8 +34,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmarks.common import RESULTS, positive, write_report
+from benchmarks.machine import matrix_rate, significant, spread, wait_for
 from benchmarks.operations import picture_operations
-from benchmarks.speed import FAIR, matrix_rate, record, significant, spread, wait_for
+from benchmarks.speed import FAIR, record
 from nestar.engines import Engines
 from nestar.model import NestAR, NestARConfig
 from nestar.registry import imagenet_config

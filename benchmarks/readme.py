@@ -265,22 +265,32 @@ def factor_rows() -> Iterator[Row]:
     )
 
 
-def speed_rows() -> Iterator[Row]:
-    """Speed on the machine that ran the benchmarks."""
-    report, page = read(RESULTS / "first_picture.json"), read(RESULTS / "click_to_paint.json")
-    for row in report.get("rows", ()):
+def first_picture_rows(report: dict[str, Any]) -> Iterator[Row]:
+    """Seconds to the first frames and to the whole picture on one machine."""
+    command = "`python -m benchmarks.first_picture`"
+    machine = f"{report['cores']} cores"
+    if "dtypes" in report:
+        rate = report["matrix_gigaoperations_per_second"]
+        machine += f" ({spoken(report['dtypes'])}, {rate:,.0f} billion operations a second)"
+    for row in report["rows"]:
         steps = f"{row['steps']} steps of {row['solver'].capitalize()}"
-        note = f"{report['cores']} cores, k = {report['k']}, {steps}, CFG {report['cfg']:g}"
-        command = "`python -m benchmarks.first_picture`"
+        note = f"{machine}, k = {report['k']}, {steps}, CFG {report['cfg']:g}"
         first, whole = row["first_module_seconds"], row["whole_picture_seconds"]
         yield "first frame (one patch)", f"{row['first_frame_seconds']:.2f} s", note, "", command
         reach = goal("first_module_seconds", first, unit=" s")
         yield "first module's frame", f"{first:.2f} s", note, reach, command
         reach = goal("whole_picture_seconds", whole, unit=" s")
         yield "whole picture, a frame per patch", f"{whole:.2f} s", note, reach, command
+
+
+def speed_rows() -> Iterator[Row]:
+    """Speed on the machines that ran the benchmarks."""
+    for file in sorted(RESULTS.glob("first_picture*.json")):
+        yield from first_picture_rows(read(file))
+    page = read(RESULTS / "click_to_paint.json")
     if page:
         command, live, memory = (
-            "`python benchmarks/click_to_paint.py`",
+            "`python -m benchmarks.click_to_paint`",
             page["as_it_comes"],
             page["memory_mib"],
         )

@@ -1,4 +1,4 @@
-"""Pictures of the page: `python benchmarks/screenshots.py FOLDER` serves it and photographs it in Chromium.
+"""Pictures of the page: `python -m benchmarks.screenshots FOLDER` serves it and photographs it in Chromium.
 
 Desktop and phone, light and dark. The Generate tab as it stands on load, in the middle of a run, when
 finished, with a token looked at, and with a refused setting; every other tab after its main action. Look at
@@ -6,19 +6,11 @@ each after a change to the page.
 """
 
 import argparse
-import os
-import shutil
-import sys
 from pathlib import Path
 
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
-sys.path.insert(0, str(Path(__file__).parents[1]))
+from playwright.sync_api import Browser, Page
 
-from playwright.sync_api import Browser, Page, sync_playwright
-
-import app
-from nestar.ui.assets import launch_options
+from benchmarks.browser import add_page_arguments, page_in_browser
 
 SCREENS = {
     "desktop": {"viewport": {"width": 1440, "height": 900}},
@@ -120,22 +112,13 @@ def to_top(page: Page) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--repo", help="weights, as for app.py; default: the embedded ones")
-    parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
+    add_page_arguments(parser)
     arguments = parser.parse_args()
-    chromium = shutil.which("chromium") or shutil.which("google-chrome")
-    if chromium is None:
-        parser.error("no Chromium was found; get it with `apt-get install chromium`")
     arguments.folder.mkdir(parents=True, exist_ok=True)
-    demo = app.open_page(arguments.repo, None, arguments.device)
-    _, url, _ = demo.launch(prevent_thread_lock=True, quiet=True, **launch_options())
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-gpu"])
+    with page_in_browser(parser, arguments) as (browser, url):
         for screen in SCREENS:
             for scheme in ("light", "dark"):
                 photograph(browser, url, arguments.folder, screen, scheme)
-        browser.close()
-    demo.close(verbose=False)
 
 
 if __name__ == "__main__":

@@ -26,10 +26,10 @@ from matplotlib.figure import Figure
 from benchmarks.common import RESULTS, positive, sentences, write_report
 from benchmarks.first_picture import AIMED_AT, CLASS
 from benchmarks.first_picture import measure as measure_stream
+from benchmarks.machine import matrix_rate, products_of, rate_dtype, significant, spread, wait_for
 from benchmarks.operations import picture_operations
 from nestar import plots
 from nestar.batches import consecutive
-from nestar.engine import compute_dtype, has_bf16
 from nestar.engines import Engines
 from nestar.evaluation.experiments.study import label_of
 from nestar.model import NestAR, NestARConfig
@@ -40,8 +40,6 @@ from nestar.training.presets import FAMILY, NESTINGS
 from nestar.ui.frames import picture
 
 BATCHES = (1, 8, 64)
-MATRIX_SIDE = {"cpu": 2048, "cuda": 4096}
-"""Side of the square matrices whose product gives a device's rate."""
 FAIR = 0.7
 """A ratio to a baseline that reaches less than this times the nesting's own share of the matrix rate is
 marked unfair: it would measure how well the baseline was built."""
@@ -78,25 +76,6 @@ def contenders(pipeline: NestARPipeline) -> dict[str, Contender]:
         elif name not in found:
             found[name] = Contender(NestAR(config).to(pipeline.device).eval(), trained=False)
     return found
-
-
-def wait_for(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
-def matrix_rate(device: torch.device, dtype: torch.dtype, seconds: float = 2.0) -> float:
-    """Operations a second of a large square product in `dtype`, the median of all that fit into `seconds`."""
-    side = MATRIX_SIDE[device.type]
-    a, b = torch.randn(2, side, side, device=device).to(dtype)
-    taken: list[float] = []
-    began = time.perf_counter()
-    while time.perf_counter() - began < seconds or len(taken) < 5:
-        start = time.perf_counter()
-        a @ b
-        wait_for(device)
-        taken.append(time.perf_counter() - start)
-    return 2 * side**3 / statistics.median(taken[1:])
 
 
 def sample_once(engines: Engines, settings: SolverSettings, rows: int, run: int) -> dict[str, Any]:
@@ -136,27 +115,13 @@ def in_turns(work: Mapping[str, Callable[[int], Any]], runs: int, say: str) -> d
     return results
 
 
-def spread(values: Sequence[float]) -> dict[str, float]:
-    """Median, lowest and highest."""
-    return {
-        "median": significant(statistics.median(values)),
-        "lowest": significant(min(values)),
-        "highest": significant(max(values)),
-    }
-
-
-def significant(value: float, digits: int = 4) -> float:
-    """Rounded to some significant digits: a file of sixteen would look more exact than any timing is."""
-    return float(f"{value:.{digits}g}")
-
-
 def engine(
     pipeline: NestARPipeline, settings: SolverSettings, batches: Sequence[int], runs: int
 ) -> dict[str, Any]:
     """All contenders at every batch size, and the ratios of the baselines to them, turn by turn."""
     racing = contenders(pipeline)
     work = {name: Engines(contender.model) for name, contender in racing.items()}
-    dtype = torch.bfloat16 if has_bf16(pipeline.device) else torch.float32
+    dtype = rate_dtype(pipeline.device)
     members = {name: described(contender, settings) for name, contender in racing.items()}
     ratios: dict[str, Any] = {}
     rates: list[float] = []
@@ -176,19 +141,12 @@ def engine(
             taken, {name: engines.model.config.nesting for name, engines in work.items()}
         )
     return {
-        "rate_dtype": str(dtype).removeprefix("torch."),
-        "dtypes": dtypes_of(racing[YARDSTICK].model),
+        **products_of(racing[YARDSTICK].model),
         "fair_from": FAIR,
-        "matrix_side": MATRIX_SIDE[pipeline.device.type],
         "matrix_gigaoperations_per_second": spread([rate / 1e9 for rate in rates]),
         "members": members,
         "speed_up": ratios,
     }
-
-
-def dtypes_of(model: NestAR) -> list[str]:
-    """What each module's products are computed in."""
-    return [str(compute_dtype(module)).removeprefix("torch.") for module in model.scaled_modules]
 
 
 def described(contender: Contender, settings: SolverSettings) -> dict[str, Any]:

@@ -1,7 +1,6 @@
 """Fixtures of the browser tests: one page served in this process, and Chromium in front of it."""
 
 import os
-import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -9,11 +8,12 @@ from typing import Any
 
 import pytest
 
+from benchmarks.browser import find_browser
+
 # Without this, torch's threads spin against the browser's on a small machine and a 50 ms step takes a second.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
 
-BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
 PATIENCE_MS = 60_000  # a busy machine's page is slow, and what is awaited here comes in the end or never
 BROWSER_ARGUMENTS = [
     "--no-sandbox",
@@ -37,7 +37,7 @@ def patient() -> None:
 @pytest.fixture(scope="session")
 def browser_type_launch_args() -> dict[str, Any]:
     """pytest-playwright's launch arguments: the system's Chromium, found by name."""
-    path = next(filter(None, map(shutil.which, BROWSERS)), None)
+    path = find_browser()
     if path is None:
         pytest.fail("The browser tests need Chromium; get it with `apt-get install chromium`.", pytrace=False)
     return {"executable_path": path, "args": BROWSER_ARGUMENTS}
