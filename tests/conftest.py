@@ -96,6 +96,17 @@ class Visit:
         self.page.locator('.stage[data-state="finished"]:not(.playing)').wait_for()
 
 
+def schemes(page: Any) -> Iterator[str]:
+    """Shows the page light, then dark, each once its colours stand."""
+    for scheme in ("light", "dark"):
+        page.emulate_media(color_scheme=scheme)
+        page.wait_for_function(
+            "dark => document.body.classList.contains('dark') === dark", arg=scheme == "dark"
+        )
+        page.wait_for_function("document.getAnimations().every((each) => !(each instanceof CSSTransition))")
+        yield scheme
+
+
 @pytest.fixture
 def visit(browser: Any, page_url: str) -> Iterator[Callable[..., Visit]]:
     """Opens the page in a browser context of its own; at the end no tab may have complained."""

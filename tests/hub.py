@@ -20,8 +20,9 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 # One JSON request a line, one JSON answer a line. A process of its own, since huggingface_hub reads
 # HF_ENDPOINT when it is imported.
 LOADER = """
-import json, sys, time
+import contextlib, io, json, os, sys, time
 from pathlib import Path
+from nestar import cli
 from nestar.checkpoints import open_checkpoint
 from nestar.model import WeightsError
 from nestar.pipeline import NestARPipeline
@@ -57,12 +58,22 @@ def opened(source, revision, page):
     demo.close(verbose=False)
     return {"notice": "".join(notices), "weights": kept["weights"]}
 
+def pushed(source, revision, to, token):
+    os.environ["HF_TOKEN"] = token
+    out, said = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(said):
+        status = cli.main(["push", source, to])
+    return {"status": status, "out": out.getvalue(), "said": said.getvalue()}
+
+ACTIONS = {"page": opened, "nesting": painted, "to": pushed}
+
 print("ready", flush=True)
 for line in sys.stdin:
     began = time.perf_counter()
     try:
         asked = json.loads(line)
-        answer = (opened if "page" in asked else painted if "nesting" in asked else whole)(**asked)
+        action = next((action for name, action in ACTIONS.items() if name in asked), whole)
+        answer = action(**asked)
     except WeightsError as error:
         answer = {"error": str(error)}
     print(json.dumps({**answer, "seconds": time.perf_counter() - began}), flush=True)
@@ -263,6 +274,7 @@ class Loader:
             name: value for name, value in os.environ.items() if not name.startswith(("HF_", "NESTAR_"))
         }
         environment |= {"HF_ENDPOINT": endpoint, "HF_HOME": str(cache), "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
+        environment |= {"HF_HUB_DISABLE_XET": "1"}  # which the stand-in does not speak
         self.process = subprocess.Popen(
             [sys.executable, "-c", LOADER],
             stdin=subprocess.PIPE,
@@ -278,7 +290,15 @@ class Loader:
         page on it, with the weights in that folder as those embedded; returns origin and files, or which
         nestings there are and which of them were loaded, or the page's notice and the weights that make its
         pictures, or the error's sentence; and seconds."""
-        self.process.stdin.write(json.dumps({"source": source, "revision": revision, **more}) + "\n")
+        return self._ask(source=source, revision=revision, **more)
+
+    def push(self, folder: Path, to: str, token: str) -> dict[str, Any]:
+        """Publish a checkpoint by the command line; returns its exit status, and what it wrote to standard
+        output (`out`) and to standard error (`said`)."""
+        return self._ask(source=str(folder), revision=None, to=to, token=token)
+
+    def _ask(self, **request: Any) -> dict[str, Any]:
+        self.process.stdin.write(json.dumps(request) + "\n")
         self.process.stdin.flush()
         return json.loads(self.process.stdout.readline())
 

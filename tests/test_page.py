@@ -33,6 +33,7 @@ from nestar.ui import frames as frames_module
 from nestar.ui import generate as generate_module
 from nestar.ui.assets import launch_options
 from nestar.ui.runs import on_zero_gpu, streamer
+from tests.conftest import schemes
 from tests.small import K4, save_checkpoint, save_tokenizer, small_tokenizer
 
 PHONE = {"viewport": {"width": 390, "height": 844}, "has_touch": True, "is_mobile": True}
@@ -681,18 +682,20 @@ def test_a_step_of_k_is_not_announced_by_its_output_as_well(visit):
     expect(visit().page.locator(".dial output")).to_have_attribute("aria-live", "off")
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_controls_have_the_contrast_that_AA_asks_for(visit, scheme):
-    page = visit(color_scheme=scheme).page
+def test_text_and_controls_have_the_contrast_that_AA_asks_for(visit):
+    page = visit().page
     for drawn_late in (".choices", ".keeps button"):
         page.locator(drawn_late).first.wait_for(state="attached")
-    edges = page.evaluate(EDGES)
-    weak = [edge for edge in edges if min(contrast(edge["edge"], edge[side]) for side in SIDES) < 3]
-    assert weak == []
-    # The track of a range input has no element of its own: look at its pixels, at the end without the handle.
-    track = Image.open(io.BytesIO(page.locator("#dial-k").screenshot())).convert("RGB")
-    right, middle = track.width - 12, track.height // 2
-    assert contrast(track.getpixel((right, middle)), track.getpixel((right, 1))) >= 3
+    for scheme in schemes(page):
+        assert page.evaluate(CONTRAST) == [], scheme
+        edges = page.evaluate(EDGES)
+        weak = [edge for edge in edges if min(contrast(edge["edge"], edge[side]) for side in SIDES) < 3]
+        assert weak == [], scheme
+        # The track of a range input has no element of its own: look at its pixels, at the end without the
+        # handle.
+        track = Image.open(io.BytesIO(page.locator("#dial-k").screenshot())).convert("RGB")
+        right, middle = track.width - 12, track.height // 2
+        assert contrast(track.getpixel((right, middle)), track.getpixel((right, 1))) >= 3, scheme
 
 
 SIDES = ("inside", "outside")
@@ -727,9 +730,8 @@ def contrast(one: Sequence[float], other: Sequence[float]) -> float:
     return (light + 0.05) / (dark + 0.05)
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_nothing_overflows_a_phone(visit, scheme):
-    page = visit(**PHONE, color_scheme=scheme).page
+def test_nothing_overflows_a_phone(visit):
+    page = visit(**PHONE).page
     assert_inside(page, 390)
     expect(page.locator("#generate")).to_be_in_viewport()
 
@@ -783,13 +785,6 @@ def assert_inside(page: BrowserPage, width: int) -> None:
         width,
     )
     assert outside == []
-
-
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_text_has_the_contrast_that_AA_asks_for(visit, scheme):
-    page = visit(color_scheme=scheme).page
-    weak = page.evaluate(CONTRAST)
-    assert weak == []
 
 
 # Text elements whose colour is less than 4.5 : 1 against the nearest opaque background behind them.

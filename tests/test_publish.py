@@ -2,9 +2,6 @@
 
 import ast
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -44,36 +41,28 @@ def folder(tmp_path) -> Path:
     return place
 
 
-@pytest.fixture
-def hub(tmp_path) -> Iterator[WritableHub]:
-    started = WritableHub(tmp_path / "hub")
+@pytest.fixture(scope="module")
+def hub(tmp_path_factory) -> Iterator[WritableHub]:
+    started = WritableHub(tmp_path_factory.mktemp("hub"))
     yield started
     started.stop()
 
 
-def push(hub: WritableHub, folder: Path, home: Path, *flags: str, token: str = WRITER, to: str = REPOSITORY):
-    """The command as a user runs it: huggingface_hub reads its endpoint when it is imported."""
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
-    environment |= {"HF_ENDPOINT": hub.url, "HF_HOME": str(home), "HF_HUB_DISABLE_XET": "1"}
-    if token:
-        environment["HF_TOKEN"] = token
-    command = [sys.executable, "-m", "nestar", "push", str(folder), to, *flags]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+@pytest.fixture(scope="module")
+def loader(hub, tmp_path_factory) -> Iterator[Loader]:
+    started = Loader(hub.url, tmp_path_factory.mktemp("hf"))
+    yield started
+    started.close()
 
 
-def test_what_is_published_comes_back_bit_for_bit(hub, folder, tmp_path):
-    done = push(hub, folder, tmp_path / "home")
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.strip().startswith(f"{hub.url}/{REPOSITORY}/commit/")
+def test_what_is_published_comes_back_bit_for_bit(hub, loader, folder):
+    done = loader.push(folder, REPOSITORY, WRITER)
+    assert done["status"] == 0, done["said"]
+    assert done["out"].strip().startswith(f"{hub.url}/{REPOSITORY}/commit/")
     (paths,) = hub.commits
     assert CARD in paths and "config.json" in paths and f"{K4.name}/module_1.safetensors" in paths
     assert not [path for path in paths if path.startswith(("figures", "results"))]
-    loader = Loader(hub.url, tmp_path / "cache")
-    try:
-        answer = loader.load(REPOSITORY)
-    finally:
-        loader.close()
-    assert "error" not in answer
+    assert "error" not in loader.load(REPOSITORY)
     there = hub.repositories[REPOSITORY]
     for name in (K4.name, K2.name):
         mine, back = NestAR.from_pretrained(folder / name), NestAR.from_pretrained(there / name)
@@ -140,11 +129,12 @@ def test_the_data_is_named_where_it_is_known_or_given(folder):
         (WRITER, "no/such/name", "'no/such/name' is no Hub repository id (user/name)."),
     ],
 )
-def test_a_hub_that_does_not_take_it_is_one_sentence(hub, folder, tmp_path, token, to, said):
-    done = push(hub, folder, tmp_path / "home", token=token, to=to)
-    assert done.returncode == 2
-    assert said in done.stderr and len(done.stderr.strip().splitlines()) == 1
-    assert hub.commits == []
+def test_a_hub_that_does_not_take_it_is_one_sentence(hub, loader, folder, token, to, said):
+    before = list(hub.commits)
+    done = loader.push(folder, to, token)
+    assert done["status"] == 2
+    assert said in done["said"] and len(done["said"].strip().splitlines()) == 1
+    assert hub.commits == before
 
 
 def test_damaged_weights_are_not_published(folder):
