@@ -216,7 +216,7 @@ def _add_samples(parser: argparse.ArgumentParser) -> None:
 
 def _samples(arguments: argparse.Namespace) -> int:
     """One of the processes that a launcher (torchrun, accelerate) starts, or the only one."""
-    from nestar.engine import has_bf16
+    from nestar.engine import products_in
     from nestar.evaluation.bulk import PART, Bulk
     from nestar.model import fingerprint_of
     from nestar.processes import Worker
@@ -235,7 +235,7 @@ def _samples(arguments: argparse.Namespace) -> int:
     model, solver = pipeline.models[name], pipeline.solver_settings(settings)
     asked = {"count": arguments.count, "classes": classes, "seed": settings.seed, **vars(solver)}
     asked |= {"weights": fingerprint_of(model), "tokenizer": pipeline.tokenizer.fingerprint}
-    asked |= {"device": pipeline.device.type, "bf16": has_bf16(pipeline.device)}
+    asked |= {"device": pipeline.device.type, "products": products_in(pipeline.device)}
     if worker.rank == 0:
         _make_way(arguments.out)
     bulk = Bulk(arguments.out.with_suffix(".parts"), arguments.count, classes, settings.seed, asked)

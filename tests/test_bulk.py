@@ -74,12 +74,20 @@ def test_processes_share_the_work_and_a_stopped_one_goes_on(
 
 
 def test_parts_of_other_samples_are_refused(
-    weights: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    weights: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "samples.npz"
     assert main(command(weights, out)) == 0
     assert main(command(weights, out, "--cfg", "1.5")) == 2
     assert "holds samples with cfg 3.0; now asked for: 1.5." in capsys.readouterr().err
+    monkeypatch.setattr("nestar.engine.products_in", lambda device: "int8")
+    assert main(command(weights, out)) == 2
+    assert "; now asked for: int8." in capsys.readouterr().err
+
+
+def test_a_batch_is_within_a_part(weights: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(command(weights, tmp_path / "a.npz", "--batch", "5")) == 2
+    assert "--batch must be at most 4, got 5." in capsys.readouterr().err
 
 
 def test_every_class_gets_one_at_least(

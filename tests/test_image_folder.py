@@ -151,6 +151,7 @@ def test_from_a_folder_to_a_checkpoint_that_knows_its_classes(
     assert main([*train, "--steps", "2", "--device", "cpu", "--folder", "run"]) == 0
     record = json.loads((tmp_path / "run" / "k4-lattice" / "config.json").read_text())["training"]
     assert record["classes"] == ["owl", "wren"] and record["config"]["pool"] == 12
+    assert record["pictures_before"] == 0, "none of Tiny Worlds' stream, which is what this counts"
     assert main(["assemble", "mine", "--tokenizer", "tokenizer", "--nesting", "run/k4-lattice"]) == 0
     pipe = NestARPipeline.from_pretrained(tmp_path / "mine", device="cpu")
     assert pipe.classes == ("owl", "wren")

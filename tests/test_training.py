@@ -577,6 +577,23 @@ def test_an_image_pool_is_taken_up_where_it_stood(tmp_path: Path) -> None:
     assert (resumed.images[4:] == whole.images[4:]).all()
 
 
+def test_a_run_beside_it_does_not_wipe_what_a_pool_has(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The other one has drawn, and not told yet how far it is, when this one begins and is stopped."""
+    other = ImagePool(tmp_path, 12, 16)
+    drawn = other.images.copy()
+    next(tmp_path.glob("*.progress")).unlink()
+
+    def stopped(*_: Any) -> None:
+        raise InterruptedError
+
+    with monkeypatch.context() as patch, pytest.raises(InterruptedError):
+        patch.setattr(tiny_worlds, "draw", stopped)
+        ImagePool(tmp_path, 12, 16)
+    assert (other.images == drawn).all() and drawn.any()
+
+
 def test_a_pool_counts_as_drawn_when_it_is_whole(tmp_path: Path) -> None:
     assert ImagePool.drawn(tmp_path, 12, 16) is None
     ImagePool(tmp_path, 12, 16)

@@ -24,7 +24,6 @@ from nestar.checkpoints import EMBEDDED
 from nestar.data import tiny_worlds
 from nestar.data.pools import HELD_OUT_SEED
 from nestar.evaluation.features import FeatureNetwork, load_features
-from nestar.evaluation.report import instruments
 from nestar.images import from_pil
 from nestar.model import NestAR, fingerprint_of, read_json
 from nestar.nesting import Nesting
@@ -61,12 +60,12 @@ def stored_results(
 
 
 def fingerprints(model: NestAR, tokenizer: Tokenizer, space: FeatureSpace) -> dict[str, str]:
-    """Fingerprints of what results depend on, by their names in a stored file.
-
-    Raises:
-        WeightsError: there is no whole feature network.
-    """
-    return {"weights": fingerprint_of(model), **instruments(tokenizer, space.network)}
+    """Fingerprints of what results depend on, by their names in a stored file."""
+    return {
+        "weights": fingerprint_of(model),
+        "tokenizer": tokenizer.fingerprint,
+        "features": space.fingerprint,
+    }
 
 
 class FeatureSpace:
