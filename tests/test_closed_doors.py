@@ -396,6 +396,15 @@ def test_a_queue_kept_elsewhere_costs_the_display_alone(served: Page) -> None:
 # ---- the end -------------------------------------------------------------------------------------
 
 
+@pytest.fixture
+def own_sigterm() -> Iterator[None]:
+    """What the process does on SIGTERM, again as it was once the app's main has changed it."""
+    before = signal.getsignal(signal.SIGTERM)
+    yield
+    signal.signal(signal.SIGTERM, before)
+
+
+@pytest.mark.usefixtures("own_sigterm")
 def test_sigterm_ends_the_process_through_the_pages_own_end(monkeypatch: pytest.MonkeyPatch) -> None:
     closed: list[bool] = []
 
@@ -408,15 +417,12 @@ def test_sigterm_ends_the_process_through_the_pages_own_end(monkeypatch: pytest.
     fake = types.SimpleNamespace(launch=launch, close=lambda: closed.append(True))
     monkeypatch.setattr(app, "open_page", lambda *_: fake)
     monkeypatch.setattr(sys, "argv", ["app.py"])
-    before = signal.getsignal(signal.SIGTERM)
-    try:
-        with pytest.raises(SystemExit) as ended:
-            app.main()
-    finally:
-        signal.signal(signal.SIGTERM, before)
+    with pytest.raises(SystemExit) as ended:
+        app.main()
     assert ended.value.code == 0 and closed == [True]
 
 
+@pytest.mark.usefixtures("own_sigterm")
 def test_a_port_that_is_taken_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
     def launch(**_: Any) -> None:
         raise OSError("Cannot find empty port in range: 7860-7860.")
@@ -425,12 +431,8 @@ def test_a_port_that_is_taken_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -
     fake = types.SimpleNamespace(launch=launch, close=lambda: closed.append(True))
     monkeypatch.setattr(app, "open_page", lambda *_: fake)
     monkeypatch.setattr(sys, "argv", ["app.py", "--port", "7860"])
-    before = signal.getsignal(signal.SIGTERM)
-    try:
-        with pytest.raises(SystemExit, match=r"^nestar: The page cannot have port 7860 here"):
-            app.main()
-    finally:
-        signal.signal(signal.SIGTERM, before)
+    with pytest.raises(SystemExit, match=r"^nestar: The page cannot have port 7860 here"):
+        app.main()
     assert closed == [True]
 
 
@@ -455,12 +457,8 @@ def test_an_address_of_another_machine_is_refused_before_weights_are_loaded(
     monkeypatch.setattr(sys, "argv", ["app.py"] if by_name else ["app.py", "--host", host])
     if by_name:
         monkeypatch.setenv("GRADIO_SERVER_NAME", host)
-    before = signal.getsignal(signal.SIGTERM)
-    try:
-        with pytest.raises(SystemExit, match=rf"^nestar: The page cannot listen at '{host}'"):
-            app.main()
-    finally:
-        signal.signal(signal.SIGTERM, before)
+    with pytest.raises(SystemExit, match=rf"^nestar: The page cannot listen at '{host}'"):
+        app.main()
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "0.0.0.0", "localhost"])
