@@ -64,14 +64,16 @@ class Contender:
 
 
 def contenders(pipeline: NestARPipeline) -> dict[str, Contender]:
-    """The family's nestings by name, without its variants of one nesting."""
+    """The family's nestings by name, without its variants of one nesting, all with as many blocks as the
+    yardstick's weights: those that were trained with another number stand there as random ones."""
     found: dict[str, Contender] = {}
+    blocks = pipeline.models.outline(YARDSTICK).config.blocks
     for preset in FAMILY:
-        config = NESTINGS[preset].model_config(pipeline.tokenizer.channels)
+        config = replace(NESTINGS[preset].model_config(pipeline.tokenizer.channels), blocks=blocks)
         name = config.nesting.name
         if config.nesting.kind == "nested" and config.nesting.order != "lattice":
             continue
-        if name in pipeline.models:
+        if name in pipeline.models and pipeline.models.outline(name).config.blocks == blocks:
             found[name] = Contender(pipeline.models[name], trained=True)
         elif name not in found:
             found[name] = Contender(NestAR(config).to(pipeline.device).eval(), trained=False)
@@ -240,12 +242,14 @@ def growth_nestings(side: int) -> dict[str, Nesting]:
 
 def growth(device: torch.device, shape: NestARConfig, sides: Sequence[int], runs: int) -> dict[str, Any]:
     """One picture at a time over the number of tokens, random weights, all blocks of one shape and as many in
-    all for every contender and n. No passes are recorded: token by token they would be thousands."""
+    all, evenly split, for every contender and n. No passes are recorded: token by token they would be
+    thousands."""
     settings = SolverSettings(steps=GROWTH_STEPS, solver=AIMED_AT["solver"])
     rows: list[dict[str, Any]] = []
     speed_up: dict[str, Any] = {}
     for side in sides:
-        configs = {label: replace(shape, nesting=own) for label, own in growth_nestings(side).items()}
+        nestings = growth_nestings(side)
+        configs = {label: replace(shape, nesting=own, split=()) for label, own in nestings.items()}
         racing = {label: Engines(NestAR(config).to(device).eval()) for label, config in configs.items()}
         taken = patient_turns(racing, settings, runs)
         rows += [

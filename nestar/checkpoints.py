@@ -105,12 +105,12 @@ class Checkpoint:
         self._fetch([f"{name}/{module_file(number)}" for number in range(1, modules + 1)], progress)
         return NestAR.from_pretrained(self.folder / name)
 
-    def tokenizer(self, progress: Progress | None = None) -> Tokenizer:
+    def tokenizer(self) -> Tokenizer:
         """The tokenizer, float32, on the CPU."""
         place = self.tokenizer_place
         if place is None:
             names = (*TOKENIZER_FILES, "tokenizer.json")
-            self._fetch([f"tokenizer/{name}" for name in names], progress)
+            self._fetch([f"tokenizer/{name}" for name in names])
             return load_tokenizer(self.folder / "tokenizer")
         config = self.folder / "config.json"
         try:
@@ -124,7 +124,7 @@ class Checkpoint:
             ) from None
         paths = [f"{within}/{name}" if within else name for name in TOKENIZER_FILES]
         repository = HubRepository.open(name, place.get("revision"), first=paths[0])
-        repository.fetch(paths, progress)
+        repository.fetch(paths)
         return build_tokenizer(repository.folder / within, patch=patch, scale=scale)
 
     def _fetch(self, paths: Sequence[str], progress: Progress | None = None) -> None:

@@ -144,6 +144,16 @@ def _numbers(text: str) -> tuple[int, ...]:
         ) from None
 
 
+def _split(text: str) -> tuple[int, ...]:
+    """Numbers of blocks, parted by commas, in their order."""
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"numbers of blocks parted by commas are wanted, such as 2,4,6, not {text!r}"
+        ) from None
+
+
 def _settings(arguments: argparse.Namespace) -> dict[str, object]:
     """The sampling settings given on the command line, unchecked."""
     return {name: getattr(arguments, name) for name in SAMPLING}
@@ -330,6 +340,12 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
         "others stay as they are (default: all)",
     )
     parser.add_argument(
+        "--split",
+        type=_split,
+        help="for nestings: blocks of each scaled module, parted by commas, in place of an even split; with "
+        "--init a trained module may have another number than there (default: the preset's)",
+    )
+    parser.add_argument(
         "--autoguidance",
         type=float,
         help="for nestings, with --init and --away-from: a; in place of the data's velocities modules learn "
@@ -400,9 +416,12 @@ def _recipe(arguments: argparse.Namespace) -> tuple[str, Any]:
             "precision",
             "modules",
             "autoguidance",
+            "split",
         )
     }
     given = {key: value for key, value in given.items() if value is not None}
+    if "split" in given and "split" in registry[name].__dataclass_fields__:
+        given["blocks"] = sum(given["split"])
     _check_batch(arguments)
     if not 0 <= given.get("seed", 0) <= MAX_TRAINING_SEED:
         raise SettingsError(f"--seed must be from 0 to {MAX_TRAINING_SEED}, got {arguments.seed}.")

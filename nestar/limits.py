@@ -27,8 +27,8 @@ MAX_CLASSES = 100_000
 MAX_NESTINGS = 64
 """Nestings of a checkpoint; each is described when it is opened, and loaded if it lies in a folder."""
 
-MAX_LEVELS = 8
-"""Grids of a convolutional network, each half of the one before: 128 times in all."""
+MAX_LEVELS = 12
+"""Sizes in a list: of MAX_TOKENS tokens' modules at k = 2, or of grids, each half of the one before."""
 
 MAX_SHOWN = 200
 """Characters of a stranger's file that a sentence repeats."""

@@ -73,10 +73,12 @@ class NestARConfig:
     Attributes:
         nesting: how tokens are split into modules and patches.
         blocks: transformer blocks over all modules, split evenly (earlier modules take a remainder).
+        split: blocks of each scaled module, where they are split otherwise; empty: evenly.
         cond_dim: width of the time and class embedding that modulates the blocks.
 
     Raises:
-        ValueError: a module would have no block, or heads no whole width of four channels and more.
+        ValueError: a module would have no block, the split is none of `blocks` over the modules, or heads
+            have no whole width of four channels and more.
     """
 
     nesting: Nesting
@@ -86,17 +88,30 @@ class NestARConfig:
     heads: int = 6
     blocks: int = 12
     cond_dim: int = 104
+    split: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         modules = len(self.nesting.scales)
         if self.blocks < modules:
             raise ValueError(f"blocks must be at least {modules}, one per module, not {self.blocks}")
+        if self.split == self._even:  # one shape is one config
+            object.__setattr__(self, "split", ())
+        fits = len(self.split) == modules and min(self.split) > 0 and sum(self.split) == self.blocks
+        if self.split and not fits:
+            raise ValueError(
+                f"a split of {self.blocks} blocks names a number of at least 1 for each of {modules} "
+                f"modules, not {shortened(list(self.split))}"
+            )
         if self.dim % (4 * self.heads):
             raise ValueError(f"dim must be a multiple of 4 times {self.heads} heads, not {self.dim}")
 
     @property
     def depths(self) -> tuple[int, ...]:
         """Blocks of each scaled module."""
+        return self.split or self._even
+
+    @property
+    def _even(self) -> tuple[int, ...]:
         share, rest = divmod(self.blocks, len(self.nesting.scales))
         return tuple(share + (m < rest) for m in range(len(self.nesting.scales)))
 
@@ -107,7 +122,10 @@ class NestARConfig:
             return sum(parameter.numel() for parameter in NestAR(self).parameters())
 
     def to_dict(self) -> dict[str, Any]:
-        return {**asdict(self), "nesting": self.nesting.to_dict(), "format_version": FORMAT_VERSION}
+        stored = {**asdict(self), "nesting": self.nesting.to_dict(), "format_version": FORMAT_VERSION}
+        if not self.split:
+            del stored["split"]
+        return stored
 
     @classmethod
     def from_dict(cls, stored: Mapping[str, Any]) -> NestARConfig:
@@ -119,6 +137,8 @@ class NestARConfig:
         known = {name: stored[name] for name in cls.__dataclass_fields__ if name in stored}
         nesting = stored["nesting"]
         check_sizes(known, MAX_SIZES)
+        check_sizes(known, {"split": MAX_SIZES["blocks"]}, listed=True)
+        known["split"] = tuple(known.get("split", ()))
         if isinstance(nesting, Mapping):  # its plans are made in Python, so that sizes come first
             check_sizes(nesting, dict.fromkeys(("height", "width", "k"), MAX_TOKENS))
             if nesting.get("height", 0) * nesting.get("width", 0) > MAX_TOKENS:

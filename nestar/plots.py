@@ -15,7 +15,9 @@ from typing import NamedTuple
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.text import Annotation
 from matplotlib.ticker import MaxNLocator, ScalarFormatter
+from matplotlib.transforms import Bbox
 
 WIDTH = 900
 DPI = 100
@@ -31,8 +33,8 @@ ROUND = (1, 2, 5, 10)
 TICKS, TICK_GAP = 5, 0.14
 """Ticks on an x axis at most, and the least distance between those of a logarithmic one, as a share of it."""
 
-PANEL_POINTS = 160
-"""About how high a panel's plotting area is, in points: what a share of it means for an annotation."""
+MARKER_PIXELS = 6
+"""Half of what a point's marker takes, with a little room."""
 
 
 class Series(NamedTuple):
@@ -49,6 +51,27 @@ class Point(NamedTuple):
     label: str
     x: float
     y: float
+
+
+class Beside(NamedTuple):
+    """Where a name may stand beside its point: an offset in points, and how it is aligned there."""
+
+    offset: tuple[float, float]
+    ha: str
+    va: str
+
+
+BESIDE = (
+    Beside((9, 0), "left", "center"),
+    Beside((-9, 0), "right", "center"),
+    Beside((0, 8), "center", "bottom"),
+    Beside((0, -8), "center", "top"),
+    Beside((6, 7), "left", "bottom"),
+    Beside((-6, 7), "right", "bottom"),
+    Beside((6, -7), "left", "top"),
+    Beside((-6, -7), "right", "top"),
+)
+"""Those tried, the likeliest first."""
 
 
 def new_figure(title: str, panels: int, *, columns: int = 3, panel_height: int = 300) -> list[Axes]:
@@ -131,25 +154,41 @@ def points(
     axis.margins(x=0.25, y=0.2)
     if log_x:
         _plain_log_ticks(axis, sorted({point.x for point in data}))
-    low, high = axis.get_ylim()
-    axis.set_ylim(low, high)
-    left, right = axis.get_xlim()
-    edge = left * (right / left) ** 0.65 if log_x else left + 0.65 * (right - left)
-    heights = [(point.y - low) / (high - low) for point in data]
-    for number, (point, height, place) in enumerate(
-        zip(data, heights, spread(heights, LINE_GAP), strict=True)
-    ):
-        beyond = point.x > edge  # names stand to the right, near the right rim to the left
-        axis.annotate(
+    _name_points(axis, data)
+
+
+def _name_points(axis: Axes, data: Sequence[Point]) -> None:
+    """Names beside their points, each where it lies least over markers, names before it and the rim."""
+    axis.figure.draw_without_rendering()  # lays panels out: only then has a name a place in pixels
+    panel = axis.get_window_extent()
+    centres = axis.transData.transform([(point.x, point.y) for point in data])
+    taken = [Bbox.from_bounds(x, y, 0, 0).padded(MARKER_PIXELS) for x, y in centres]
+    for number, point in enumerate(data):
+        name = axis.annotate(
             point.label,
             (point.x, point.y),
-            xytext=(-9 if beyond else 9, (place - height) * PANEL_POINTS),
+            xytext=(0, 0),
             textcoords="offset points",
             color=COLOURS[number % len(COLOURS)],
             fontsize=TEXT,
-            ha="right" if beyond else "left",
-            va="center",
         )
+
+        def covered(beside: Beside, name: Annotation = name) -> float:
+            name.set(position=beside.offset, ha=beside.ha, va=beside.va)
+            box = name.get_window_extent()
+            return _area(box) - _common(box, panel) + sum(_common(box, other) for other in taken)
+
+        covered(min(BESIDE, key=covered))
+        taken.append(name.get_window_extent())
+
+
+def _common(one: Bbox, other: Bbox) -> float:
+    both = Bbox.intersection(one, other)
+    return 0.0 if both is None else _area(both)
+
+
+def _area(box: Bbox) -> float:
+    return box.width * box.height
 
 
 def bars(

@@ -13,6 +13,7 @@ from nestar.cli import main
 from nestar.model import NestAR, WeightsError
 from nestar.settings import SettingsError
 from nestar.training.autoguidance import guided_modules
+from nestar.training.depth import at_depths
 from nestar.training.extrapolate import extrapolate
 from tests.small import CHANNELS, K2, K4, small_model
 
@@ -100,6 +101,17 @@ def test_refuses_what_does_not_fit() -> None:
     model.record, other.record = {"latents": "1234abcd"}, {"latents": "5678abcd"}
     with pytest.raises(WeightsError, match="another tokenizer"):
         extrapolate(model, other, 0.5)
+
+
+def test_leads_away_from_shallower_weights_as_if_they_had_silent_blocks() -> None:
+    earlier = apart(small_model(K4), 0.1)
+    model = at_depths(small_model(K4), (2, 3))
+    moved = extrapolate(deepcopy(model), earlier, 0.5, [2])
+    own, was = (each.scaled_modules[1].blocks[0].qkv.weight for each in (model, earlier))
+    torch.testing.assert_close(moved.scaled_modules[1].blocks[0].qkv.weight, own + 0.5 * (own - was))
+    assert not moved.scaled_modules[1].blocks[2].out.weight.any(), "silent in both: nothing to lead away from"
+    with pytest.raises(WeightsError, match=r"^Module 2 of the earlier weights has more blocks"):
+        extrapolate(small_model(K4), model, 0.5, [2])
 
 
 def test_refuses_to_go_on_from_weights_that_were_moved_on() -> None:

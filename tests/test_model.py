@@ -1,5 +1,7 @@
 """The velocity transformer: causality, cache, shape; the model as a set of modules."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -35,7 +37,14 @@ NESTINGS = [
 
 
 @pytest.mark.parametrize(
-    ("values", "said"), [({"blocks": 3}, "at least 4, one per module"), ({"dim": 36}, "of 4 times")]
+    ("values", "said"),
+    [
+        ({"blocks": 3}, "at least 4, one per module"),
+        ({"dim": 36}, "of 4 times"),
+        ({"blocks": 8, "split": (1, 2, 5)}, "of 8 blocks names a number of at least 1 for each of 4 modules"),
+        ({"blocks": 8, "split": (1, 2, 5, 0)}, "at least 1"),
+        ({"blocks": 8, "split": (1, 2, 2, 2)}, "a split of 8 blocks"),
+    ],
 )
 def test_a_config_of_modules_without_blocks_or_heads_without_width_is_refused(
     values: dict, said: str
@@ -149,6 +158,18 @@ def test_a_modules_size_follows_its_config(k: int, depths: tuple[int, ...]) -> N
     wider = NestAR(NestARConfig(Nesting.nested(8, 8, k), dim=384))
     ratio = sum(p.numel() for p in wider.parameters()) / sum(p.numel() for p in model.parameters())
     assert 3 < ratio < 4
+
+
+def test_blocks_may_be_split_by_hand(tmp_path: Path) -> None:
+    nesting = Nesting.nested(4, 4, 4)
+    shape = {"channels": CHANNELS, "classes": CLASSES, "dim": 32, "heads": 2, "cond_dim": 16}
+    config = NestARConfig(nesting, **shape, blocks=5, split=(1, 4))
+    model = NestAR(config)
+    assert config.depths == tuple(len(module.blocks) for module in model.scaled_modules) == (1, 4)
+    model.save_pretrained(tmp_path)
+    assert NestAR.from_pretrained(tmp_path).config == config
+    even = NestARConfig(nesting, **shape, blocks=5, split=(3, 2))
+    assert even == NestARConfig(nesting, **shape, blocks=5) and "split" not in even.to_dict()
 
 
 @pytest.mark.parametrize(

@@ -15,8 +15,7 @@ from nestar.data.imagenet import imagenet_classes
 from nestar.ui.generate import AT_A_GLANCE, class_cards
 from tests.conftest import served, visitors
 from tests.small import K4, save_checkpoint
-
-PHONE = {"viewport": {"width": 390, "height": 844}, "has_touch": True, "is_mobile": True}
+from tests.test_page import PHONE
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,6 @@
 """The Diversity tab in a real browser, and its calls, on small random weights."""
 
 import base64
-import io
 import re
 import threading
 import time
@@ -11,7 +10,6 @@ from types import SimpleNamespace
 import pytest
 from gradio_client import Client
 from gradio_client.exceptions import AppError
-from PIL import Image
 from playwright.sync_api import Page, expect
 
 import app
@@ -28,7 +26,7 @@ from nestar.ui.diversity_api import SIBLINGS
 from nestar.ui.diversity_desk import Desk
 from tests.conftest import schemes, served, tab_visitors, visitors
 from tests.small import CLASSES, K2, K4, save_checkpoint
-from tests.test_page import CONTRAST, PHONE, wait_for_entry
+from tests.test_page import CONTRAST, PHONE, decode, wait_for_entry
 
 IMAGES = 48
 MANY_STEPS = 200
@@ -66,10 +64,6 @@ def visit_tab(browser, small_url) -> Iterator[Callable[..., Page]]:
     """Opens the page and turns to the tab."""
     with tab_visitors(browser, small_url, "Diversity", "#diversity-class option") as open_tab:
         yield open_tab
-
-
-def decode(data_uri: str) -> Image.Image:
-    return Image.open(io.BytesIO(base64.b64decode(data_uri.split(",", 1)[1])))
 
 
 def press(page: Page, button: str, panel: str, state: str = "finished") -> None:

@@ -15,9 +15,12 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import peers, readme, speed
 from benchmarks.operations import picture_operations
+from nestar.data.tiny_worlds import CLASSES
 from nestar.model import NestAR, NestARConfig
 from nestar.nesting import Nesting
+from nestar.pipeline import NestARPipeline
 from nestar.sampler import SolverSettings, sample
+from tests.small import small_tokenizer
 
 SHAPE = NestARConfig(Nesting.nested(4, 4, 4), channels=4, classes=3, dim=32, heads=2, blocks=5, cond_dim=16)
 NESTINGS = [
@@ -46,6 +49,21 @@ def test_the_exponent_of_a_power_law_is_found(power: float) -> None:
     n = [64, 256, 1024]
     assert speed.exponent(n, [3 * x**power for x in n]) == pytest.approx(power, abs=1e-3)
     assert speed.exponent([64], [1.0]) is None
+
+
+def test_contenders_have_as_many_blocks_as_the_yardstick() -> None:
+    shape = {"channels": 4, "dim": 24, "heads": 2, "cond_dim": 8}
+    models = {
+        "k4-lattice": NestAR(NestARConfig(Nesting.nested(8, 8, 4), **shape, blocks=13, split=(3, 6, 4))),
+        "k2-lattice": NestAR(NestARConfig(Nesting.nested(8, 8, 2), **shape, blocks=13)),
+        "one-shot": NestAR(NestARConfig(Nesting.one_shot(8, 8), **shape, blocks=12)),
+    }
+    device = torch.device("cpu")
+    pipeline = NestARPipeline(models, small_tokenizer(), classes=CLASSES, origin="small", device=device)
+    found = speed.contenders(pipeline)
+    assert {"k8-lattice", "ar-raster", "cells4-blocks", *models} == found.keys()
+    assert {contender.model.config.blocks for contender in found.values()} == {13}
+    assert [name for name, each in found.items() if each.trained] == ["k4-lattice", "k2-lattice"]
 
 
 def test_ratios_are_taken_turn_by_turn() -> None:

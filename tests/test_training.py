@@ -236,6 +236,8 @@ def test_some_modules_alone_need_the_others(
     for modules, sentence in said.items():
         assert main([*train, "--modules", modules]) == 2
         assert sentence in capsys.readouterr().err
+    assert main([*train, "--split", "2,2,2"]) == 2
+    assert "a split of 6 blocks names a number of at least 1 for each of 2 modules" in capsys.readouterr().err
 
 
 def test_a_decoder_alone_needs_a_tokenizer(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -869,6 +871,20 @@ def test_a_run_may_start_from_other_weights(cache: Path) -> None:
     again = TokenizerTask(replace(presets.TOKENIZERS["smoke"], seed=1), CPU, cache, init=tokenizer)
     same = again.tokenizer.autoencoder.state_dict()
     assert all(torch.equal(value, same[name]) for name, value in tokenizer.autoencoder.state_dict().items())
+
+
+def test_a_trained_module_may_begin_with_another_number_of_blocks(cache: Path) -> None:
+    init = nesting_task(cache).model
+    deeper = nesting_task(cache, init=init, blocks=5, split=(2, 3), modules=(2,)).model
+    assert deeper.config.depths == (2, 3)
+    one, other = (model.scaled_modules[0].state_dict() for model in (init, deeper))
+    assert all(torch.equal(value, other[name]) for name, value in one.items())
+    with pytest.raises(
+        WeightsError, match=r"^Module 2 of --init has 2 blocks: to have 3 it must be trained\.$"
+    ):
+        nesting_task(cache, init=init, blocks=5, split=(2, 3), modules=(1,))
+    with pytest.raises(WeightsError, match=r"another shape: blocks 5 \(the preset has 4\), split"):
+        nesting_task(cache, init=deeper)
 
 
 def test_weights_of_another_nesting_are_no_start(cache: Path) -> None:

@@ -78,13 +78,10 @@ class Bulk:
         worker: Worker,
         *,
         batch: int,
-        progress: bool = True,
     ) -> None:
         """Make this worker's parts, as far as they are not there yet."""
         own = [part for part in worker.share(self.parts) if not self.file(part).exists()]
-        bar = tqdm(
-            total=sum(map(len, own)), desc=f"samples {worker.rank + 1}/{worker.world}", disable=not progress
-        )
+        bar = tqdm(total=sum(map(len, own)), desc=f"samples {worker.rank + 1}/{worker.world}")
         engines = Engines(model)
         for part in own:
             pictures = []

@@ -17,6 +17,7 @@ import torch
 from nestar.model import NestAR
 from nestar.settings import SettingsError
 from nestar.training.autoguidance import check_earlier
+from nestar.training.depth import as_deep
 
 MOST = 2.0
 """Largest share of the way that weights are moved on by: what is above is a slip of the hand."""
@@ -33,8 +34,9 @@ def extrapolate(
     """Move scaled modules on, in place, to w + by (w - w'), and say so in the model's record.
 
     Args:
-        earlier: the same nesting, less trained, at best on the way that `model` came: w'. Not moved on
-            itself: training leads back from there, and going on along that way undoes what it mended.
+        earlier: the same nesting, less trained, at best on the way that `model` came, and of as many blocks
+            or fewer: w'. Not moved on itself: training leads back from there, and going on along that way
+            undoes what it mended.
         modules: their numbers; all of them if empty.
         note: what the record shall say of `earlier`.
 
@@ -49,6 +51,8 @@ def extrapolate(
     if strangers:
         raise SettingsError(f"{nesting.name} has modules 1 to {nesting.modules}, no module {strangers[0]}.")
     numbers = sorted(modules) or [scale.number for scale in nesting.scales]
+    if earlier.config.nesting == nesting:
+        earlier = as_deep(earlier, model, numbers)
     check_earlier(model, earlier, numbers)
     for number in numbers:
         mine, theirs = (each.scaled_modules[number - 1].parameters() for each in (model, earlier))

@@ -38,6 +38,7 @@ from nestar.sampler import sample_images
 from nestar.settings import SettingsError
 from nestar.tokenizer import Tokenizer
 from nestar.training.autoguidance import Guide, check_earlier, check_guidance
+from nestar.training.depth import at_depths
 from nestar.training.epochs import Epochs
 from nestar.training.loop import prefixed, start_from, step_generator, unprefixed
 from nestar.training.optim import MovingAverage, MuonAdamW, OptimizerConfig
@@ -76,6 +77,8 @@ class NestingTrainConfig:
             begin with have learned from, all are new to them.
         held_out: latents that the modules are measured on; of a folder's held-out pictures at most so many.
         classes: number of classes; Tiny Worlds' unless a folder of pictures has others.
+        split: blocks of each scaled module, where they are not split evenly; they add up to `blocks`. Weights
+            to begin with may have other numbers in modules that are trained, see `depth.at_depths`.
         variant: tells apart trainings of one nesting; the weights go to `<nesting>.<variant>`.
         precision: of matrix products, one of `engine.PRECISIONS`; weights and optimiser are float32 always.
     """
@@ -100,6 +103,7 @@ class NestingTrainConfig:
     coordination_tokens: str = "last"
     coordination_from: int = 0
     shared_rows: float = 0.25
+    split: tuple[int, ...] = ()
     seed: int = 0
     variant: str = ""
     precision: str = "auto"
@@ -115,6 +119,7 @@ class NestingTrainConfig:
             raise ValueError(
                 f"{self.nesting.name} has modules 1 to {self.nesting.modules}, no module {strangers[0]}."
             )
+        self.model_config(channels=1)  # refuses what is no shape
 
     def trains(self, number: int) -> bool:
         """Whether the scaled module of this number is trained."""
@@ -145,6 +150,7 @@ class NestingTrainConfig:
             heads=self.heads,
             blocks=self.blocks,
             cond_dim=self.cond_dim,
+            split=self.split,
         )
 
 
@@ -250,8 +256,9 @@ def check_start(config: NestingTrainConfig, tokenizer: Tokenizer, init: NestAR) 
     and a module that is not trained stays what it was.
 
     Raises:
-        WeightsError: they are of another nesting or shape, or, where only some modules are trained, were
-            trained behind another tokenizer.
+        WeightsError: they are of another nesting or shape (where the recipe splits blocks, trained modules
+            may have other numbers), or, where only some modules are trained, were trained behind another
+            tokenizer.
     """
     if init.config.nesting != config.nesting:
         raise WeightsError(f"--init is of {init.config.nesting.name}, the preset of {config.nesting.name}.")
@@ -259,10 +266,15 @@ def check_start(config: NestingTrainConfig, tokenizer: Tokenizer, init: NestAR) 
     differ = [
         f"{name} {value} (the preset has {wanted[name]})"
         for name, value in asdict(init.config).items()
-        if value != wanted[name]
+        if value != wanted[name] and not (config.split and name in ("blocks", "split"))
     ]
     if differ:
         raise WeightsError(f"--init has another shape: {', '.join(differ)}.")
+    for number, (own, depth) in enumerate(zip(init.config.depths, config.split, strict=False), 1):
+        if own != depth and not config.trains(number):
+            raise WeightsError(
+                f"Module {number} of --init has {own} blocks: to have {depth} it must be trained."
+            )
     made_for = init.record.get("latents", tokenizer.latents_fingerprint)
     if config.modules and made_for != tokenizer.latents_fingerprint:
         raise WeightsError(
@@ -364,7 +376,7 @@ class NestingTask:
         torch.manual_seed(config.seed)  # after the pools: what they draw must not move the first weights
         self.model = NestAR(config.model_config(tokenizer.channels)).to(device)
         if init is not None:
-            start_from(self.model, init)
+            start_from(self.model, at_depths(init, self.model.config.depths))
         self.ema = MovingAverage(self.model, config.optimizer.ema)
         self.guides: dict[int, Guide] = {}
         if away_from is not None:
