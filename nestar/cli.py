@@ -504,7 +504,7 @@ def _train_family(arguments: argparse.Namespace) -> int:
     began = time.monotonic()
     _refuse_flags(
         arguments,
-        *("preset", "steps", "init", "pool", "pool_from", "coordination", "seed", "data", "modules"),
+        *("preset", "steps", "init", "pool", "pool_from", "coordination", "seed", "data", "modules", "split"),
         *GUIDED,
         *MANY_FLAGS,
     )

@@ -32,9 +32,8 @@ def test_a_deeper_module_answers_as_before(depths: tuple[int, int]) -> None:
 def test_a_new_block_learns() -> None:
     """Its silent layers have gradients, though nothing passes through them yet."""
     new = at_depths(small_model(K4), (2, 3)).train().scaled_modules[1]
-    new(
-        torch.randn(2, 4, CHANNELS), torch.full((2, 1), 0.5), torch.tensor([0, 1]), [4]
-    ).square().sum().backward()
+    v_BNC = new(torch.randn(2, 4, CHANNELS), torch.full((2, 1), 0.5), torch.tensor([0, 1]), [4])
+    v_BNC.square().sum().backward()
     assert new.blocks[2].out.weight.grad.any() and new.blocks[2].down.weight.grad.any()
 
 

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from matplotlib.transforms import Bbox
 from PIL import Image
 from torch import Tensor, nn
 
@@ -1052,6 +1053,21 @@ def test_figures_are_pngs_of_the_stated_size(tmp_path: Path) -> None:
         figure.load()
         assert figure.format == "PNG" and figure.size == (plots.WIDTH, 640)
         assert figure.convert("RGB").getpixel((2, 638)) == (255, 255, 255), "a light background"
+
+
+def test_names_of_points_lie_over_no_marker_and_no_other_name() -> None:
+    """As in `scaling.png`: two points close together near the right rim, three near the left one."""
+    places = [(0.05, 18.7), (0.1, 19.0), (0.15, 18.9), (0.46, 15.1), (0.89, 15.0)]
+    names = ["k = 2", "k = 4", "k = 8", "one-shot flow", "one-shot flow, 48 steps"]
+    data = [plots.Point(name, *place) for name, place in zip(names, places, strict=True)]
+    (panel,) = plots.new_figure("", 1)
+    plots.points(panel, data, x_label="x", y_label="y", log_x=True)
+    panel.figure.draw_without_rendering()
+    boxes = [text.get_window_extent() for text in panel.texts]
+    markers = [Bbox.from_bounds(x, y, 0, 0).padded(3) for x, y in panel.transData.transform(places)]
+    assert len(boxes) == len(names)
+    for number, box in enumerate(boxes):
+        assert not any(box.overlaps(other) for other in [*boxes[:number], *markers]), names[number]
 
 
 def test_labels_are_spread_and_keep_their_order() -> None:

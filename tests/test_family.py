@@ -408,6 +408,7 @@ def test_from_the_command_line_to_a_checkpoint(
         (["family", "--coordination", "0"], "--coordination does not apply to family."),
         (["family", "--seed", "0"], "--seed does not apply to family."),
         (["family", "--pool", "9"], "--pool does not apply to family."),
+        (["family", "--split", "4,4,4"], "--split does not apply to family."),
         (["family", "--batch", "0"], "--batch must be at least 1, got 0."),
         (["family", "--minutes", "0"], "The budget must be a finite number above 0, got 0.0."),
         (["family", "--minutes", "nan"], "The budget must be a finite number above 0, got nan."),
