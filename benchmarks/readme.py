@@ -1,5 +1,5 @@
-"""Write the README's figures, and a page of what experiments found, from `results/*.json` and the embedded
-configs: `python -m benchmarks.readme`.
+"""Write the README's figures, a page of what experiments found, and the pictures beside it, from
+`results/*.json` and the embedded configs: `python -m benchmarks.readme`.
 
 No figure in the README's results is typed by hand; run this after the commands that the table names.
 """
@@ -14,8 +14,10 @@ from typing import Any
 
 import torch
 
+from benchmarks import speed
 from benchmarks.common import RESULTS
 from benchmarks.peers import FEWER_BLOCKS
+from nestar import plots
 from nestar.checkpoints import EMBEDDED, load_tokenizer
 from nestar.evaluation.experiments import NAMES
 from nestar.evaluation.experiments.command import load
@@ -25,7 +27,7 @@ from nestar.evaluation.experiments.study import arms_said
 from nestar.evaluation.inception import features_named
 from nestar.evaluation.report import instruments
 from nestar.files import write_json
-from nestar.model import NestAR, fingerprint_of, summed_over_runs
+from nestar.model import NestAR, Outline, fingerprint_of, summed_over_runs
 from nestar.nesting import Nesting
 from nestar.registry import FACTORS, SIZES, XAR_MILLIONS, imagenet_config
 from nestar.settings import SampleSettings
@@ -485,11 +487,24 @@ def side_by_side(report: dict[str, Any]) -> Iterator[str]:
         "of the nesting's own share of peak: its passes are too small for this machine, and the ratio says "
         "as much of the machine as of the method."
         + (" † random weights." if "random" in {member["weights"] for member in members.values()} else "")
+        + "".join(f" {sentence}" for sentence in outgrown(members))
     )
     for batch in (batches[0], batches[-1]):
         yield ""
         heads = (f"{batch} at a time", "turns", "operations, 10⁹", "s per picture", "share of peak")
         yield from table((*heads, "token by token takes", "one-shot takes"), side_by_side_rows(engine, batch))
+
+
+def outgrown(members: dict[str, Any]) -> Iterator[str]:
+    """Which members were measured with weights of another size than those that are embedded now."""
+    for name, member in members.items():
+        folder = ROOT / "assets" / name
+        if member["weights"] != "embedded" or not folder.exists():
+            continue
+        label, now = member["label"], Outline.read(folder).config.parameters
+        if now != member.get("parameters", now):
+            before, after = (f"{count / 1e6:.1f}" for count in (member["parameters"], now))
+            yield f"{label} is here an earlier one of {before} million parameters, not today's of {after}."
 
 
 def side_by_side_rows(engine: dict[str, Any], batch: str) -> Iterator[list[str]]:
@@ -945,6 +960,16 @@ def written(text: str) -> str:
     return rewritten(text, "findings", "".join(f"{line}\n" for line in headline_parts()))
 
 
+def redraw() -> None:
+    """Draw the experiments' figures and that of `speed` from their reports, as their commands would today."""
+    draws = {EXPERIMENTS / f"{name}.json": load(name).draw for name in NAMES}
+    for file, draw in {**draws, RESULTS / "speed.json": speed.draw}.items():
+        report = read(file)
+        figure = draw(report) if report else None
+        if figure is not None:
+            plots.save(figure, file.with_suffix(".png"))
+
+
 def main() -> None:
     for name in NAMES:
         file = EXPERIMENTS / f"{name}.json"
@@ -954,6 +979,7 @@ def main() -> None:
     readme = ROOT / "README.md"
     readme.write_text(written(readme.read_text()))
     FINDINGS.write_text(findings_page())
+    redraw()
 
 
 if __name__ == "__main__":

@@ -137,6 +137,18 @@ def test_the_family_stands_beside_each_other_with_what_it_saw(two_nestings):
     assert not any("k9" in line for line in lines)
 
 
+def test_figures_are_drawn_anew_from_their_reports_alone(two_nestings):
+    stored = json.loads((EMBEDDED.parent / "benchmarks/results/experiments/scaling.json").read_text())
+    moved = [row | {"fid": row["fid"] + 1} if "fid" in row else row for row in stored["rows"]]
+    drawn = []
+    for report in (stored, stored | {"rows": moved}, stored):
+        write(readme.EXPERIMENTS / "scaling.json", report)
+        readme.redraw()
+        drawn.append((readme.EXPERIMENTS / "scaling.png").read_bytes())
+    assert drawn[0] == drawn[2] != drawn[1]
+    assert [file.name for file in two_nestings.rglob("*.png")] == ["scaling.png"]  # others have no report
+
+
 def test_a_ratio_to_a_baseline_that_is_badly_used_is_marked():
     shares = {"k4-lattice": 0.4, "k2-lattice": 0.2, "ar-raster": 0.2}
     members = {name: {"batches": {"1": {"share_of_matrix_rate": share}}} for name, share in shares.items()}
