@@ -274,6 +274,8 @@ def first_picture_rows(report: dict[str, Any]) -> Iterator[Row]:
     if "dtypes" in report:
         rate = report["matrix_gigaoperations_per_second"]
         machine += f" ({spoken(report['dtypes'])}, {rate:,.0f} billion operations a second)"
+    if "weights" in report:  # noted by hand where they changed and no such machine was at hand
+        machine += f", {report['weights']}"
     for row in report["rows"]:
         steps = f"{row['steps']} steps of {row['solver'].capitalize()}"
         note = f"{machine}, k = {report['k']}, {steps}, CFG {report['cfg']:g}"
