@@ -27,7 +27,7 @@ from nestar.evaluation.experiments.study import arms_said
 from nestar.evaluation.inception import features_named
 from nestar.evaluation.report import instruments
 from nestar.files import write_json
-from nestar.model import NestAR, Outline, fingerprint_of, summed_over_runs
+from nestar.model import NestAR, Outline, fingerprint_of, summed_over_runs, trained_on
 from nestar.nesting import Nesting
 from nestar.registry import FACTORS, SIZES, XAR_MILLIONS, imagenet_config
 from nestar.settings import SampleSettings
@@ -441,11 +441,8 @@ def family_parts() -> Iterator[str]:
 def family_rows(reports: dict[str, dict[str, Any]]) -> Iterator[list[str]]:
     for name, report in reports.items():
         config = read(ROOT / "assets" / name / "config.json")
-        seen = f"{summed_over_runs(config.get('training'), 'images_seen'):,}"
-        more = summed_over_runs(config.get("training"), "images_seen_by_modules")
-        seen += f" (single modules {more:,} more)" if more else ""
         turns = Nesting.from_dict(config["nesting"]).evaluations
-        yield [f"`{name}`", seen, str(turns), *family_figures(report)]
+        yield [f"`{name}`", trained_on(config.get("training")), str(turns), *family_figures(report)]
 
 
 def ceiling_rows(report: dict[str, Any]) -> Iterator[list[str]]:

@@ -165,6 +165,11 @@ class Outline:
         """Training images, with those of the runs whose weights these began from; 0 if nothing says."""
         return int(summed_over_runs(self.record, "images_seen"))
 
+    @property
+    def images_said(self) -> str:
+        """The same in words, with what single modules saw beyond it; "unknown" if nothing says."""
+        return trained_on(self.record)
+
     @classmethod
     def read(cls, folder: str | Path) -> Outline:
         """From a nesting's folder.
@@ -288,6 +293,13 @@ def summed_over_runs(record: object, key: str) -> float:
         total += count if isinstance(count, int | float) and 0 <= count < MAX_COUNT else 0
         record = record.get("init")
     return total
+
+
+def trained_on(record: object) -> str:
+    """Training images by a training's record, such as `956,800 (single modules 6,307,712 more)`: what runs of
+    some modules saw is added up beside what all saw. "unknown" if nothing says."""
+    seen, more = (int(summed_over_runs(record, key)) for key in ("images_seen", "images_seen_by_modules"))
+    return (f"{seen:,}" if seen else "unknown") + (f" (single modules {more:,} more)" if more else "")
 
 
 def first_line(error: Exception) -> str:

@@ -176,10 +176,9 @@ def _card(
         parameters = sum(parameter.numel() for parameter in model.parameters())
         settings = model.record.get("config")
         coordination = settings.get("coordination", "?") if isinstance(settings, Mapping) else "?"
-        seen = f"{model.outline.images_seen:,}" if model.outline.images_seen else "?"
         yield (
             f"| `{name}` | {own.modules} | {own.evaluations} of {own.n} | {parameters / 1e6:.2f} million "
-            f"| {seen} | {coordination if own.modules > 1 else '-'} |"
+            f"| {model.outline.images_said} | {coordination if own.modules > 1 else '-'} |"
         )
     yield from ("", "## Data", "", data, "", f"Classes: {', '.join(checkpoint.classes)}.", "")
     yield from ("## Measured", "")

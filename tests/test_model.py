@@ -135,16 +135,22 @@ def test_tokens_of_a_patch_see_each_other_in_both_directions() -> None:
     assert (moved.amax((0, 2)) > 1e-4).all()
 
 
-def test_time_and_class_act_from_the_first_optimiser_step() -> None:
-    """adaLN-zero starts as identity: velocities are zero, their gradients are not."""
-    model = NestAR(
+def test_velocities_begin_at_zero_and_soon_depend_on_time_and_class() -> None:
+    """adaLN-zero begins as identity: the first step moves the head, the second what conditions it."""
+    module = NestAR(
         NestARConfig(Nesting.one_shot(2, 2), CHANNELS, CLASSES, dim=32, heads=2, blocks=2, cond_dim=16)
-    )
-    module = model.scaled_modules[0]
-    velocity = module(torch.randn(2, 4, CHANNELS), torch.full((2, 1), 0.5), torch.tensor([0, 1]), [4])
-    assert velocity.abs().max() == 0
-    (velocity - 1).square().mean().backward()
-    assert module.head.weight.grad.abs().max() > 0
+    ).scaled_modules[0]
+    y_BNC = torch.randn(1, 4, CHANNELS).expand(4, -1, -1)
+    t_B1, class_ids_B = torch.tensor([[0.2], [0.8], [0.2], [0.8]]), torch.tensor([0, 0, 1, 1])
+    optimizer = torch.optim.SGD(module.parameters(), lr=0.1)
+    assert module(y_BNC, t_B1, class_ids_B, [4]).abs().max() == 0
+    for _ in range(3):
+        (module(y_BNC, t_B1, class_ids_B, [4]) - 1).square().mean().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    v_BNC = module(y_BNC, t_B1, class_ids_B, [4])
+    for other in (v_BNC[1], v_BNC[2]):
+        assert (v_BNC[0] - other).abs().max() > 1e-6
 
 
 @pytest.mark.parametrize(("k", "depths"), [(2, (2,) * 6), (4, (4,) * 3), (8, (6, 6))])
@@ -196,16 +202,21 @@ def test_modules_share_no_parameters() -> None:
     assert not owned[0] & owned[1]
 
 
+ONCE, MORE = {"images_seen": 500, "steps": 4}, {"images_seen_by_modules": 1200, "modules": [2]}
+
+
 @pytest.mark.parametrize(
-    ("record", "images"),
+    ("record", "images", "said"),
     [
-        ({}, 0),
-        ({"images_seen": 500, "steps": 4}, 500),
-        ({"images_seen": 500, "init": {"images_seen": 300, "init": {"images_seen": 20}}}, 820),
-        ({"images_seen": "many", "init": ["no record"]}, 0),
+        ({}, 0, "unknown"),
+        (ONCE, 500, "500"),
+        (ONCE | {"init": {"images_seen": 3000, "init": {"images_seen": 20}}}, 3520, "3,520"),
+        (MORE | {"init": MORE | {"init": ONCE}}, 500, "500 (single modules 2,400 more)"),
+        (MORE, 0, "unknown (single modules 1,200 more)"),
+        ({"images_seen": "many", "init": ["no record"]}, 0, "unknown"),
     ],
 )
-def test_images_seen_count_the_runs_that_a_training_began_from(record: dict, images: int) -> None:
+def test_images_seen_count_the_runs_that_a_training_began_from(record: dict, images: int, said: str) -> None:
     model = make_model(Nesting.one_shot(2, 2))
     model.record = record
-    assert model.outline.images_seen == images
+    assert (model.outline.images_seen, model.outline.images_said) == (images, said)

@@ -98,6 +98,7 @@ def test_nothing_is_computed_before_the_visitor_asks(visit_tab):
     expect(page.locator("#diversity-grid .invitation")).to_be_visible()
     expect(page.locator("#diversity-class option")).to_have_text(list(CLASSES))
     expect(page.locator("#diversity-nesting option")).to_have_text(["k = 4", "k = 2"])
+    expect(page.locator("#diversity-stop")).to_have_attribute("aria-disabled", "true")
     expect(page.locator("#diversity-sweep .label")).to_have_text([f"{each:.1f}" for each in SWEEP])
     press(page, "resample", "siblings", "empty")
     expect(page.locator("#diversity-siblings .status")).to_contain_text("Choose a picture")
@@ -134,7 +135,7 @@ def test_a_picture_is_chosen_and_its_neighbour_found(visit_tab):
     expect(samples.nth(2)).to_have_attribute("aria-pressed", "true")
     expect(samples.nth(0)).to_have_attribute("aria-pressed", "false")
     real = page.locator("#diversity-nearest .real")
-    expect(real).to_have_attribute("alt", re.compile(f"nearest of {IMAGES} training pictures"))
+    expect(real).to_have_attribute("alt", re.compile(f"nearest of the first {IMAGES} training pictures"))
     expect(real).to_have_js_property("naturalWidth", 128)
     expect(page.locator("#diversity-nearest .finding")).to_contain_text("training never saw")
     expect(page.locator("#diversity-keep .parent")).to_contain_text("seed 2, keep module 1: 4 of 16 tokens")
@@ -431,6 +432,27 @@ def test_what_is_pressed_right_after_stop_is_computed(visit_tab, ended, button, 
     ended.clear()
     page.locator("#diversity-stop").click()
     wait_for(page, panel, "stopped")
+    wait_for_entry(ended)
+    assert ended == [True]
+
+
+def test_what_is_pressed_while_two_panels_stop_is_computed(visit_tab, ended):
+    """The panel whose Stop takes longer holds what the other has already sent on."""
+    page = visit_tab()
+    quick(page)
+    page.get_by_label("Steps per patch, as a number").last.fill(str(MANY_STEPS))
+    page.locator("#diversity-generate").click()
+    wait_for(page, "grid", "running")
+    assert ended.begun.wait(60)
+    page.locator("#diversity-warm").click()
+    wait_for(page, "sweep", "waiting")
+    page.evaluate("""() => {
+      for (const name of ["stop", "generate"]) document.querySelector(`#diversity-${name}`).click();
+    }""")
+    wait_for_entry(ended)
+    wait_for(page, "grid", "running")
+    ended.clear()
+    page.locator("#diversity-stop").click()
     wait_for_entry(ended)
     assert ended == [True]
 

@@ -84,9 +84,9 @@ function drawExperiment() {
   const millions = (experiment.parameters / 1e6).toFixed(1);
   const images = experiment.images.toLocaleString("en");
   const trained =
-    `Trained alike but for λ: ${millions} million weights, on ${images} images each. Compared are both modules’ velocities ` +
-    "on the former’s last patch; “all”: on all tokens that both know, which pulls both off their own velocities (biased), " +
-    "or teaches the former alone (detached). FID: distance of the samples from real pictures, less is better.";
+    `Trained alike but for λ: ${millions} million weights, on ${images} images each. Both modules’ velocities are compared ` +
+    "on the earlier one’s last patch; “all”: on all tokens that both know, which pulls both off their own velocities (biased), " +
+    "or teaches the earlier one alone (detached). FID: distance of the samples from real pictures, lower is better.";
   box.insertAdjacentHTML("beforeend", `<p class="hint">${trained}</p>`);
 }
 

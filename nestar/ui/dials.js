@@ -37,7 +37,7 @@ function whyMissing(plan) {
 // Weights that saw fewer pictures than others draw worse, and not because of their k.
 function trainedOn(plan) {
   const counts = new Set(offered.filter((each) => each.has_weights).map((each) => each.images));
-  return counts.size > 1 && plan.images ? ` ${plan.images.toLocaleString("en")} images seen in training.` : "";
+  return counts.size > 1 && plan.images ? ` Images seen in training: ${plan.images}.` : "";
 }
 
 function showK() {

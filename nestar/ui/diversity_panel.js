@@ -21,6 +21,12 @@ function show() {
   document.getElementById("diversity-stop")?.setAttribute("aria-disabled", String(!going));
 }
 
+// Gradio may mount the buttons after this runs.
+function showWhenMounted() {
+  if (document.getElementById("diversity-stop")) show();
+  else requestAnimationFrame(showWhenMounted);
+}
+
 // `name`: of the panel's calls. `button`: the id of what starts a run, if a button does. `draw(value, fresh)`,
 // `late(value)`: see `followCalls`.
 function followRuns({ name, button, draw, late }) {
@@ -37,21 +43,21 @@ function followRuns({ name, button, draw, late }) {
     ask: () => document.dispatchEvent(new CustomEvent("nestar:diversity-ask", { detail: { call: name } })),
   });
   // Before Gradio's own: what is pressed while this panel's Stop is on its way is pressed again after it, and a run
-  // is on its way once.
-  let sent = false;
+  // is on its way once. The button says which press is such a second one: another panel, whose Stop takes longer,
+  // may have to hold it, too.
   document.addEventListener(
     "click",
     (event) => {
       const pressed = event.target.closest?.(STARTERS);
-      const twice = pressed?.id === button && calls.busy() && !sent;
+      const twice = pressed?.id === button && calls.busy() && !pressed.again;
       if (!pressed || !(calls.halting() || twice)) return;
       event.stopImmediatePropagation();
       event.preventDefault();
       if (!calls.halting()) return;
       const again = () => {
-        sent = true;
+        pressed.again = true;
         pressed.click();
-        sent = false;
+        pressed.again = false;
       };
       if (pressed.id === button) calls.start(button, again);
       else calls.hold(again);
@@ -64,4 +70,5 @@ function followRuns({ name, button, draw, late }) {
     if (event.target.closest?.("#diversity-stop")) calls.stop();
   });
   calls.update();
+  showWhenMounted();
 }

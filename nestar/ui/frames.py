@@ -147,11 +147,11 @@ def nesting_to_json(nesting: Nesting, settings: SampleSettings) -> dict[str, Any
 
 
 def plans_to_json(
-    plans: Iterable[tuple[Nesting, bool]], others: Iterable[Nesting], images: Mapping[str, int]
+    plans: Iterable[tuple[Nesting, bool]], others: Iterable[Nesting], images: Mapping[str, str]
 ) -> list[dict[str, Any]]:
     """What the order and k controls say of each position, and whether there are weights for it; and of
-    `others`, which have weights but no position: a link or a picture may ask for one. `images`: how many
-    images weights were trained on, by name."""
+    `others`, which have weights but no position: a link or a picture may ask for one. `images`: what
+    is said of how many images weights were trained on, by name."""
     every = [(nesting, has_weights, True) for nesting, has_weights in plans]
     every += [(nesting, True, False) for nesting in others]
     return [
@@ -165,7 +165,7 @@ def plans_to_json(
             "evaluations": nesting.evaluations,
             "has_weights": has_weights,
             "has_position": has_position,
-            "images": images.get(nesting.name, 0),
+            "images": images.get(nesting.name, ""),
         }
         for nesting, has_weights, has_position in every
     ]

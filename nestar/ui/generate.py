@@ -234,7 +234,7 @@ def lay_out(
             plans=plans_to_json(
                 k_plans(pipeline),
                 other_plans(pipeline),
-                {name: pipeline.models.outline(name).images_seen for name in pipeline.models},
+                {name: pipeline.models.outline(name).images_said for name in pipeline.models},
             ),
             sliders=SLIDERS,
             ranges=RANGES,

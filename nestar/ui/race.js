@@ -65,7 +65,7 @@ function sayRules(runners) {
   const sentences = [
     `Same class, noise, steps and device (${rules.device}); parameters differ by ${within}.`,
     "Guidance rises over the patches; a lane with a single patch has it in full.",
-    ...(moreTrained(runners) ? [`${moreTrained(runners)} runs here with weights that saw as many images as the others’: not Generate’s.`] : []),
+    ...(moreTrained(runners) ? [`${moreTrained(runners)} runs here with weights that saw as many images as the others’, not with Generate’s.`] : []),
     turns,
     "A clock counts its own lane’s sampling alone. Previews are decoded off the clock.",
     "Networks that have not run yet run once beforehand, off the clock: first passes are slow.",

@@ -139,7 +139,7 @@ def signatures(pipeline: NestARPipeline) -> tuple[Signature, ...]:
             "separate",
             "No coordination",
             "Nothing made neighbouring modules agree (λ = 0): see the velocities, as pictures hardly differ."
-            + ("" if together == own else " Both sides saw as many images; Generate’s weights saw more."),
+            + ("" if together == own else " Both saw equally many images, fewer than Generate’s weights."),
             (
                 Failure(
                     "separate",

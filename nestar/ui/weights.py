@@ -31,7 +31,7 @@ def header(pipeline: NestARPipeline) -> str:
 def _row(pipeline: NestARPipeline, name: str) -> str:
     """A nesting's line: name, modules, turns, size, and how long it was trained."""
     outline, nesting = pipeline.models.outline(name), pipeline.nestings[name]
-    seen = f"{outline.images_seen:,}" if outline.images_seen else "?"
-    cells = (nesting.modules, nesting.evaluations, f"{outline.config.parameters / 1e6:.1f} M", seen)
+    size = f"{outline.config.parameters / 1e6:.1f} M"
+    cells = (nesting.modules, nesting.evaluations, size, outline.images_said)
     heading = escape(name).replace(".", "<wbr>.")  # on a phone a long name breaks here, not inside a word
     return f'<tr><th scope="row">{heading}</th>{"".join(f"<td>{cell}</td>" for cell in cells)}</tr>'
