@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import math
 import os
-import re
 import shutil
 from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -226,7 +225,7 @@ def free_name(name: str, origin: str, taken: Iterable[str]) -> str:
     """`name`, or where that is taken a variant of it that says where it comes from (`k4-lattice.repo`)."""
     if name not in taken:
         return name
-    repository = re.split(r"[\\/]", origin.partition("@")[0])[-1]
+    repository = shown(origin) if _is_folder(origin) else origin.partition("@")[0].rpartition("/")[2]
     plain = f"{name}.{repository}"
     names = chain([plain], (f"{plain}-{number}" for number in count(2)))
     return next(each for each in names if each not in taken)
@@ -289,6 +288,11 @@ def assemble(
     if len(sizes) > 1:
         pictures = " and ".join(f"{part} of {size}" for size, part in sizes.items())
         raise WeightsError(f"A checkpoint makes pictures of one size: {pictures} pixels do not go together.")
+    try:  # what `open_checkpoint` would refuse
+        check_folder_names("nestings", list(parts))
+        check_names("classes", list(classes), MAX_CLASSES)
+    except ValueError as error:
+        raise WeightsError(f"The checkpoint would lack a valid {first_line(error)}.") from None
     for name, part in {**copied, **parts}.items():
         if part.resolve() != (folder / name).resolve():
             _copy_part(part, folder / name)
@@ -401,7 +405,11 @@ def check_fit(outline: Outline, file: Path, tokenizer: Tokenizer, origin: str) -
 
 
 def resolve_device(name: str) -> torch.device:
-    """`auto` (CUDA where there is one), `cpu`, `cuda` or `cuda:<n>`."""
+    """`auto` (CUDA where there is one), `cpu`, `cuda` or `cuda:<n>`.
+
+    Raises:
+        WeightsError: it is none of these, or there is no such device.
+    """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -412,4 +420,8 @@ def resolve_device(name: str) -> torch.device:
         raise WeightsError(f"Unknown device {name!r}: allowed are auto, cpu and cuda.")
     if device.type == "cuda" and not torch.cuda.is_available():
         raise WeightsError("No CUDA device was found: use --device cpu or auto.")
+    if device.index is not None and device.type == "cuda" and device.index >= torch.cuda.device_count():
+        raise WeightsError(
+            f"There is no device {name!r}: CUDA devices found are {torch.cuda.device_count()}."
+        )
     return device

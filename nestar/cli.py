@@ -749,13 +749,19 @@ def _classes_of(records: Sequence[Mapping[str, Any]], folder: Path) -> tuple[str
     from nestar.data.tiny_worlds import CLASSES
     from nestar.model import read_json
 
-    named = {tuple(record["classes"]) for record in records if isinstance(record.get("classes"), list)}
+    named = {names for record in records if (names := _names_in(record))}
     if len(named) > 1:
         raise SettingsError("The nestings were trained on different classes: they make no checkpoint.")
     if named:
         return named.pop()
     stored = folder / "config.json"
-    return tuple(read_json(stored).get("classes", CLASSES)) if stored.exists() else CLASSES
+    return (_names_in(read_json(stored)) if stored.exists() else ()) or CLASSES
+
+
+def _names_in(described: Mapping[str, Any]) -> tuple[str, ...]:
+    """The classes that a record or config names; none where they are no names."""
+    names = described.get("classes")
+    return tuple(names) if isinstance(names, list) and all(isinstance(name, str) for name in names) else ()
 
 
 def _add_push(parser: argparse.ArgumentParser) -> None:

@@ -27,15 +27,15 @@ log = logging.getLogger(__name__)
 
 
 @lru_cache
-def _recording() -> tuple[torch.cuda.Stream, Any]:
-    """The stream that graphs are recorded on, and the memory that all of them share: what one leaves there is
-    dead when the next begins, as they are replayed one after another on one stream."""
-    return torch.cuda.Stream(), torch.cuda.graph_pool_handle()
+def _recording(device: int) -> tuple[torch.cuda.Stream, Any]:
+    """The stream that a GPU's graphs are recorded on, and the memory that all of them share: what one leaves
+    there is dead when the next begins, as they are replayed one after another on one stream."""
+    return torch.cuda.Stream(device), torch.cuda.graph_pool_handle()
 
 
 def cuda_graph(work: Work) -> Work:
     """`work`, which has to run on a GPU without waiting for it, as one CUDA graph."""
-    (stream, pool), current = _recording(), torch.cuda.current_stream()
+    (stream, pool), current = _recording(torch.cuda.current_device()), torch.cuda.current_stream()
     stream.wait_stream(current)
     with torch.cuda.stream(stream):  # what libraries choose and allocate at first must not be recorded
         for _ in range(3):

@@ -62,11 +62,6 @@ class Scale:
         """Tokens that stand once this module is done."""
         return self.patches[-1].stop
 
-    @property
-    def patch_size(self) -> int:
-        """Tokens in a full patch; no patch of the module is larger."""
-        return self.patches[0].size
-
 
 @dataclass(frozen=True)
 class Nesting:

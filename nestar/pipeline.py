@@ -241,18 +241,19 @@ class NestARPipeline:
         `Engines.record`, for all weights that are loaded. Takes some seconds a nesting."""
         if self.device.type != "cuda":
             return
-        for model in self.models.loaded.values():
-            for patch in model.config.nesting.patches:
-                fill_weights(model.config.nesting, patch.stop, model.device)
-            for count in samples:
-                if not self._engines_of(model).record(count, guided=True):
-                    torch.cuda.empty_cache()
-                    return
+        with torch.cuda.device(self.device):
+            for model in self.models.loaded.values():
+                for patch in model.config.nesting.patches:
+                    fill_weights(model.config.nesting, patch.stop, model.device)
+                for count in samples:
+                    if not self._engines_of(model).record(count, guided=True):
+                        torch.cuda.empty_cache()
+                        return
 
     @cached_property
     def _beside(self) -> torch.cuda.Stream:
         """Where a GPU makes pictures while it goes on sampling."""
-        return torch.cuda.Stream()
+        return torch.cuda.Stream(self.device)
 
     @cached_property
     def _decoders(self) -> Decoders:

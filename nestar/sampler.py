@@ -21,18 +21,6 @@ from nestar.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True)
-class SolverStep:
-    """One solver step of a patch; yielded on request."""
-
-    module: int
-    patch: int
-    step: int
-    t: float  # where the step ended
-    velocity_norm: float  # root mean square of the whole batch's velocity at the step's beginning
-    elapsed: float
-
-
-@dataclass(frozen=True)
 class PatchDone:
     """A patch stands.
 
@@ -68,7 +56,7 @@ class ModuleDone:
     elapsed: float
 
 
-Event = SolverStep | PatchDone | ModuleDone
+Event = PatchDone | ModuleDone
 
 
 @dataclass(frozen=True)
@@ -121,7 +109,6 @@ def sample(
     cfgs: Sequence[float] | None = None,
     engines: Engines | None = None,
     cancel: threading.Event | None = None,
-    solver_events: bool = False,
 ) -> Iterator[Event]:
     """Sample a batch, patch by patch.
 
@@ -136,21 +123,20 @@ def sample(
         engines: the model's, where they outlive this call.
         cancel: read before every solver step; once set, the generator ends without another event. On a
             GPU steps are queued without waiting, so that the last of them may still be running.
-        solver_events: also yield a `SolverStep` per step (waits for the device at each).
 
     Raises:
         ValueError: a sequence has not one entry a row, a prefix keeps more modules than there are, or the
             given tokens are not what some of the modules know.
     """
     engines = engines or Engines(model)
-    run = _Run(model, class_ids_B, seeds, settings, keep, temperatures, cfgs, engines, cancel, solver_events)
+    run = _Run(model, class_ids_B, seeds, settings, keep, temperatures, cfgs, engines, cancel)
     left = model.config.nesting.scales
     if given_BKC is not None:
         left = left[run.take(given_BKC) :]
     for scale in left:
         with run.engine_of(scale):
             for patch in scale.generated:
-                yield from run.solve(patch)
+                run.solve(patch)
                 if run.cancelled:
                     return
                 yield run.patch_done(patch)
@@ -210,7 +196,7 @@ def sequence_noise(
 
 
 class _Run:
-    """State of one call of `sample`. Gradients are off inside each step, never across a yield: a
+    """State of one call of `sample`. Gradients are off inside each method, never across a yield: a
     generator may be taken up again by another thread."""
 
     def __init__(
@@ -224,7 +210,6 @@ class _Run:
         cfgs: Sequence[float] | None,
         engines: Engines,
         cancel: threading.Event | None,
-        solver_events: bool,
     ):
         if len(seeds) != len(class_ids_B):
             raise ValueError(f"{len(class_ids_B)} classes and {len(seeds)} seeds: one seed a row is needed.")
@@ -232,7 +217,7 @@ class _Run:
             raise ValueError(f"{len(seeds)} seeds need as many guidance strengths: one a row.")
         self.began = time.perf_counter()
         self.elapsed = 0.0
-        self.settings, self.cancel, self.solver_events = settings, cancel, solver_events
+        self.settings, self.cancel = settings, cancel
         self.model, self.nesting, device = model, model.config.nesting, model.device
         self.cfgs = tuple(cfgs or [settings.cfg] * len(seeds))
         self.guided = any(cfg != 1 for cfg in self.cfgs)
@@ -294,21 +279,17 @@ class _Run:
         self.function_evaluations += 1
         self.elapsed += time.perf_counter() - began
 
-    def solve(self, patch: Patch) -> Iterator[SolverStep]:
+    @torch.inference_mode()
+    def solve(self, patch: Patch) -> None:
         """Solve dy/dt = v from noise to data for one patch, in place; the state stays in float32."""
-        cfg = self.guidance[patch]
-        steps = self.settings.steps
+        began = time.perf_counter()
         self._make_room(patch)
-        for step in range(steps):
+        for step in range(self.settings.steps):
             if self.cancelled:
                 return
-            began = time.perf_counter()
-            self._step(step, cfg)
-            self.elapsed += time.perf_counter() - began
-            if self.solver_events:
-                norm = self.norms_BS[:, step].square().mean().sqrt().item() / self.root
-                yield SolverStep(patch.module, patch.index, step + 1, (step + 1) / steps, norm, self.elapsed)
+            self._step(step, self.guidance[patch])
         self.evaluations += 1
+        self.elapsed += time.perf_counter() - began
 
     def _guidance(self) -> list[float | Tensor]:
         """Of each patch: a number, or (B, 1, 1) where rows differ. All at once, as a GPU has to be waited for
@@ -321,7 +302,6 @@ class _Run:
             return [scales[0] for scales in rows_EB]
         return list(torch.tensor(rows_EB, device=self.model.device)[:, :, None, None])
 
-    @torch.inference_mode()
     def _make_room(self, patch: Patch) -> None:
         """What the steps of a patch write into."""
         self.state_BSC = self.sequence_BNC[:, patch.start : patch.stop]
@@ -331,7 +311,6 @@ class _Run:
         self.root = self.state_BSC[0].numel() ** 0.5
         self.norms_BS = self.state_BSC.new_empty(rows, self.settings.steps)
 
-    @torch.inference_mode()
     def _step(self, step: int, cfg: float | Tensor) -> None:
         """Move the patch on by one solver step and note its velocity, without waiting for the device."""
         steps = self.settings.steps

@@ -124,6 +124,12 @@ class Tokenizer(nn.Module):
         copy.to(dtype).save_pretrained(str(folder), safe_serialization=True)
 
 
+def tokens_of(latents_BChw: Tensor, nesting: Nesting) -> Tensor:
+    """A grid's tokens in the nesting's sequence order, (B, n, C)."""
+    order_n = torch.tensor(nesting.flat).to(latents_BChw.device, non_blocking=True)
+    return latents_BChw.flatten(2).transpose(1, 2)[:, order_n]
+
+
 def filled(tokens_BNC: Tensor, nesting: Nesting, known: int) -> Tensor:
     """The grid (B, C, h, w) of which only the first `known` tokens (sequence order) stand; every other place
     takes the nearest of them, or the mean of those that are equally near."""

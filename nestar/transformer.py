@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 MLP_RATIO = 8 / 3  # SwiGLU's usual ratio: as many parameters as a plain MLP of ratio 4
-ROPE_BASE = 100.0  # wavelengths from about 6 to 600 tokens: grids are small
+ROPE_BASE = 100.0  # at heads of 32, wavelengths from about 6 to 350 tokens: grids are small
 TIME_FREQUENCIES = 64
 RMS_EPSILON = 1e-6
 
@@ -89,8 +89,8 @@ class ScaledModule(nn.Module):
     """The velocity network of one scale (paper section 3; block design after DiT and xAR).
 
     adaLN from time and class is one projection shared by the module's blocks, each with an offset of its
-    own (PixArt-alpha's adaLN-single): six-fold fewer parameters than one per block, so that members of a
-    family with one and with six modules stay within the same total size.
+    own (PixArt-alpha's adaLN-single): of the parameters that one per block would take, a part as small as
+    the module has blocks.
 
     Args:
         positions: (row, col) of every token this module can see, in sequence order.

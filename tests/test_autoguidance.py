@@ -110,6 +110,18 @@ def test_it_takes_both_weights_of_one_shape(cache: Path) -> None:
         task_of(cache, model, small_model(K2), autoguidance=1.0)
 
 
+@pytest.mark.parametrize(
+    ("record", "said"),
+    [({"latents": "0123abcd"}, "another tokenizer"), ({"classes": ["owl"]}, "other classes")],
+)
+def test_what_teaches_knows_these_tokens_and_classes(cache: Path, record: dict[str, Any], said: str) -> None:
+    """Its own velocities are what is learned, whichever modules learn."""
+    model, earlier = (task_of(cache, None, None).model for _ in range(2))
+    model.record = record
+    with pytest.raises(WeightsError, match=f"{said}: all its modules .* without autoguidance"):
+        task_of(cache, model, earlier, autoguidance=1.0)
+
+
 def test_the_command_guides_records_and_resumes_with_the_same_weights_alone(
     cache: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -291,6 +291,11 @@ def test_devices(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(WeightsError, match="No CUDA device was found"):
         resolve_device("cuda")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert resolve_device("cuda:1") == torch.device("cuda", 1)
+    with pytest.raises(WeightsError, match=r"^There is no device 'cuda:2': CUDA devices found are 2\.$"):
+        resolve_device("cuda:2")
     for name in ("tpu", "mps", "", "CUDA"):
         with pytest.raises(WeightsError, match=f"^Unknown device '{name}': allowed are auto, cpu and cuda.$"):
             resolve_device(name)
@@ -345,6 +350,25 @@ def test_assemble_refuses_parts_that_do_not_fit(tmp_path: Path) -> None:
     assert not (tmp_path / "made").exists()
     with pytest.raises(WeightsError, match=r"tokenizer\.json is missing"):
         assemble(tmp_path / "made", classes=CLASSES, nestings=[parts / K4.name])
+
+
+@pytest.mark.parametrize(
+    ("name", "classes", "said"),
+    [
+        ("k4-lattice.old (1)", CLASSES, r"'nestings': 'k4-lattice\.old \(1\)' is no folder"),
+        ("k4-lattice", ("a\nb", *CLASSES[1:]), "'classes': 'a' is no name"),
+    ],
+)
+def test_assemble_writes_nothing_that_could_not_be_opened(
+    tmp_path: Path, name: str, classes: tuple[str, ...], said: str
+) -> None:
+    parts = save_checkpoint(tmp_path / "parts")
+    (parts / K4.name).rename(tmp_path / name)
+    with pytest.raises(WeightsError, match=f"^The checkpoint would lack a valid {said}"):
+        assemble(
+            tmp_path / "made", classes=classes, tokenizer=parts / "tokenizer", nestings=[tmp_path / name]
+        )
+    assert not (tmp_path / "made").exists()
 
 
 def test_assemble_refuses_two_parts_of_one_name(tmp_path: Path) -> None:
@@ -460,3 +484,10 @@ def test_a_name_that_is_taken_says_where_it_comes_from() -> None:
     for expected in ("k4-lattice.more", "k4-lattice.more-2", "k4-lattice.more-3"):
         taken.append(free_name("k4-lattice", "user/more@0123456", taken))
         assert taken[-1] == expected
+
+
+@pytest.mark.parametrize("written", ["{}", "{}/", "{}/../more@home"])
+def test_a_folder_gives_its_own_name_to_what_is_taken(tmp_path: Path, written: str) -> None:
+    folder = tmp_path / "user@lab" / "more@home"
+    folder.mkdir(parents=True)
+    assert free_name("k4-lattice", written.format(folder), ["k4-lattice"]) == "k4-lattice.more@home"

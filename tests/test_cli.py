@@ -293,6 +293,17 @@ def test_help(capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...], na
     assert all(name in printed for name in named)
 
 
+@pytest.mark.parametrize("classes", [None, 12, [["flower"]]])
+def test_assemble_names_a_config_that_holds_no_classes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], classes: object
+) -> None:
+    folder = save_checkpoint(tmp_path / "mine")
+    file = folder / "config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "classes": classes}))
+    said = refusal(capsys, "assemble", str(folder), "--nesting", str(folder / K4.name))
+    assert said.startswith(f"{file} lacks a valid 'classes'")
+
+
 def test_as_a_module(weights: str, tmp_path: Path) -> None:
     """`python -m nestar` exits with main's status and says no more than main."""
     run = subprocess.run(

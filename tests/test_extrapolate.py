@@ -132,5 +132,7 @@ def test_what_a_later_training_left_as_it_was_is_still_moved_on() -> None:
         ({"init": moved}, set()),
         ({"modules": [1], "init": moved, "autoguided": [{"modules": [1], "by": 2.0}]}, {1, 2}),
         ({"modules": [1], "init": None}, set()),
+        ({"modules": 3, "extrapolated": 5, "init": moved}, set()),  # a stranger's may hold anything
+        ({"extrapolated": ["moved", {"modules": [[2], 1]}], "autoguided": {"modules": [2]}}, {1}),
     ):
         assert guided_modules(record) == left, record

@@ -54,7 +54,7 @@ def test_patches_of_a_module_are_contiguous_and_numbered(nesting):
         assert scale.patches[0].start == 0
         for before, after in itertools.pairwise(scale.patches):
             assert before.stop == after.start
-        assert all(0 < patch.size <= scale.patch_size for patch in scale.patches)
+        assert all(0 < patch.size <= scale.patches[0].size for patch in scale.patches)
     assert nesting.scales[-1].tokens == nesting.n
     assert nesting.modules == len(nesting.scales)
 

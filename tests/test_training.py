@@ -45,7 +45,7 @@ from nestar.training.loop import Budget, Cadence, progress, train
 from nestar.training.nesting import NOT_MUON, LatentPools, NestingTask
 from nestar.training.optim import Float32Muon, MovingAverage, MuonAdamW, OptimizerConfig
 from nestar.training.tokenizer import TokenizerTask
-from tests.small import K2, K4, save_config, save_tokenizer, small_tokenizer
+from tests.small import K2, K4, save_config, save_tokenizer, small_model, small_tokenizer
 from tests.test_cli import files_up_to, refusal
 
 CPU = torch.device("cpu")
@@ -564,6 +564,10 @@ def test_budget() -> None:
             Budget(**values)
 
 
+def stopped(*_: Any) -> None:
+    raise InterruptedError
+
+
 def test_an_image_pool_is_taken_up_where_it_stood(tmp_path: Path) -> None:
     whole = ImagePool(tmp_path / "whole", 12, 16, batch=4)
     assert len({whole.images[i].tobytes() for i in range(12)}) == 12
@@ -587,9 +591,6 @@ def test_a_run_beside_it_does_not_wipe_what_a_pool_has(
     drawn = other.images.copy()
     next(tmp_path.glob("*.progress")).unlink()
 
-    def stopped(*_: Any) -> None:
-        raise InterruptedError
-
     with monkeypatch.context() as patch, pytest.raises(InterruptedError):
         patch.setattr(tiny_worlds, "draw", stopped)
         ImagePool(tmp_path, 12, 16)
@@ -603,6 +604,24 @@ def test_a_pool_counts_as_drawn_when_it_is_whole(tmp_path: Path) -> None:
     (progress,) = tmp_path.glob("*.progress")
     progress.write_text("4")
     assert ImagePool.drawn(tmp_path, 12, 16) is None and progress.read_text() == "4"
+
+
+@pytest.mark.parametrize("left", ["nothing", "half"])
+def test_what_was_told_of_a_file_that_is_gone_does_not_count(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, left: str
+) -> None:
+    """A new file is all black until its first pictures are drawn; a run may be stopped before."""
+    drawn = ImagePool(tmp_path, 12, 16).images.copy()
+    (file,) = tmp_path.glob("*.npy")
+    if left == "half":
+        file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    else:
+        file.unlink()
+    assert ImagePool.drawn(tmp_path, 12, 16) is None and file.exists() == (left == "half"), "it only looks"
+    with monkeypatch.context() as patch, pytest.raises(InterruptedError):
+        patch.setattr(tiny_worlds, "draw", stopped)
+        ImagePool(tmp_path, 12, 16)
+    assert (ImagePool(tmp_path, 12, 16).images == drawn).all()
 
 
 def test_a_disk_without_room_for_a_pool_says_so_at_once(
@@ -908,6 +927,23 @@ def test_modules_are_trained_beside_such_of_the_same_tokens_and_classes(
         nesting_task(cache, init=init, modules=(2,))
     init.record = {"latents": small_tokenizer().latents_fingerprint, "classes": list(tiny_worlds.CLASSES)}
     nesting_task(cache, init=init, modules=(2,))
+
+
+@pytest.mark.parametrize(
+    ("record", "before"),
+    [
+        ({}, 0),
+        ({"pictures_before": 7, "config": {"pool": 5}}, 7),
+        ({"config": {"pool": 5, "pool_from": 2}}, 7),
+        ({"config": {"pool": "many"}}, 0),
+        ({"config": "none"}, 0),
+        ({"pictures_before": None}, 0),
+    ],
+)
+def test_how_many_pictures_weights_may_have_seen(record: dict[str, Any], before: int) -> None:
+    model = small_model(K4)
+    model.record = record
+    assert nesting_module.pictures_before(model) == before
 
 
 def test_a_tokenizer_of_another_grid_is_refused_before_anything_is_drawn(tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ from nestar.files import whole, write_tensors
 from nestar.images import from_bytes, to_bytes
 from nestar.nesting import Nesting
 from nestar.processes import Worker, wait_for
-from nestar.tokenizer import Tokenizer
+from nestar.tokenizer import Tokenizer, tokens_of
 
 TRAIN_SEED = 0
 HELD_OUT_SEED = 1
@@ -78,8 +78,7 @@ class ImagePool:
     @classmethod
     def drawn(cls, folder: Path, count: int, size: int, seed: int = TRAIN_SEED) -> ImagePool | None:
         """The pool, if it stands already in `folder`, drawn to the end."""
-        progress = _progress_file(_pool_file(folder, count, size, seed))
-        is_whole = progress.exists() and int(progress.read_text()) == count
+        is_whole = _pictures_in(_pool_file(folder, count, size, seed), count, size) == count
         return cls(folder, count, size, seed) if is_whole else None
 
     def __len__(self) -> int:
@@ -101,10 +100,11 @@ def _drawn_to_disk(
     count = len(seeds)
     folder.mkdir(parents=True, exist_ok=True)
     file = _pool_file(folder, count, size, seed)
-    progress = _progress_file(file)
-    drawn = int(progress.read_text()) if file.exists() and progress.exists() else 0
+    progress, drawn = _progress_file(file), _pictures_in(file, count, size)
     # What a run beside this one has drawn meanwhile is not wiped away.
-    mode = "r+" if file.exists() and file.stat().st_size > 3 * count * size**2 else "w+"
+    mode = "r+" if _is_whole_file(file, count, size) else "w+"
+    if mode == "w+":
+        progress.unlink(missing_ok=True)  # of a file that is gone: this one's pictures would pass for drawn
     images = np.lib.format.open_memmap(file, mode=mode, dtype=np.uint8, shape=(count, 3, size, size))
     _take_room(file)
     for start in tqdm(range(drawn, count, batch), desc="drawing", disable=drawn >= count):
@@ -113,6 +113,17 @@ def _drawn_to_disk(
         with whole(progress, shared=True) as partial:
             partial.write_text(str(part.stop))
     return images
+
+
+def _is_whole_file(file: Path, count: int, size: int) -> bool:
+    """Whether a pool's file is there in its full length, drawn or not."""
+    return file.exists() and file.stat().st_size > 3 * count * size**2
+
+
+def _pictures_in(file: Path, count: int, size: int) -> int:
+    """How many of a pool's pictures have been drawn into its file."""
+    progress = _progress_file(file)
+    return int(progress.read_text()) if _is_whole_file(file, count, size) and progress.exists() else 0
 
 
 def _take_room(file: Path) -> None:
@@ -284,7 +295,7 @@ def held_out_tokens(
     ids, seeds = tiny_worlds.draw_indices(first, count, HELD_OUT_SEED)
     size = nesting.height * tokenizer.stride
     parts = [
-        tokenizer.encode(tiny_worlds.draw(part, own, size).images.to(device)).flatten(2).transpose(1, 2)
+        tokens_of(tokenizer.encode(tiny_worlds.draw(part, own, size).images.to(device)), nesting)
         for part, own in zip(ids.split(batch), seeds.split(batch), strict=True)
     ]
-    return torch.cat(parts)[:, list(nesting.flat)], ids.to(device)
+    return torch.cat(parts), ids.to(device)

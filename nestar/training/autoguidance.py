@@ -76,10 +76,27 @@ def check_earlier(model: NestAR, earlier: NestAR, numbers: Sequence[int]) -> Non
         )
 
 
-def guided_modules(record: Mapping[str, Any]) -> set[int]:
+def guided_modules(record: object) -> set[int]:
     """Numbers of the modules that a model's record tells of having been moved on or taught guidance; also
     before the training recorded, if that left them as they were."""
-    steps = [*record.get("extrapolated", []), *record.get("autoguided", [])]
-    own = {number for step in steps for number in step["modules"]}
-    trained = record.get("modules") or ()  # none named: all
-    return own | (guided_modules(record.get("init") or {}) - set(trained) if trained else set())
+    guided: set[int] = set()
+    retrained: set[int] = set()
+    while isinstance(record, Mapping):
+        steps = [step for name in ("extrapolated", "autoguided") for step in listed(record, name)]
+        named = [_numbers(step) for step in steps if isinstance(step, Mapping)]
+        guided |= set().union(*named) - retrained
+        if not (trained := _numbers(record)):  # none named: all were
+            break
+        retrained |= trained
+        record = record.get("init")
+    return guided
+
+
+def _numbers(record: Mapping[str, Any]) -> set[int]:
+    """The modules that a record names."""
+    return {number for number in listed(record, "modules") if type(number) is int}
+
+
+def listed(record: Mapping[str, Any], name: str) -> list[Any]:
+    """A list in a record, which may be a stranger's and hold anything."""
+    return record[name] if isinstance(record.get(name), list) else []

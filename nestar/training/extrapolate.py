@@ -16,7 +16,7 @@ import torch
 
 from nestar.model import NestAR
 from nestar.settings import SettingsError
-from nestar.training.autoguidance import check_earlier
+from nestar.training.autoguidance import check_earlier, listed
 from nestar.training.depth import as_deep
 
 MOST = 2.0
@@ -59,5 +59,5 @@ def extrapolate(
         for own, before in zip(mine, theirs, strict=True):
             own.add_(own - before, alpha=by)
     step = {"modules": numbers, "by": by, "away_from": dict(note or {})}
-    model.record = {**model.record, "extrapolated": [*model.record.get("extrapolated", []), step]}
+    model.record = {**model.record, "extrapolated": [*listed(model.record, "extrapolated"), step]}
     return model

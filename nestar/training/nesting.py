@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -36,7 +37,7 @@ from nestar.nesting import Nesting, Scale
 from nestar.processes import ALONE, Group, Worker
 from nestar.sampler import sample_images
 from nestar.settings import SettingsError
-from nestar.tokenizer import Tokenizer
+from nestar.tokenizer import Tokenizer, tokens_of
 from nestar.training.autoguidance import Guide, check_earlier, check_guidance
 from nestar.training.depth import at_depths
 from nestar.training.epochs import Epochs
@@ -257,8 +258,8 @@ def check_start(config: NestingTrainConfig, tokenizer: Tokenizer, init: NestAR) 
 
     Raises:
         WeightsError: they are of another nesting or shape (where the recipe splits blocks, trained modules
-            may have other numbers), or, where only some modules are trained, were trained behind another
-            tokenizer.
+            may have other numbers), or, where only some modules are trained or their own velocities teach
+            them, were trained behind another tokenizer.
     """
     if init.config.nesting != config.nesting:
         raise WeightsError(f"--init is of {init.config.nesting.name}, the preset of {config.nesting.name}.")
@@ -276,9 +277,10 @@ def check_start(config: NestingTrainConfig, tokenizer: Tokenizer, init: NestAR) 
                 f"Module {number} of --init has {own} blocks: to have {depth} it must be trained."
             )
     made_for = init.record.get("latents", tokenizer.latents_fingerprint)
-    if config.modules and made_for != tokenizer.latents_fingerprint:
+    if (config.modules or config.autoguidance) and made_for != tokenizer.latents_fingerprint:
         raise WeightsError(
-            "--init was trained behind another tokenizer: all its modules have to be trained on."
+            "--init was trained behind another tokenizer: all its modules have to be trained on, without "
+            "autoguidance."
         )
 
 
@@ -312,8 +314,11 @@ def check_weights(
 def pictures_before(weights: NestAR) -> int:
     """How many pictures of Tiny Worlds' stream, from its first, weights may have been trained on. Records of
     before this was noted are of Tiny Worlds."""
-    config = weights.record.get("config", {})
-    return weights.record.get("pictures_before", config.get("pool_from", 0) + config.get("pool", 0))
+    record, config = weights.record, weights.record.get("config")
+    numbers = [record.get("pictures_before")]
+    if "pictures_before" not in record and isinstance(config, Mapping):
+        numbers = [config.get("pool_from"), config.get("pool")]
+    return sum(number for number in numbers if type(number) is int)
 
 
 class NestingTask:
@@ -363,9 +368,13 @@ class NestingTask:
         if held != (config.pool, config.held_out, config.classes):
             expected = config.pool, config.held_out, config.classes
             raise ValueError(f"The pools hold {held} latents and classes, expected {expected}.")
-        known = init.record.get("classes") if init is not None and config.modules else None
-        if known is not None and list(known) != list(pools.classes):
-            raise WeightsError("--init was trained on other classes: all its modules have to be trained on.")
+        stays = init is not None and (config.modules or config.autoguidance)
+        known = init.record.get("classes") if stays else None
+        if known is not None and known != list(pools.classes):
+            raise WeightsError(
+                "--init was trained on other classes: all its modules have to be trained on, without "
+                "autoguidance."
+            )
         seen = 0 if init is None else pictures_before(init)
         self.pictures_before = seen if pools.made_of else max(seen, config.pool_from + config.pool)
         self.latents, self.class_ids = pools.latents_NChw, pools.class_ids_N.to(device)
@@ -399,10 +408,8 @@ class NestingTask:
 
     def _tokens(self, latents_NChw: Tensor) -> Tensor:
         """Tokens (N, n, C) in sequence order, on the device."""
-        order = list(self.config.nesting.flat)
-        return (
-            latents_NChw.flatten(2).transpose(1, 2)[:, order].contiguous().to(self.device, non_blocking=True)
-        )
+        tokens_NnC = tokens_of(latents_NChw, self.config.nesting)
+        return tokens_NnC.contiguous().to(self.device, non_blocking=True)
 
     def train_step(self, step: int, lr_factor: float) -> dict[str, Tensor]:
         """One optimiser step of every module; returns its losses, on the device. Gradients are clipped per

@@ -31,7 +31,7 @@ _SMOKE = {
 
 NESTINGS: dict[str, NestingTrainConfig] = {
     "tiny-worlds-k4": NestingTrainConfig(),
-    # For modules 1 and 2 that are trained on: a step has less of what they know, and there are more steps.
+    # For single modules that are trained on: a step has less of what they know, and there are more steps.
     "tiny-worlds-k4-on": NestingTrainConfig(draw_power=0.25, shared_rows=0.1),
     "tiny-worlds-k2": NestingTrainConfig(nesting=Nesting.nested(8, 8, 2)),
     "tiny-worlds-k8": NestingTrainConfig(nesting=Nesting.nested(8, 8, 8)),

@@ -17,7 +17,7 @@ from nestar.files import write_json
 from nestar.images import to_bytes
 from nestar.nesting import Nesting
 from nestar.settings import SettingsError
-from nestar.tokenizer import Tokenizer, as_coarse, build_autoencoder, filled
+from nestar.tokenizer import Tokenizer, as_coarse, build_autoencoder, filled, tokens_of
 from nestar.training.loop import prefixed, start_from, step_generator, unprefixed
 from nestar.training.optim import MovingAverage, MuonAdamW, OptimizerConfig
 
@@ -107,14 +107,17 @@ class TokenizerTask:
             latents, target = self._with_fills(sampled, images, step, host)
             rebuilt = self.tokenizer.decode_raw(latents).float()
         error = rebuilt - target
-        filled = round(self.config.fill_share * len(images))
         l1, mse = error.abs().mean(), error.square().mean()
         kl = 0.5 * (mean.square() + logvar.exp() - 1 - logvar).mean()
         (l1 + self.config.mse_weight * mse + self.config.kl_weight * kl).backward()
         self.optimizer.step(lr_factor)
         self.ema.update_parameters(self.tokenizer)
-        whole = error[filled:].detach().square().mean()
+        whole = error[self._filled(len(images)) :].detach().square().mean()
         return {"l1": l1.detach(), "kl": kl.detach(), "train_psnr": metrics.decibels(whole)}
+
+    def _filled(self, rows: int) -> int:
+        """How many of a batch's rows show unfinished grids; they come first."""
+        return round(self.config.fill_share * rows)
 
     def _with_fills(
         self, latents_BChw: Tensor, images: Tensor, step: int, generator: torch.Generator
@@ -128,16 +131,14 @@ class TokenizerTask:
         Args:
             generator: on the CPU: how much is known decides shapes.
         """
-        rows = round(self.config.fill_share * len(images))
+        rows = self._filled(len(images))
         if rows == 0:
             return latents_BChw, images
         nesting = self.fills[step % 2]
         known = int(torch.randint(1, nesting.n, (), generator=generator))
         if step % 4 < 2:  # every other time a power of k: what stands when a module closes
             known = nesting.scales[step // 4 % (len(nesting.scales) - 1)].tokens
-        order = torch.tensor(nesting.flat).to(latents_BChw.device, non_blocking=True)
-        tokens = latents_BChw[:rows].detach().flatten(2).transpose(1, 2)[:, order]
-        grid = filled(tokens, nesting, known)
+        grid = filled(tokens_of(latents_BChw[:rows].detach(), nesting), nesting, known)
         target = as_coarse(images[:rows], nesting, known)
         return torch.cat([grid, latents_BChw[rows:]]), torch.cat([target, images[rows:]])
 
@@ -148,8 +149,7 @@ class TokenizerTask:
         nesting = self.fills[0]
         for images in self.held_out.split(64):
             with autocast(self.device):
-                latents = self.ema.module.encode(images.to(self.device))
-                tokens = latents.flatten(2).transpose(1, 2)[:, list(nesting.flat)]
+                tokens = tokens_of(self.ema.module.encode(images.to(self.device)), nesting)
                 for scale in nesting.scales:
                     name = "psnr" if scale.tokens == nesting.n else f"psnr_{scale.tokens}"
                     error = self.ema.module.preview(tokens, nesting, scale.tokens).cpu() - images
@@ -164,7 +164,7 @@ class TokenizerTask:
         with autocast(self.device):
             latents = self.ema.module.encode(images)
             for nesting in self.fills:
-                tokens = latents.flatten(2).transpose(1, 2)[:, list(nesting.flat)]
+                tokens = tokens_of(latents, nesting)
                 columns += [self.ema.module.preview(tokens, nesting, s.tokens) for s in nesting.scales]
         save_grid(torch.stack(columns, 1).flatten(0, 1), len(columns), path)
 
