@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cache
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -243,7 +244,7 @@ def factor_rows() -> Iterator[Row]:
     record = training_of("features/config.json")
     if not record:
         return
-    command = "`python -m nestar train features --minutes 12`"
+    command = f"`python -m nestar train features --minutes {record['train_seconds'] / 60:.2g}`"
     scores = [
         (f"{name} of {owner}", score)
         for owner, own in record["held_out"].items()
@@ -277,14 +278,16 @@ def first_picture_rows(report: dict[str, Any]) -> Iterator[Row]:
     if "weights" in report:  # noted by hand where they changed and no such machine was at hand
         machine += f", {report['weights']}"
     for row in report["rows"]:
-        steps = f"{row['steps']} steps of {row['solver'].capitalize()}"
-        note = f"{machine}, k = {report['k']}, {steps}, CFG {report['cfg']:g}"
-        first, whole = row["first_module_seconds"], row["whole_picture_seconds"]
-        yield "first frame (one patch)", f"{row['first_frame_seconds']:.2f} s", note, "", command
-        reach = goal("first_module_seconds", first, unit=" s")
-        yield "first module's frame", f"{first:.2f} s", note, reach, command
-        reach = goal("whole_picture_seconds", whole, unit=" s")
-        yield "whole picture, a frame per patch", f"{whole:.2f} s", note, reach, command
+        note = f"{machine}, {row['steps']} steps of {row['solver'].capitalize()}, CFG {report['cfg']:g}"
+        times = {
+            "first_frame_seconds": "first patch",
+            "first_module_seconds": "first module",
+            "whole_picture_seconds": "whole picture",
+        }
+        seconds = ", ".join(f"{row[key]:.2f}" for key in times)
+        aims = [f"{name} {goal(key, row[key], unit=' s')}" for key, name in times.items() if key in TARGETS]
+        what = f"k = {report['k']}: {', '.join(times.values())}, streamed"
+        yield what, f"{seconds} s", note, "<br>".join(aims), command
 
 
 def speed_rows() -> Iterator[Row]:
@@ -436,6 +439,22 @@ def family_parts() -> Iterator[str]:
         "default settings, chosen for k = 4). *Images seen* counts repeats. Weights that have seen fewer "
         "images draw worse for that alone."
     )
+    yield from other_seeds()
+
+
+def other_seeds() -> Iterator[str]:
+    """How the figures of the page's nesting come out with other seeds than the table's."""
+    reports = sorted((read(file) for file in RESULTS.glob("seed*_k4-lattice.json")), key=itemgetter("seed"))
+    if reports:
+        seeds = " and ".join(str(report["seed"]) for report in reports)
+        figures = (
+            f"{words} {' and '.join(f'{report[key]:{form}}' for report in reports)}"
+            for key, (words, form) in FAMILY_COLUMNS.items()
+            if key in ("precision", "recall", "fid")
+        )
+        samples = " or ".join(f"{count:,}" for count in sorted({report["samples"] for report in reports}))
+        yield ""
+        yield f"`k4-lattice` with seeds {seeds}, {samples} samples each: {', '.join(figures)}."
 
 
 def family_rows(reports: dict[str, dict[str, Any]]) -> Iterator[list[str]]:
@@ -491,7 +510,9 @@ def side_by_side(report: dict[str, Any]) -> Iterator[str]:
     for batch in (batches[0], batches[-1]):
         yield ""
         heads = (f"{batch} at a time", "turns", "operations, 10⁹", "s per picture", "share of peak")
-        yield from table((*heads, "token by token takes", "one-shot takes"), side_by_side_rows(engine, batch))
+        yield from table(
+            (*heads, "plain autoregression takes", "one-shot takes"), side_by_side_rows(engine, batch)
+        )
 
 
 def outgrown(members: dict[str, Any]) -> Iterator[str]:
@@ -539,11 +560,12 @@ def spoken(dtypes: Sequence[str]) -> str:
 def streamed(report: dict[str, Any]) -> Iterator[str]:
     """What streaming costs."""
     costs = ", ".join(
-        f"{row['streamed_over_not']['median']:.2f} times at `{name}` "
+        f"{row['streamed_over_not']['median']:.2f} times as long at `{name}` "
         f"({row['streamed_over_not']['lowest']:.2f} to {row['streamed_over_not']['highest']:.2f})"
         for name, row in report.items()
+        if name.count(".") == 0  # variants of a nesting take the same time
     )
-    yield f"With a decoded frame for every patch, one picture takes longer than without: {costs}."
+    yield f"With a decoded frame for every patch one picture takes, beside one without: {costs}."
 
 
 def growth_mark(report: dict[str, Any], n: str) -> str:
@@ -562,19 +584,19 @@ def grown(report: dict[str, Any]) -> Iterator[str]:
     growth = report["growth"]
     sizes = ", ".join(map(str, dict.fromkeys(row["n"] for row in growth["rows"])))
     powers = ", ".join(
-        f"{label} {row['seconds']:.2g}"
+        f"{label}: {row['seconds']:.2g}"
         for label, row in growth["exponents"].items()
         if row["seconds"] is not None
     )
     ahead = ", ".join(
-        f"{ratio['median']:.3g} times{growth_mark(report, n)} at n = {n}"
+        f"{ratio['median']:.3g} times as long{growth_mark(report, n)} at n = {n}"
         for n, ratio in growth["speed_up_of_k4_over_autoregression"].items()
     )
     once = sorted({row["n"] for row in growth["rows"] if row["runs"] == 1})
     said_once = f"; at n = {' and '.join(map(str, once))} it ran once" if once else ""
     yield (
         f"Over n = {sizes} tokens ({growth['blocks']} blocks of width {growth['dim']} in all, random "
-        f"weights, {growth['steps']} steps, one picture) plain autoregression takes longer than *k* = 4 by "
+        f"weights, {growth['steps']} steps, one picture) plain autoregression takes, beside *k* = 4, "
         f"{ahead}{said_once}." + (f" Time grows as a power of n, with exponents {powers}." if powers else "")
     )
     yield ""
@@ -857,12 +879,20 @@ def parameters_of(preset: str) -> int:
 def final_table(finals: list[dict[str, Any]]) -> Iterator[str]:
     """Finalists as a table, with the figures that all of them have."""
     figures = [name for name in FINAL_FIGURES if all(name in row for row in finals)]
-    yield f"| finalist | settings | {' | '.join(name.replace('_', ' ') for name in figures)} |"
-    yield "|---" * (2 + len(figures)) + "|"
-    for row in finals:
-        who = " ".join(str(row[label]) for label in ("member", "which") if label in row)
-        settings = ", ".join(f"{key} {said(value)}" for key, value in row["settings"].items())
-        yield f"| {who} | {settings} | {' | '.join(said(row[name]) for name in figures)} |"
+    settings = [", ".join(f"{key} {said(value)}" for key, value in row["settings"].items()) for row in finals]
+    differ = len(set(settings)) > 1
+    if not differ:
+        yield from (f"Settings: {settings[0]}.", "")
+    heads = ["finalist", *(["settings"] if differ else []), *(name.replace("_", " ") for name in figures)]
+    rows = (
+        [
+            " ".join(str(row[label]) for label in ("member", "which") if label in row),
+            *([own] if differ else []),
+            *(said(row[name]) for name in figures),
+        ]
+        for row, own in zip(finals, settings, strict=True)
+    )
+    yield from table(heads, rows)
 
 
 def conditions(report: dict[str, Any]) -> Iterator[str]:
@@ -906,9 +936,9 @@ def weights_said(report: dict[str, Any]) -> Iterator[str]:
     prints = settings.get("fingerprints", {})
     others = [name for name, fingerprint in prints.items() if fingerprint != embedded_fingerprint(name)]
     if "images_seen" in settings and not prints:
-        yield "of weights that it does not name"
+        yield "measured on weights that the report does not name"
     if others:
-        yield f"of other weights than the embedded: {', '.join(others)}"
+        yield f"measured on earlier weights: {', '.join(others)}"
     if report.get("instruments") not in (None, embedded_instruments()):
         yield "with another tokenizer or feature network than the embedded"
 
@@ -934,6 +964,8 @@ def said(value: Any) -> str:
         return f"{value:.3g}"
     if isinstance(value, dict):
         said_each = {key.replace("_", " "): said(each) for key, each in value.items()}
+        if len(said_each) > 1 and len(set(said_each.values())) == 1:
+            return f"{next(iter(said_each.values()))} (all)"
         return ", ".join(
             f"{key} ({words})" if isinstance(each, dict) else f"{key} {words}"
             for (key, words), each in zip(said_each.items(), value.values(), strict=True)

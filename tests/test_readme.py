@@ -85,14 +85,16 @@ def test_findings_of_other_weights_say_so(two_nestings, monkeypatch):
         settings = {"fingerprints": {"k4-lattice": fingerprint, "one-shot": "same"}}
         report = readme.refreshed("scaling", REPORT | {"settings": settings, "arms": []})
         page = "\n".join(readme.finding_lines("scaling", report))
-        assert ("Of other weights than the embedded: k4-lattice." in page) is said
+        assert ("Measured on earlier weights: k4-lattice." in page) is said
         write(readme.EXPERIMENTS / "scaling.json", report)
         lines = list(readme.headline_parts())
-        assert any("of other weights than the embedded: k4-lattice |" in line for line in lines) is said
+        assert any("measured on earlier weights: k4-lattice |" in line for line in lines) is said
         assert any(line.startswith("| `scaling` | Which is best? | fid: k4-lattice 12.3,") for line in lines)
         assert lines[-1].startswith("Not run yet: `coordination`,")
     unnamed = REPORT | {"settings": {"images_seen": {"k4-lattice": 9}}, "arms": []}
-    assert "Of weights that it does not name." in "\n".join(readme.finding_lines("scaling", unnamed))
+    assert "Measured on weights that the report does not name." in "\n".join(
+        readme.finding_lines("scaling", unnamed)
+    )
 
 
 def test_a_part_is_replaced_between_its_marks_alone():
@@ -186,7 +188,7 @@ def test_aims_of_few_samples_are_held_to_few(two_nestings, recall: float, reache
 
 
 MEASURED = sorted(
-    file for kind in ("evaluate", "few", "many") for file in readme.RESULTS.glob(f"{kind}_*.json")
+    file for kind in ("evaluate", "few", "many", "seed*") for file in readme.RESULTS.glob(f"{kind}_*.json")
 )
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from itertools import pairwise
+from operator import itemgetter
 from typing import Any
 
 from matplotlib.figure import Figure
@@ -87,7 +88,7 @@ def draw(report: Mapping[str, Any]) -> Figure | None:
         return None
     rows = [*finals, *pick(report["rows"], part="all given")]
     places = sorted({row["tokens_given"] for row in rows})
-    labels = {row["member"]: row["label"] for row in finals}
+    labels = {row["member"]: row["label"] for row in sorted(finals, key=itemgetter("label"))}
     panels = plots.new_figure("Tokens of the first modules taken from drawn pictures, the rest sampled", 3)
     for panel, (figure, words) in zip(panels, FIGURES.items(), strict=True):
         plots.lines(

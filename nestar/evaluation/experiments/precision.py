@@ -120,8 +120,8 @@ def find(rows: list[Row], arms: list[Row]) -> dict[str, Any]:
         share = default["precision_of_reference"]
         found |= {
             "precision_at_defaults": default["precision"],
-            "precision_of_reference_at_defaults": share,
-            "recall_of_reference_at_defaults": default["recall_of_reference"],
+            "precision_over_the_references_at_defaults": share,
+            "recall_over_the_references_at_defaults": default["recall_of_reference"],
             "gap_in_precision_at_defaults": share < REACHED,
             "gap_in_recall_at_defaults": default["recall_of_reference"] < REACHED,
             "most_precise_settings": precise["settings"],
