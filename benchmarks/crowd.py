@@ -39,6 +39,8 @@ from gradio.utils import get_cache_folder
 import app
 from benchmarks.common import RESULTS, positive, write_report
 from benchmarks.first_picture import USUAL
+from nestar.checkpoints import EMBEDDED
+from nestar.model import NestAR, fingerprint_of
 from nestar.settings import SampleSettings
 from nestar.ui import together
 from nestar.ui.assets import SESSIONS, launch_options
@@ -476,7 +478,8 @@ def main() -> None:
     parser.add_argument("--device", default="auto")
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
-    report = {"cores": os.cpu_count(), **USUAL, **on_a_page(arguments)}
+    weights = fingerprint_of(NestAR.from_pretrained(EMBEDDED / f"k{SampleSettings.k}-lattice"))
+    report = {"cores": os.cpu_count(), **USUAL, "fingerprint": weights, **on_a_page(arguments)}
     if arguments.what == "load":  # the same rush where no picture is made along with another
         together.MOST = 1
         alone = on_a_page(arguments)

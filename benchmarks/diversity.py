@@ -29,13 +29,14 @@ from nestar.evaluation.diversity import (
     measure,
     results_file,
 )
+from nestar.evaluation.report import SEED_STRIDE
 from nestar.frames import Frame
 from nestar.pipeline import NestARPipeline
 from nestar.settings import SampleSettings, check_choice
 
 
 def mean_of(measured: Sequence[Explained]) -> dict[str, list[float]]:
-    """Mean over classes, with the standard error of that mean; classes are measured independently."""
+    """Mean over classes, with the standard error of that mean; no two classes share a seed."""
     averaged: dict[str, list[float]] = {}
     for name in ("shares", "increments"):
         averaged[name] = [
@@ -91,7 +92,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         chosen = {"nesting": nesting, **{name: getattr(arguments, name) for name in names}}
         measured: dict[str, Explained] = {}
         for class_name in tqdm(arguments.classes or pipeline.classes):
-            settings = pipeline.settings(class_name=class_name, **chosen)
+            seed = arguments.seed + SEED_STRIDE * len(measured)
+            settings = pipeline.settings(class_name=class_name, **chosen | {"seed": seed})
             measured[settings.class_name] = measure_class(
                 pipeline, space, settings, arguments.parents, arguments.siblings
             )

@@ -79,9 +79,12 @@ def row(real_ND: Tensor, fake_ND: Tensor, ids_N: Tensor, size: int, splits: int)
     for name, pairs in figures.items():
         mean = statistics.fmean(value for pair in pairs for value in pair)
         error = (statistics.fmean((one - other) ** 2 for one, other in pairs) / 2) ** 0.5
-        independent = mean / size**0.5 if name == "fid" else (mean * (1 - mean) / size) ** 0.5
         found |= {name: round(mean, 4), f"{name}_error": round(error, 4)}
-        found[f"{name}_error_over_independent"] = round(error / independent, 3)
+        if name == "fid":
+            found["fid_error_times_fourth_root"] = round(error / mean * size**0.25, 3)
+        else:
+            independent = (mean * (1 - mean) / size) ** 0.5
+            found[f"{name}_error_over_independent"] = round(error / independent, 3)
     return found
 
 

@@ -33,10 +33,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from benchmarks.common import RESULTS, positive, write_report
+from benchmarks.common import RESULTS, positive, sentences, write_report
 from benchmarks.machine import matrix_rate, significant, spread, wait_for
 from benchmarks.operations import picture_operations
 from benchmarks.speed import FAIR, record
+from nestar.checkpoints import resolve_device
 from nestar.engines import Engines
 from nestar.model import NestAR, NestARConfig
 from nestar.registry import imagenet_config
@@ -421,7 +422,8 @@ def main() -> None:
     parser.add_argument("--runs", type=positive, default=3)
     parser.add_argument("--out", type=Path, default=RESULTS / "peers.json")
     arguments = parser.parse_args()
-    device = None if arguments.device == "none" else torch.device(arguments.device)
+    with sentences(parser):
+        device = None if arguments.device == "none" else resolve_device(arguments.device)
     report = measure(device, arguments.runs)
     write_report(arguments.out, report)
     for row in report["rows"]:

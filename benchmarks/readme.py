@@ -313,6 +313,7 @@ def crowd_rows() -> Iterator[Row]:
     load, cancel, soak = (read(RESULTS / f"crowd_{what}.json") for what in ("load", "cancel", "soak"))
     if load:
         who = f"{load['visitors']} visitors at once, {load['cores']} cores shared with them"
+        who += f"; {crowd_said(load)}"
         wait = load["wait_seconds"]
         light, command = load["light_call_seconds"]["p95"], "`python -m benchmarks.crowd load`"
         failed = f"{len(load['errors'])} of {load['pictures']}"
@@ -329,7 +330,7 @@ def crowd_rows() -> Iterator[Row]:
                 "",
                 command,
             )
-        yield "runs that overtook an earlier visitor's", f"{load['most_overtaken']}", who, "", command
+        yield "most runs that overtook one earlier visitor's", f"{load['most_overtaken']}", who, "", command
         yield (
             "the page itself meanwhile, 95th percentile",
             f"{light:.2f} s",
@@ -339,7 +340,7 @@ def crowd_rows() -> Iterator[Row]:
         )
     if cancel:
         command, growth = "`python -m benchmarks.crowd cancel`", cancel["memory_growth"]
-        what = f"{cancel['runs']} runs, {cancel['stuck']} stuck; {said_steps(cancel)}"
+        what = f"{cancel['runs']} runs, {cancel['stuck']} stuck; {crowd_said(cancel)}"
         ends = cancel["seconds_until_free"].items()
         freed = ", ".join(
             f"{LEAVING.get(name, name)} {each['p95'] * 1000:.0f} ms" for name, each in ends if each
@@ -348,15 +349,18 @@ def crowd_rows() -> Iterator[Row]:
         yield "memory grown by these runs", f"{growth:.1%}", what, goal("growth", growth, ".0%"), command
     if soak:
         command, growth = "`python -m benchmarks.crowd soak`", soak["memory_growth"]
-        what = f"{soak['calls']} calls through all tabs, {len(soak['errors'])} failed; {said_steps(soak)}"
+        what = f"{soak['calls']} calls through all tabs, {len(soak['errors'])} failed; {crowd_said(soak)}"
         yield "memory grown in a soak", f"{growth:.1%}", what, goal("growth", growth, ".0%"), command
 
 
-def said_steps(report: dict[str, Any]) -> str:
-    """With which steps the page began; older reports do not say."""
+def crowd_said(report: dict[str, Any]) -> str:
+    """With which steps the page began, and whether its weights were others than today's; older reports do
+    not say."""
     if "steps" not in report:
         return "by an earlier version, its steps not noted"
-    return f"{report['steps']} steps of {report['solver'].capitalize()}"
+    steps = f"{report['steps']} steps of {report['solver'].capitalize()}"
+    is_todays = report.get("fingerprint") == embedded_fingerprint(f"k{SampleSettings.k}-lattice")
+    return steps if is_todays else f"{steps}, earlier weights"
 
 
 def same_picture_rows() -> Iterator[Row]:
@@ -938,7 +942,7 @@ def weights_said(report: dict[str, Any]) -> Iterator[str]:
     if "images_seen" in settings and not prints:
         yield "measured on weights that the report does not name"
     if others:
-        yield f"measured on earlier weights: {', '.join(others)}"
+        yield f"measured on other weights than the embedded: {', '.join(others)}"
     if report.get("instruments") not in (None, embedded_instruments()):
         yield "with another tokenizer or feature network than the embedded"
 

@@ -245,7 +245,9 @@ def _samples(arguments: argparse.Namespace) -> int:
     model, solver = pipeline.models[name], pipeline.solver_settings(settings)
     asked = {"count": arguments.count, "classes": classes, "seed": settings.seed, **vars(solver)}
     asked |= {"weights": fingerprint_of(model), "tokenizer": pipeline.tokenizer.fingerprint}
+    # Rounding depends on the batch, too.
     asked |= {"device": pipeline.device.type, "products": products_in(pipeline.device)}
+    asked |= {"batch": arguments.batch}
     if worker.rank == 0:
         _make_way(arguments.out)
     bulk = Bulk(arguments.out.with_suffix(".parts"), arguments.count, classes, settings.seed, asked)

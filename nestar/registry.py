@@ -20,7 +20,7 @@ CHANNELS = 16
 CLASSES = 1000
 FACTORS = (2, 4, 8, 16)
 DEFAULT_FACTOR = 4
-XAR_MILLIONS: Mapping[str, int] = {"b": 173, "l": 608, "h": 1190}
+XAR_MILLIONS: Mapping[str, int] = {"b": 172, "l": 608, "h": 1190}
 """Parameters of xAR's sizes of the same letters, in millions (arXiv 2502.20388)."""
 
 

@@ -344,7 +344,7 @@ HOSTILE_PNGS = {
     "bomb of text": png(chunk(b"zTXt", KEY + b"\0" + zlib.compress(b"0" * 10**8, 9))),
     "bomb of international text": png(chunk(b"iTXt", KEY + b"\x01\0\0\0" + zlib.compress(b"0" * 10**8, 9))),
     "huge text": png(chunk(b"tEXt", KEY + b'{"class_name": "' + b"f" * 4_000_000 + b'"}')),
-    "text just too long": png(chunk(b"tEXt", KEY + b" " * (MAX_TEXT + 1))),
+    "text just too long": png(chunk(b"tEXt", KEY + KEPT.encode().ljust(MAX_TEXT + 1))),
     "many chunks": png(*[chunk(b"tEXt", b"a\0b")] * (MAX_CHUNKS + 1), chunk(b"tEXt", KEY + KEPT.encode())),
     "chunk longer than the file": png(chunk(b"tEXt", KEY + KEPT.encode(), 2**32 - 1)),
     "no json": png(chunk(b"tEXt", KEY + b"{class: fish}")),

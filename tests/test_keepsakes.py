@@ -42,7 +42,7 @@ def with_international_text(text: str, compressed: bool = False) -> bytes:
 
 
 def huge_chunk() -> bytes:
-    content = keepsakes.KEYWORD.encode() + b"\0" + b" " * (keepsakes.MAX_TEXT + 1)
+    content = keepsakes.KEYWORD.encode() + b"\0" + json.dumps(KEPT).encode().ljust(keepsakes.MAX_TEXT + 1)
     crc = zlib.crc32(b"tEXt" + content)
     chunk = struct.pack(">I4s", len(content), b"tEXt") + content + struct.pack(">I", crc)
     plain = png()

@@ -85,10 +85,12 @@ def test_findings_of_other_weights_say_so(two_nestings, monkeypatch):
         settings = {"fingerprints": {"k4-lattice": fingerprint, "one-shot": "same"}}
         report = readme.refreshed("scaling", REPORT | {"settings": settings, "arms": []})
         page = "\n".join(readme.finding_lines("scaling", report))
-        assert ("Measured on earlier weights: k4-lattice." in page) is said
+        assert ("Measured on other weights than the embedded: k4-lattice." in page) is said
         write(readme.EXPERIMENTS / "scaling.json", report)
         lines = list(readme.headline_parts())
-        assert any("measured on earlier weights: k4-lattice |" in line for line in lines) is said
+        assert (
+            any("measured on other weights than the embedded: k4-lattice |" in line for line in lines) is said
+        )
         assert any(line.startswith("| `scaling` | Which is best? | fid: k4-lattice 12.3,") for line in lines)
         assert lines[-1].startswith("Not run yet: `coordination`,")
     unnamed = REPORT | {"settings": {"images_seen": {"k4-lattice": 9}}, "arms": []}
@@ -225,15 +227,16 @@ def test_weights_and_images_that_differ_are_said():
     assert list(readme.weights_said({"instruments": own | {"tokenizer": "another"}}))
 
 
+SHARES = ("precision", "recall")
+
+
 def test_what_chance_makes_is_as_measured() -> None:
     report = json.loads((readme.RESULTS / "noise.json").read_text())
     assert report["fingerprint"] == readme.embedded_fingerprint(report["nesting"])
-    worst = {
-        name: max(row[f"{name}_error_over_independent"] for row in report["rows"])
-        for name in ("fid", "precision", "recall")
-    }
-    assert worst["fid"] == pytest.approx(findings.FID_ERROR, rel=0.2)
-    assert max(worst["precision"], worst["recall"]) == pytest.approx(findings.SHARE_ERROR, rel=0.2)
+    fid = max(row["fid_error_times_fourth_root"] for row in report["rows"])
+    assert 0.8 * findings.FID_ERROR < fid <= findings.FID_ERROR
+    shares = max(row[f"{name}_error_over_independent"] for row in report["rows"] for name in SHARES)
+    assert 0.8 * findings.SHARE_ERROR < shares <= findings.SHARE_ERROR
 
 
 def test_the_readme_stands_as_its_command_writes_it():

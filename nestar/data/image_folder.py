@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image
 from torch import Tensor
 
 from nestar.data.imagenet import named
@@ -24,6 +24,17 @@ HELD_OUT_EVERY = 50
 """Without a `val/`, one picture of a class in so many is held out, and one at least."""
 DECODERS = 8
 """Threads that read pictures at once: Pillow lets others run while it decodes and resamples."""
+
+TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""What brings a picture upright, by EXIF's number for how it lies."""
 
 
 @dataclass(frozen=True)
@@ -127,13 +138,23 @@ def _folder(names: Sequence[str], files: dict[str, list[Path]]) -> ImageFolder:
     return ImageFolder(named(names), tuple(file for _, file in rows), ids)
 
 
+def _upright(picture: Image.Image) -> Image.Image:
+    """Turned as its file says, where that can be read. Not `ImageOps.exif_transpose`: that writes all that a
+    camera noted anew, and fails where some of it is odd."""
+    try:
+        turn = TURNS.get(picture.getexif().get(ExifTags.Base.Orientation))
+    except Exception:
+        turn = None
+    return picture if turn is None else picture.transpose(turn)
+
+
 def _square(file: Path, size: int, flip: bool) -> np.ndarray:
     """The picture as uint8 (size, size, 3): halved while that is exact enough, then resampled, then cut to
     the middle, as ADM (arXiv 2105.05233) and all that compare with it prepare ImageNet; but turned upright
     where the file says how, as telephones' do."""
     try:
         with Image.open(file) as opened:
-            picture = ImageOps.exif_transpose(opened).convert("RGB")
+            picture = _upright(opened).convert("RGB")
     # Pillow says of some damaged PNGs that their syntax is wrong, with Python's own error for it.
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise SettingsError(f"{file} cannot be read as a picture ({type(error).__name__}).") from None
