@@ -436,7 +436,8 @@ def test_what_is_pressed_right_after_stop_is_computed(visit_tab, ended, button, 
     assert ended == [True]
 
 
-def test_what_is_pressed_while_two_panels_stop_is_computed(visit_tab, ended):
+@pytest.mark.parametrize(("button", "panel"), [("generate", "grid"), ("warm", "sweep")])
+def test_what_is_pressed_while_two_panels_stop_is_computed(visit_tab, ended, button, panel):
     """The panel whose Stop takes longer holds what the other has already sent on."""
     page = visit_tab()
     quick(page)
@@ -444,13 +445,14 @@ def test_what_is_pressed_while_two_panels_stop_is_computed(visit_tab, ended):
     page.locator("#diversity-generate").click()
     wait_for(page, "grid", "running")
     assert ended.begun.wait(60)
-    page.locator("#diversity-warm").click()
-    wait_for(page, "sweep", "waiting")
-    page.evaluate("""() => {
-      for (const name of ["stop", "generate"]) document.querySelector(`#diversity-${name}`).click();
-    }""")
+    page.locator("#diversity-measure").click()
+    wait_for(page, "explained", "waiting")
+    page.evaluate(f"""() => {{
+      document.querySelector("#diversity-stop").click();
+      document.querySelector("#diversity-{button}").click();
+    }}""")
     wait_for_entry(ended)
-    wait_for(page, "grid", "running")
+    wait_for(page, panel, "running")
     ended.clear()
     page.locator("#diversity-stop").click()
     wait_for_entry(ended)

@@ -49,7 +49,7 @@ function followRuns({ name, button, draw, late }) {
     "click",
     (event) => {
       const pressed = event.target.closest?.(STARTERS);
-      const twice = pressed?.id === button && calls.busy() && !pressed.again;
+      const twice = pressed?.id === button && calls.busy() && !pressed?.again;
       if (!pressed || !(calls.halting() || twice)) return;
       event.stopImmediatePropagation();
       event.preventDefault();
