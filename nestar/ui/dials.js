@@ -37,7 +37,7 @@ function whyMissing(plan) {
 // Weights that saw fewer pictures than others draw worse, and not because of their k.
 function trainedOn(plan) {
   const counts = new Set(offered.filter((each) => each.has_weights).map((each) => each.images));
-  return counts.size > 1 && plan.images ? ` Images seen in training: ${plan.images}.` : "";
+  return counts.size > 1 && plan.images ? ` Images seen: ${plan.images}.` : "";
 }
 
 function showK() {

@@ -29,7 +29,7 @@ def minus(one: Mapping[str, Any], other: Mapping[str, Any], figures: Sequence[st
     }
 
 
-FID_ERROR = 0.36
+FID_ERROR = 0.4
 """Standard error of a FID, as a share of it, times the fourth root of the samples, at most; measured by
 `python -m benchmarks.noise`, as the next. The error falls with their square root; but FID falls, too."""
 
