@@ -25,6 +25,7 @@ from nestar.checkpoints import resolve_device
 from nestar.engine import products_in
 from nestar.registry import SIDE, SIZES
 from nestar.tokenizer import Tokenizer, build_autoencoder
+from nestar.training.loop import let_go
 from nestar.training.nesting import LatentPools, NestingTask, NestingTrainConfig
 from nestar.training.presets import NESTINGS, STEPS
 
@@ -64,8 +65,8 @@ def measure(name: str, device: torch.device, batch: int | None, rows: int, steps
     config = replace(config, batch=batch or config.batch)
     rows = equal_part(config.batch, rows)
     tokenizer = Tokenizer(build_autoencoder(patch=16, channels=(16,), latent_channels=16), patch=16)
+    let_go(device, compiled=device.type == "cuda")  # the size before this one
     if device.type == "cuda":
-        torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(device)
     task = NestingTask(
         config,

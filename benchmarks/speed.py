@@ -1,8 +1,9 @@
 """Speed side by side: `python -m benchmarks.speed` writes `results/speed.json` and `results/speed.png`.
 
-All contenders are nestings of one total size that run through the same sampler and cache, in turns within one
-run, so that what slows the machine slows all alike; ratios are taken turn by turn. Embedded weights are used
-where there are any, random ones of the same shape elsewhere: a network pass costs the same with either.
+All contenders are nestings of as many blocks of one width (their sizes differ by what modules have of their
+own) that run through the same sampler and cache, in turns within one run, so that what slows the machine
+slows all alike; ratios are taken turn by turn. Embedded weights are used where they are of this shape, random
+ones elsewhere: a network pass costs the same with either.
 """
 
 from __future__ import annotations
@@ -95,9 +96,14 @@ def sample_once(engines: Engines, settings: SolverSettings, rows: int, run: int)
 
 
 def record(engines: Engines, settings: SolverSettings, rows: int) -> None:
-    """On a GPU, let passes over so many samples be started as a whole, as the page does."""
-    if engines.model.device.type == "cuda":
-        engines.record(rows, guided=settings.guided)
+    """On a GPU, let passes over so many samples be started as a whole, as the page does.
+
+    Raises:
+        RuntimeError: they cannot be: what is measured then would be the host, not the GPU.
+    """
+    on_gpu = engines.model.device.type == "cuda"
+    if on_gpu and not engines.record(rows, guided=settings.guided):
+        raise RuntimeError(f"Passes of {engines.model.config.nesting.name} were not recorded, see the log.")
 
 
 def made_ready(engines: Engines, settings: SolverSettings, rows: int) -> None:
@@ -290,7 +296,8 @@ def patient_turns(
 ) -> dict[str, list[float]]:
     """Seconds of each contender's pictures, in turns; whoever took longer than PATIENCE takes no other."""
     for engines in racing.values():
-        if engines.model.config.nesting.kind != "autoregressive":  # token by token there is enough to warm on
+        # A GPU chooses kernels shape by shape; a CPU has enough to warm on, token by token.
+        if engines.model.device.type == "cuda" or engines.model.config.nesting.kind != "autoregressive":
             sample_once(engines, replace(settings, steps=1), 1, 0)
     taken: dict[str, list[float]] = {label: [] for label in racing}
     for run in range(runs):

@@ -14,12 +14,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from functools import lru_cache
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from nestar.transformer import RMS_EPSILON, Block, Modulation, ScaledModule
 
@@ -36,6 +38,10 @@ PRODUCTS_FROM = 64
 """From so many tokens of all rows together a CPU computes attention in bf16 as two products of many small
 matrices: 1.5 to 3 times as fast as torch's kernel for it, which takes one head of one row at a time. Fewer
 are not worth starting the products."""
+GPU_KERNELS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
+"""Kernels of attention on a GPU: not cuDNN's, which torch would take first on the newest. That one makes a
+plan for every number of rows and tokens, some 30 ms each, and keeps all of them: here every patch has its own
+shape."""
 MOST_SCORES = 2**25
 """Numbers that these products may keep of scores and of their softmax each, 64 MiB; the kernel keeps none."""
 
@@ -59,6 +65,11 @@ def autocast(device: torch.device, precision: str = "auto") -> torch.autocast:
     """Matrix products of a training or of an encoding, by one of PRECISIONS."""
     in_bf16 = products_in(device, precision) == "bf16"
     return torch.autocast(device.type, torch.bfloat16, enabled=in_bf16)
+
+
+def gpu_kernels(device: torch.device) -> AbstractContextManager[None]:
+    """Attention by GPU_KERNELS on a GPU, as ever elsewhere."""
+    return sdpa_kernel(GPU_KERNELS) if device.type == "cuda" else nullcontext()
 
 
 def compute_dtype(module: ScaledModule) -> torch.dtype:
@@ -97,8 +108,12 @@ class Engine:
         # Queries lie beside keys and values, so that one operation writes queries and keys.
         shape = (len(self.weights.blocks), 3, self.rows, self.heads, self.tokens, self.head_dim)
         self.store_L3RHNE = torch.empty(shape, device=self.device, dtype=self.dtype)
-        self.epsilon = torch.tensor(RMS_EPSILON * dim**0.5, device=self.device, dtype=self.dtype)
-        self.epsilon_qk = torch.tensor(RMS_EPSILON * self.head_dim**0.5, device=self.device, dtype=self.dtype)
+        like = {
+            "device": self.device,
+            "dtype": self.dtype,
+        }  # filled there: copied numbers would be waited for
+        self.epsilon = torch.full((), RMS_EPSILON * dim**0.5, **like)
+        self.epsilon_qk = torch.full((), RMS_EPSILON * self.head_dim**0.5, **like)
         self._buffers: dict[int, _Buffers] = {}
         self._packed_L2Y: Tensor | None = None
         self._recorded: dict[tuple[int, int, bool], _Recorded] = {}
@@ -111,8 +126,8 @@ class Engine:
         rows_R = None
         if len(t_RT) == 1:
             class_ids_R, rows_R = class_ids_R.unique(return_inverse=True)
-            rows_R = rows_R.to(self.device)
-        given = self.module.condition(t_RT, class_ids_R.to(self.device))
+            rows_R = rows_R.to(self.device, non_blocking=True)
+        given = self.module.condition(t_RT, class_ids_R.to(self.device, non_blocking=True))
         self.modulations = _by_time(given, rows_R, self.dtype)
         self._views: tuple[int, int, list[_Views] | list[_PackedViews], Tensor] | None = None
 
@@ -154,7 +169,8 @@ class Engine:
         held = _Conditioned.of(self.modulations[0].all_FR1D.clone())
 
         def work() -> None:
-            self._compute(b, held, views, place_SD, alone)
+            with gpu_kernels(self.device):
+                self._compute(b, held, views, place_SD, alone)
 
         again = _Recorded(held, recorder(work))
         b.y_BSC.normal_()
@@ -175,7 +191,8 @@ class Engine:
         given = self.modulations[time]
         recorded = self._recorded.get((self.length, size, alone))
         if recorded is None:
-            self._compute(b, given, *self._around(size), alone)
+            with gpu_kernels(self.device):
+                self._compute(b, given, *self._around(size), alone)
         else:
             recorded.given.all_FR1D.copy_(given.all_FR1D)
             recorded.work()

@@ -157,6 +157,7 @@ def float32(monkeypatch: pytest.MonkeyPatch) -> None:
     """Products and pictures in float32 on the GPU, too, so that they can be held to the CPU's."""
     for module in (engine, frames):
         monkeypatch.setattr(module, "has_bf16", lambda device: False)
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
 
 
 @pytest.mark.parametrize("nesting", [K4, K2, Nesting.one_shot(4, 4)], ids=lambda nesting: nesting.name)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from nestar.checkpoints import weights_name
 from nestar.data import tiny_worlds
-from nestar.data.image_folder import ImageFolder
+from nestar.data.image_folder import PREPARED, ImageFolder
 from nestar.data.pools import (
     HELD_OUT_SEED,
     TRAIN_SEED,
@@ -24,7 +24,7 @@ from nestar.data.pools import (
     latent_pool,
     latents_file,
 )
-from nestar.engine import PRECISIONS, autocast, products_in
+from nestar.engine import PRECISIONS, autocast, gpu_kernels, products_in
 from nestar.flow import (
     CLEAN_SHARE,
     Part,
@@ -196,7 +196,9 @@ class LatentPools:
 
         def latents(folder: ImageFolder, flips: bool) -> LatentShards:
             made_of = f"{folder.fingerprint}_{size}_{tokenizer.latents_fingerprint}"
-            shards = cache / f"latents_folder_{made_of}"
+            shards = cache / f"latents_folder_v{PREPARED}_{made_of}"
+            if not shards.exists() and (worker is None or worker.rank == 0):
+                folder.check()
             return folder_latents(shards, tokenizer, folder, size, flips=flips, worker=worker)
 
         return cls(
@@ -579,5 +581,6 @@ class NestingTask:
 
 def quick_attention(device: torch.device) -> AbstractContextManager[None]:
     """On a CPU, attention by plain matrix products: in a profile of the embedded k = 4 the fused kernel's
-    backward pass alone took 29 % of a training step, with heads as small as these."""
-    return sdpa_kernel(SDPBackend.MATH) if device.type == "cpu" else nullcontext()
+    backward pass alone took 29 % of a training step, with heads as small as these. On a GPU as when
+    sampling."""
+    return sdpa_kernel(SDPBackend.MATH) if device.type == "cpu" else gpu_kernels(device)
