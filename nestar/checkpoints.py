@@ -383,9 +383,12 @@ def build_tokenizer(folder: Path, *, patch: int, scale: float, fills: bool = Fal
     return Tokenizer(autoencoder, patch=patch, scale=scale, fills=fills).float().eval()
 
 
-def check_fit(outline: Outline, file: Path, tokenizer: Tokenizer, origin: str) -> None:
+def check_fit(outline: Outline, file: Path, tokenizer: Tokenizer, makes: str, origin: str) -> None:
     """Whether a nesting, of which `file` is the config, and a tokenizer from `origin` go together and make
-    pictures of a sane size.
+    pictures of a sane size. Tokens of another tokenizer of this shape would be decoded to garbage.
+
+    Args:
+        makes: the tokenizer's `latents_fingerprint`, which takes a while.
 
     Raises:
         WeightsError: they do not.
@@ -395,6 +398,14 @@ def check_fit(outline: Outline, file: Path, tokenizer: Tokenizer, origin: str) -
         raise WeightsError(
             f"{file} is for tokens of {config.channels} channels; "
             f"the tokenizer of {origin} has {tokenizer.channels}.",
+            file,
+            file.parent.parent,
+        )
+    made_for = outline.record.get("latents")
+    if made_for not in (None, makes):
+        raise WeightsError(
+            f"{file} is of a nesting trained on latents {made_for}; the tokenizer of {origin} makes {makes} "
+            "(another encoder, patch or scale).",
             file,
             file.parent.parent,
         )

@@ -17,11 +17,14 @@ from tqdm import tqdm
 
 from nestar.model import WeightsError
 
-PROBE_SECONDS = 2.0
-"""How long the Hub may take to answer before the cache is used; its client alone would try for minutes."""
+PROBE_SECONDS, PATIENT_SECONDS = 2.0, 6.0
+"""How long the Hub may take to answer before the cache is used, and where that has nothing to use; its client
+alone would try for minutes."""
 
 REFUSED = (401, 403)
 """HTTP answers to one who may not have a file, such as with a token that is no longer valid."""
+BUSY = "does not give", "try again later"
+"""What is said of its other answers, such as that it was asked too often, and what is to be done then."""
 
 Progress = Callable[[str, int, int], None]
 """Told of a download on its way: the file's path in the repository, bytes that are here, bytes in all."""
@@ -108,7 +111,7 @@ def _answers(name: str, path: str, revision: str | None) -> bool:
 
     Raises:
         HfHubHTTPError: it answers that there is no such file, or that it may not be had.
-        WeightsError: it refuses whoever asks, and the file has not come before.
+        WeightsError: it refuses whoever asks, or is too busy, and the file has not come before.
     """
     from huggingface_hub import get_hf_file_metadata, hf_hub_url, try_to_load_from_cache
     from huggingface_hub.errors import (
@@ -123,17 +126,18 @@ def _answers(name: str, path: str, revision: str | None) -> bool:
 
     validate_repo_id(name)
     said = (EntryNotFoundError, GatedRepoError, HFValidationError)
+    cached = isinstance(try_to_load_from_cache(name, path, revision=revision), str)
+    timeout = PROBE_SECONDS if cached else PATIENT_SECONDS
     try:
-        get_hf_file_metadata(hf_hub_url(name, path, revision=revision), timeout=PROBE_SECONDS)
+        get_hf_file_metadata(hf_hub_url(name, path, revision=revision), timeout=timeout)
     except (*said, RepositoryNotFoundError, RevisionNotFoundError):
         raise
     except HfHubHTTPError as error:
+        if cached:
+            return False
         status = error.response.status_code
-        if status in REFUSED and not isinstance(try_to_load_from_cache(name, path, revision=revision), str):
-            raise WeightsError(
-                f"The Hub refuses {path} of {name} (HTTP {status}); check HF_TOKEN, or log in anew."
-            ) from None
-        return False
+        what, then = ("refuses", "check HF_TOKEN, or log in anew") if status in REFUSED else BUSY
+        raise WeightsError(f"The Hub {what} {path} of {name} (HTTP {status}); {then}.") from None
     except Exception:  # no network, a time-out, a server error: the cache may still serve
         return False
     return True

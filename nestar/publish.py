@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nestar.checkpoints import EMBEDDED, TOKENIZER_FILES, Checkpoint, open_checkpoint
+from nestar.checkpoints import EMBEDDED, TOKENIZER_FILES, Checkpoint, check_fit, open_checkpoint
 from nestar.data import tiny_worlds
+from nestar.limits import shortened
 from nestar.model import NestAR, WeightsError, fingerprint_of, module_file, read_json
 from nestar.settings import SampleSettings
 from nestar.tokenizer import Tokenizer
@@ -74,6 +75,11 @@ def prepare(
     models = {name: checkpoint.nesting(name) for name in checkpoint.nestings}
     if not models:
         raise WeightsError(f"{folder} has no nesting yet: there is nothing to publish.")
+    makes = tokenizer.latents_fingerprint
+    for name, model in models.items():
+        check_fit(
+            model.outline, checkpoint.folder / name / "config.json", tokenizer, makes, checkpoint.origin
+        )
     names = ["config.json"]
     if checkpoint.tokenizer_place is None:  # else the config names the repository that has it
         names += [f"tokenizer/{name}" for name in (*TOKENIZER_FILES, "tokenizer.json")]
@@ -120,7 +126,11 @@ def push(publication: Publication, repository: str, *, private: bool = False) ->
         status = error.response.status_code if error.response is not None else None
         if status in (401, 403):
             raise WeightsError(f"The Hub does not let this token write to {repository}.") from None
-        raise WeightsError(f"The Hub did not take {repository} (status {status}).") from None
+        why = f": {shortened(error.server_message)}" if error.server_message else ""
+        raise WeightsError(f"The Hub did not take {repository} (status {status}){why}.") from None
+    except ValueError as error:  # what the card says of itself, such as a licence that the Hub does not know
+        why = shortened(" ".join(str(error).split()))
+        raise WeightsError(f"{repository} could not be published: {why}") from None
     except Exception as error:
         raise WeightsError(f"{repository} could not be published ({type(error).__name__}).") from None
     return str(commit.commit_url)

@@ -80,8 +80,12 @@ for line in sys.stdin:
 """
 
 
+BUSY = "busy"
+
+
 class StandInHub:
-    """Serves `repositories`, a folder or an error code by id, at one commit; the code "" is a bare refusal.
+    """Serves `repositories`, a folder or an error code by id, at one commit; the code "" is a bare refusal,
+    BUSY the answer to one who asks too often.
 
     Attributes:
         served: paths of the files it gave.
@@ -153,7 +157,8 @@ class StandInHub:
         class Handler(BaseHTTPRequestHandler):
             def do_HEAD(self) -> None:
                 error, body = hub.answer(self.path)
-                status = {None: 200, "GatedRepo": 403, "": 403, "RepoNotFound": 401}.get(error, 404)
+                statuses = {None: 200, "GatedRepo": 403, "": 403, "RepoNotFound": 401, BUSY: 429}
+                status = statuses.get(error, 404)
                 # Weights are kept under their SHA-256, small files under a hash of git's.
                 digest = hashlib.sha256 if self.path.endswith(".safetensors") else hashlib.sha1
                 tag, size = digest(body).hexdigest(), len(body)
@@ -162,7 +167,7 @@ class StandInHub:
                     start, status = int(asked.removeprefix("bytes=").partition("-")[0]), 206
                     body = body[start:]
                 self.send_response(status)
-                if error:
+                if error and error != BUSY:
                     self.send_header("X-Error-Code", error)
                 self.send_header("X-Repo-Commit", COMMIT)
                 self.send_header("ETag", f'"{tag}"')
@@ -193,6 +198,7 @@ class WritableHub(StandInHub):
         super().__init__({})
         self.root = root
         self.commits: list[list[str]] = []  # paths of each
+        self.card_errors: list[dict[str, str]] = []
         self._objects: dict[str, bytes] = {}
 
     def take(self, path: str, body: bytes) -> Any:
@@ -204,7 +210,7 @@ class WritableHub(StandInHub):
             self.repositories.setdefault(repository, self.root / repository.replace("/", "--"))
             return {"url": f"{self.url}/{repository}", "name": repository}
         if parts == ["api", "validate-yaml"]:  # of a model card's head
-            return {"errors": [], "warnings": []}
+            return {"errors": self.card_errors, "warnings": []}
         if parts[0] == "lfs":
             assert hashlib.sha256(body).hexdigest() == parts[1]
             self._objects[parts[1]] = body
@@ -254,8 +260,9 @@ class WritableHub(StandInHub):
             def do_POST(self) -> None:
                 body = self.rfile.read(int(self.headers["Content-Length"]))
                 allowed = self.command == "PUT" or self.headers["Authorization"] == f"Bearer {WRITER}"
-                answer = json.dumps(hub.take(self.path, body) if allowed else {"error": "no"}).encode()
-                self.send_response(200 if allowed else 403)
+                said = hub.take(self.path, body) if allowed else {"error": "no"}
+                answer, refused = json.dumps(said).encode(), isinstance(said, dict) and said.get("errors")
+                self.send_response((400 if refused else 200) if allowed else 403)
                 self.send_header("Content-Type", "application/json")
                 self.send_header("Content-Length", str(len(answer)))
                 self.end_headers()

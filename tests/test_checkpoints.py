@@ -27,6 +27,7 @@ from nestar.checkpoints import (
 from nestar.model import FORMAT_VERSION, NestAR, WeightsError
 from nestar.nesting import Nesting
 from nestar.pipeline import NestARPipeline
+from nestar.publish import prepare
 from nestar.settings import SettingsError, find_nesting
 from tests.small import (
     CHANNELS,
@@ -491,3 +492,21 @@ def test_a_folder_gives_its_own_name_to_what_is_taken(tmp_path: Path, written: s
     folder = tmp_path / "user@lab" / "more@home"
     folder.mkdir(parents=True)
     assert free_name("k4-lattice", written.format(folder), ["k4-lattice"]) == "k4-lattice.more@home"
+
+
+def test_another_tokenizer_of_the_same_shape_is_refused(tmp_path: Path) -> None:
+    """It would decode the tokens to garbage, without any error."""
+    place = save_checkpoint(tmp_path / "mine", [K4])
+    tokenizer = load_tokenizer(place / "tokenizer")
+    record = {"latents": tokenizer.latents_fingerprint}
+    small_model(K4).save_pretrained(place / K4.name, record=record)
+    NestARPipeline.from_pretrained(place, device="cpu")
+    prepare(place, "user/mine")
+    described = json.loads((place / "tokenizer/tokenizer.json").read_text())
+    (place / "tokenizer/tokenizer.json").write_text(json.dumps({**described, "scale": 0.18215}))
+    for opened in (
+        lambda: NestARPipeline.from_pretrained(place, device="cpu"),
+        lambda: prepare(place, "a/b"),
+    ):
+        with pytest.raises(WeightsError, match=r"trained on latents \w{8}; the tokenizer of .* makes \w{8}"):
+            opened()

@@ -16,7 +16,7 @@ from diffusers import AutoencoderKL
 
 from nestar.checkpoints import load_tokenizer
 from nestar.tokenizer import Tokenizer
-from tests.hub import COMMIT, Loader, StandInHub
+from tests.hub import BUSY, COMMIT, Loader, StandInHub
 from tests.small import K2, K4, save_checkpoint, save_tokenizer, small_tokenizer
 
 CONFIG = "config.json"
@@ -99,6 +99,7 @@ def hub(published: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[S
             "user/other": other,
             "user/gated": "GatedRepo",
             "user/refused": "",
+            "user/busy": BUSY,
             "user/birds": birds,
             "user/kl": kl,
             "user/odd": odd,
@@ -154,6 +155,11 @@ def test_the_hub_by_commit_without_pickles(hub: StandInHub, loader: Loader) -> N
             "user/refused",
             None,
             "The Hub refuses config.json of user/refused (HTTP 403); check HF_TOKEN, or log in anew.",
+        ),
+        (
+            "user/busy",
+            None,
+            "The Hub does not give config.json of user/busy (HTTP 429); try again later.",
         ),
         ("user/weights", "nowhere", "Hub repository user/weights has no revision 'nowhere'."),
         ("user/other", None, "Hub repository user/other has no config.json: it holds no NestAR weights."),

@@ -137,6 +137,17 @@ def test_a_hub_that_does_not_take_it_is_one_sentence(hub, loader, folder, token,
     assert hub.commits == before
 
 
+def test_a_card_that_the_hub_refuses_is_one_sentence_with_its_reason(hub, loader, folder, monkeypatch):
+    monkeypatch.setattr(hub, "card_errors", [{"message": '"license" must be one of: mit, cc-by-4.0'}])
+    before = list(hub.commits)
+    done = loader.push(folder, REPOSITORY, WRITER)
+    assert done["status"] == 2 and hub.commits == before
+    assert done["said"].strip() == (
+        f"nestar: {REPOSITORY} could not be published: Invalid metadata in README.md. "
+        '- "license" must be one of: mit, cc-by-4.0'
+    )
+
+
 def test_damaged_weights_are_not_published(folder):
     (folder / K2.name / "module_2.safetensors").write_bytes(b"half a file")
     with pytest.raises(WeightsError, match=r"module_2\.safetensors"):

@@ -295,10 +295,10 @@ def test_pictures_that_no_machine_decodes_are_refused(tmp_path: Path) -> None:
     tokenizer = small_tokenizer()
     file = tmp_path / "config.json"
     largest = Outline(NestARConfig(Nesting.one_shot(64, 64), channels=tokenizer.channels), {})
-    check_fit(largest, file, tokenizer, "here")
+    check_fit(largest, file, tokenizer, "made", "here")
     tokenizer.patch = 64
     with pytest.raises(WeightsError, match=r"config\.json is for pictures of 268,435,456 pixels"):
-        check_fit(largest, file, tokenizer, "here")
+        check_fit(largest, file, tokenizer, "made", "here")
 
 
 @pytest.mark.parametrize("file", WEIGHTS)
