@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from nestar.model import NestARConfig
 from nestar.sampler import SolverSettings
-from nestar.transformer import MLP_RATIO, TIME_FREQUENCIES
+from nestar.transformer import TIME_FREQUENCIES, mlp_width
 
 
 def pass_operations(config: NestARConfig, depth: int, tokens: int, context: int) -> int:
     """One row's pass of embedded `tokens` through a module of `depth` blocks, `context` cached tokens in
     sight."""
-    dim, hidden = config.dim, int(MLP_RATIO * config.dim)
+    dim, hidden = config.dim, mlp_width(config.dim)
     weights = 3 * dim * dim + dim * dim + 3 * dim * hidden  # qkv, out, SwiGLU's three
     block = 2 * tokens * weights + 4 * tokens * (context + tokens) * dim  # scores, and values by weights
     return depth * block + 2 * tokens * dim * config.channels  # and the head
