@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nestar.files import whole, write_json
-from nestar.nesting import ORDERS
+from nestar.nesting import ORDERS, ORDERS_OF_KIND, Nesting
 from nestar.settings import RANGES, SCHEDULES, SOLVERS, SampleSettings, SettingsError, find_nesting, typed
 
 if TYPE_CHECKING:
@@ -48,8 +48,15 @@ NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """What the system says when a disk, a share of it or a file may grow no further."""
 MANY_FLAGS = ("accumulate", "checkpoint_activations", "precision")
 """Flags of `train` for nestings alone, by their names here."""
+SIZES = ("dim", "heads", "blocks")
+SHAPE = (*SIZES, "variant")
+"""Those that change a nesting's shape or name, but for its k and order."""
+VARIANT = re.compile("[A-Za-z0-9_-]{1,40}")
+"""What a variant may be called: folders are."""
 GUIDED = ("autoguidance", "away_from")
 """Those of `train nesting` that guide it by earlier weights."""
+ODD_SPREAD = 2.0
+"""A standard deviation of latents this many times off 1 is likely another tokenizer's scale."""
 MAX_TRAINING_SEED = 2**31 - 1
 """Steps' and modules' seeds are made of it by multiplication."""
 MAX_POOL_FROM = 2**31 - 1
@@ -77,7 +84,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is still to be flushed
         return READER_LEFT
     except Exception as error:
-        if _no_room(error):
+        if _no_memory(error):
+            said = (
+                "The GPU has no memory left. Fewer samples or pictures at once take less (--batch); in "
+                "training so do a larger --accumulate and --checkpoint-activations. What was encoded stays."
+            )
+        elif _no_room(error):
             said = f"The disk is full ({error}). What was whole before still is: make room and call again."
         elif isinstance(error, OSError) and error.filename is not None:  # a file or folder that was given
             said = f"{error.filename} cannot be used ({error.strerror})."
@@ -85,6 +97,13 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         print(f"nestar: {said}", file=sys.stderr)
     return 2
+
+
+def _no_memory(error: Exception) -> bool:
+    """Whether a device's memory was too small."""
+    import torch
+
+    return isinstance(error, torch.OutOfMemoryError)
 
 
 def _no_room(error: Exception) -> bool:
@@ -100,7 +119,7 @@ def _no_room(error: Exception) -> bool:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m nestar", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    _add_sample(commands.add_parser("sample", help="make one picture"))
+    _add_sample(commands.add_parser("sample", help="make one picture, or up to sixteen"))
     _add_samples(commands.add_parser("samples", help="many pictures as an npz, for outside evaluators"))
     _add_train(commands.add_parser("train", help="train a part, or the family of nestings"))
     _add_extrapolate(
@@ -171,6 +190,13 @@ def _pipeline(arguments: argparse.Namespace) -> NestARPipeline:
 def _add_sample(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--class", dest="class_name", required=True, help="class by name, such as flower")
     _add_settings(parser)
+    low, high = RANGES["count"]
+    parser.add_argument(
+        "--count",
+        type=typed,
+        default=SampleSettings.count,
+        help=f"pictures of one seed after another, the seed in each file's name, {low} to {high}",
+    )
     _add_source(parser)
     parser.add_argument(
         "--out", type=Path, default=Path("nestar.png"), help="PNG to write (default: nestar.png)"
@@ -181,28 +207,33 @@ def _add_sample(parser: argparse.ArgumentParser) -> None:
 
 
 def _sample(arguments: argparse.Namespace) -> int:
+    from nestar.batches import seeds_from
     from nestar.keepsakes import png_info
 
     pipeline = _pipeline(arguments)
-    result = pipeline(arguments.class_name, **_settings(arguments))
-    kept = pipeline.about(result.settings)
+    result = pipeline(arguments.class_name, count=arguments.count, **_settings(arguments))
+    settings, out = result.settings, arguments.out
+    seeds = seeds_from(settings.seed, settings.count)
+    files = [out] if len(seeds) == 1 else [out.with_name(f"{out.stem}-{seed}{out.suffix}") for seed in seeds]
     try:
-        arguments.out.parent.mkdir(parents=True, exist_ok=True)
-        with whole(arguments.out) as partial:
-            result.image.save(partial, format="PNG", pnginfo=png_info(kept))
-        if arguments.stages:
-            for frame in result.frames:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        for number, (seed, file) in enumerate(zip(seeds, files, strict=True)):
+            with whole(file) as partial:
+                kept = pipeline.about(replace(settings, seed=seed, count=1))
+                result.images[number].save(partial, format="PNG", pnginfo=png_info(kept))
+            for frame in result.frames if arguments.stages else ():
                 if frame.module_done:
-                    stage = arguments.out.with_name(f"{arguments.out.stem}-module-{frame.module}.png")
+                    stage = file.with_name(f"{file.stem}-module-{frame.module}.png")
                     with whole(stage) as partial:
-                        frame.image.save(partial, format="PNG")
+                        frame.images[number].save(partial, format="PNG")
     except OSError as error:
-        raise SettingsError(f"{arguments.out} cannot be written ({error.strerror or error}).") from None
+        raise SettingsError(f"{out} cannot be written ({error.strerror or error}).") from None
+    names = [str(file) for file in files]
     if arguments.json:
-        print(json.dumps({**result.summary(), "image": str(arguments.out)}))
+        print(json.dumps({**result.summary(), "image": names[0], **({"images": names} if names[1:] else {})}))
     else:
         print(
-            f"{arguments.out}: {result.settings.class_name}, {result.evaluations} sequential evaluations, "
+            f"{', '.join(names)}: {settings.class_name}, {result.evaluations} sequential evaluations, "
             f"{result.seconds:.2f} s"
         )
     return 0
@@ -221,6 +252,12 @@ def _add_samples(parser: argparse.ArgumentParser) -> None:
         default=Path("samples.npz"),
         help="npz to write (default: samples.npz); the folder of its parts beside it may go afterwards",
     )
+    parser.add_argument(
+        "--data",
+        type=Path,
+        help="write pictures of this folder in place of samples, cut and scaled as for training, to compare "
+        "with; at most --count, spread over the classes",
+    )
     parser.set_defaults(run=_samples)
 
 
@@ -235,6 +272,8 @@ def _samples(arguments: argparse.Namespace) -> int:
     if arguments.batch > PART:  # samples lie in files of so many
         raise SettingsError(f"--batch must be at most {PART}, got {arguments.batch}.")
     worker = Worker.of_environment()
+    if arguments.data is not None:
+        return _pictures(arguments) if worker.rank == 0 else 0
     arguments.device = worker.device(arguments.device)
     pipeline = _pipeline(arguments)
     settings = pipeline.settings(class_name=pipeline.classes[0], **_settings(arguments))
@@ -257,6 +296,25 @@ def _samples(arguments: argparse.Namespace) -> int:
         bulk.wait()
         bulk.join(arguments.out)
         print(arguments.out)
+    return 0
+
+
+def _pictures(arguments: argparse.Namespace) -> int:
+    """The data in place of samples: its classes are the checkpoint's, its pictures as large."""
+    from nestar.checkpoints import default_source, open_checkpoint
+    from nestar.data.image_folder import open_pictures
+    from nestar.evaluation.bulk import write_pictures
+
+    checkpoint = open_checkpoint(arguments.repo or default_source(), arguments.revision)
+    folder = open_pictures(arguments.data)
+    if folder.classes != checkpoint.classes:
+        raise SettingsError(f"{arguments.data} has other classes than {checkpoint.origin}.")
+    if arguments.count < len(folder.classes):
+        least = len(folder.classes)
+        raise SettingsError(f"--count must be at least one per class, {least}, got {arguments.count}.")
+    _make_way(arguments.out)
+    write_pictures(arguments.out, folder.at_most(arguments.count), checkpoint.size)
+    print(arguments.out)
     return 0
 
 
@@ -334,6 +392,15 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
         help="for nestings: number of the pool's first picture of Tiny Worlds; those that weights to begin "
         "with (--init) have seen lie before it (default: 0)",
     )
+    parser.add_argument("--k", type=int, help="for nestings: nesting factor, on the preset's grid")
+    orders = " or ".join(ORDERS_OF_KIND["nested"])
+    parser.add_argument("--order", help=f"for nestings: order of tokens, {orders}")
+    parser.add_argument("--dim", type=int, help="for nestings: width, in place of the preset's")
+    parser.add_argument("--heads", type=int, help="for nestings: attention heads, which divide the width")
+    parser.add_argument("--blocks", type=int, help="for nestings: blocks of all modules together")
+    parser.add_argument(
+        "--variant", help="for nestings: tells apart trainings of one nesting; its folder is NESTING.VARIANT"
+    )
     parser.add_argument("--coordination", type=float, help="lambda, in place of the preset's")
     parser.add_argument(
         "--modules",
@@ -377,7 +444,7 @@ def _train(arguments: argparse.Namespace) -> int:
         return _train_family(arguments)
     _refuse_flags(arguments, "images", "members")
     if arguments.what != "nesting":
-        _refuse_flags(arguments, "tokenizer", "compile", "data", "away_from", *MANY_FLAGS)
+        _refuse_flags(arguments, "tokenizer", "compile", "data", "away_from", "k", "order", *MANY_FLAGS)
     if arguments.what == "features":
         _refuse_flags(arguments, "init")
     from nestar.checkpoints import resolve_device
@@ -419,12 +486,22 @@ def _recipe(arguments: argparse.Namespace) -> tuple[str, Any]:
             "modules",
             "autoguidance",
             "split",
+            *SHAPE,
         )
     }
     given = {key: value for key, value in given.items() if value is not None}
     if "split" in given and "split" in registry[name].__dataclass_fields__:
+        if "blocks" in given:
+            raise SettingsError("--split says how many blocks there are: leave out --blocks.")
         given["blocks"] = sum(given["split"])
+    if arguments.what == "nesting" and (arguments.k is not None or arguments.order is not None):
+        given["nesting"] = _nesting(registry[name].nesting, arguments.k, arguments.order)
     _check_batch(arguments)
+    for key in SIZES:
+        if given.get(key, 1) < 1:
+            raise SettingsError(f"--{key} must be at least 1, got {given[key]}.")
+    if not VARIANT.fullmatch(given.get("variant", "x")):
+        raise SettingsError(f"--variant takes up to 40 letters, digits, - and _, not {given['variant']!r}.")
     if not 0 <= given.get("seed", 0) <= MAX_TRAINING_SEED:
         raise SettingsError(f"--seed must be from 0 to {MAX_TRAINING_SEED}, got {arguments.seed}.")
     if arguments.pool is not None and arguments.pool < 1:
@@ -445,7 +522,20 @@ def _recipe(arguments: argparse.Namespace) -> tuple[str, Any]:
     try:
         return name, replace(registry[name], **given)
     except ValueError as error:
-        raise SettingsError(str(error)) from None
+        raise SettingsError(f"{str(error).removesuffix('.')}.") from None
+
+
+def _nesting(preset: Nesting, k: int | None, order: str | None) -> Nesting:
+    """On the preset's grid, with this k and order in place of its own."""
+    if order is not None and order not in ORDERS_OF_KIND["nested"]:
+        allowed = ", ".join(ORDERS_OF_KIND["nested"])
+        raise SettingsError(f"Unknown order {order!r} of a nesting: allowed are {allowed}.")
+    if k is None and preset.kind != "nested":
+        raise SettingsError(f"The preset's nesting is {preset.name}: --order goes with --k there.")
+    if k is not None and not 2 <= k <= preset.n:
+        raise SettingsError(f"--k must be from 2 to {preset.n}, the tokens of the preset's grid, got {k}.")
+    of_preset = order or (preset.order if preset.kind == "nested" else ORDERS[0])
+    return Nesting.nested(preset.height, preset.width, k or preset.k, order=of_preset)
 
 
 def _budget(arguments: argparse.Namespace, preset: str) -> Budget:
@@ -482,7 +572,7 @@ def _train_part(
     more: dict[str, Any] = _fingerprints(weights)
     pictures = None
     if arguments.what == "nesting":
-        config, pictures = _of_data(arguments, config, weights["tokenizer"])
+        config, pictures = _of_data(arguments, config, weights["tokenizer"], leads=group.leads)
         if pictures is not None:
             more["data"] = pictures[0].fingerprint
     asked = asked_for(config, device, **more)
@@ -507,6 +597,7 @@ def _train_family(arguments: argparse.Namespace) -> int:
     _refuse_flags(
         arguments,
         *("preset", "steps", "init", "pool", "pool_from", "coordination", "seed", "data", "modules", "split"),
+        *("k", "order", *SHAPE),
         *GUIDED,
         *MANY_FLAGS,
     )
@@ -658,12 +749,12 @@ def _task(
 
 
 def _of_data(
-    arguments: argparse.Namespace, config: NestingTrainConfig, tokenizer: Tokenizer
+    arguments: argparse.Namespace, config: NestingTrainConfig, tokenizer: Tokenizer, *, leads: bool
 ) -> tuple[NestingTrainConfig, tuple[ImageFolder, ImageFolder] | None]:
     """The recipe for as many pictures as --data has, and for their classes; and these, for training and held
-    out. None for Tiny Worlds, which the task draws itself."""
+    out. None for Tiny Worlds, which the task draws itself. `leads`: this process tells of it."""
     from nestar.data import tiny_worlds
-    from nestar.data.image_folder import open_folder
+    from nestar.data.image_folder import described, open_folder
 
     if arguments.data is None:
         if config.classes != len(tiny_worlds.CLASSES):
@@ -672,6 +763,8 @@ def _of_data(
     train, held = open_folder(arguments.data)
     held = held.at_most(config.held_out)
     size = config.nesting.height * tokenizer.stride
+    if leads:
+        print(described(train, held, size), file=sys.stderr)
     counts = {"pool": 2 * len(train), "held_out": len(held), "classes": len(train.classes)}  # and mirrored
     return replace(config, size=size, **counts), (train, held)
 
@@ -689,7 +782,18 @@ def _encoded(
 
     tokenizer = weights["tokenizer"]
     check_weights(config, tokenizer, weights["init"], weights.get("away_from"))
-    return LatentPools.of_folder(*pictures, config.size, tokenizer.to(device), arguments.cache, worker=worker)
+    pools = LatentPools.of_folder(
+        *pictures, config.size, tokenizer.to(device), arguments.cache, worker=worker
+    )
+    spread = pools.held_latents_NChw.float().std().item()
+    if worker.rank == 0 and not 1 / ODD_SPREAD < spread < ODD_SPREAD:
+        scale = tokenizer.scale / spread
+        print(
+            f"The latents' standard deviation is {spread:.3g}, not about 1, and noise and data will not mix as "
+            f"they should: a `scale` of {scale:.4g} in tokenizer.json would make it 1.",
+            file=sys.stderr,
+        )
+    return pools
 
 
 def _add_extrapolate(parser: argparse.ArgumentParser) -> None:

@@ -7,6 +7,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -24,7 +25,14 @@ from nestar.hub import Progress
 from nestar.model import NestAR, Outline, fingerprint_of
 from nestar.nesting import Nesting
 from nestar.sampler import PatchDone, SolverSettings, sample
-from nestar.settings import SampleSettings, SettingsError, check_number, check_settings, find_nesting
+from nestar.settings import (
+    RANGES,
+    SampleSettings,
+    SettingsError,
+    check_number,
+    check_settings,
+    find_nesting,
+)
 from nestar.tokenizer import Tokenizer, fill_weights
 
 log = logging.getLogger(__name__)
@@ -247,7 +255,8 @@ class NestARPipeline:
                     fill_weights(model.config.nesting, patch.stop, model.device)
                 for count in samples:
                     if not self._engines_of(model).record(count, guided=True):
-                        torch.cuda.empty_cache()
+                        with suppress(RuntimeError):  # some versions of torch believe that it still goes on
+                            torch.cuda.empty_cache()
                         return
 
     @cached_property
@@ -282,6 +291,7 @@ class NestARPipeline:
         on = resolve_device(device)
         checkpoints = open_checkpoints(source, revision)
         tokenizer = checkpoints[0].tokenizer()
+        makes = tokenizer.latents_fingerprint
         outlines: dict[str, Outline] = {}
         loaders: dict[str, Callable[[Progress | None], NestAR]] = {}
         for checkpoint in checkpoints:
@@ -289,7 +299,7 @@ class NestARPipeline:
             for stored in checkpoint.nestings:
                 outline = checkpoint.outline(stored)
                 file = checkpoint.folder / stored / "config.json"
-                check_fit(outline, file, tokenizer, checkpoint.origin)
+                check_fit(outline, file, tokenizer, makes, checkpoint.origin)
                 name = free_name(stored, checkpoint.origin, outlines)
                 outlines[name], loaders[name] = outline, partial(checkpoint.nesting, stored)
         models = Models(outlines, lambda name, progress: loaders[name](progress), on)
@@ -372,8 +382,9 @@ class NestARPipeline:
         **values: object,
     ) -> Iterator[Frame]:
         """As `stream`, of one seed at each of `temperatures`, as one batch."""
-        if len(temperatures) == 0:
-            raise SettingsError("temperatures must be at least one number.")
+        low, high = RANGES["count"]
+        if not low <= len(temperatures) <= high:
+            raise SettingsError(f"temperatures must be {low} to {high} numbers, got {len(temperatures)}.")
         for temperature in temperatures:
             check_number("temperature", temperature)
         settings = self.settings(class_name=class_name, **values)

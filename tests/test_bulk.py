@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from nestar.cli import main
 from nestar.evaluation import bulk
@@ -95,6 +96,44 @@ def test_every_class_gets_one_at_least(
 ) -> None:
     assert main([*command(weights, tmp_path / "a.npz"), "--count", "2"]) == 2
     assert "--count must be at least one per class, 3, got 2." in capsys.readouterr().err
+
+
+def test_the_data_itself_is_written_as_samples_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    weights = str(save_checkpoint(tmp_path / "weights", [K4], ("owl", "wren")))
+    pixels = np.random.default_rng(0).integers(0, 255, (7, SIZE, SIZE, 3), dtype=np.uint8)
+    for number, each in enumerate(pixels):
+        file = tmp_path / "birds" / ("owl" if number < 4 else "wren") / f"{number}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(each).save(file)
+    out = tmp_path / "reference.npz"
+    data = [
+        "samples",
+        "--data",
+        str(tmp_path / "birds"),
+        "--repo",
+        weights,
+        "--out",
+        str(out),
+        "--batch",
+        "4",
+    ]
+    assert main(data) == 0
+    pictures, labels = read(out)
+    assert np.array_equal(pictures, pixels) and labels.tolist() == [0] * 4 + [1] * 3
+    assert main([*data, "--count", "4"]) == 0
+    pictures, labels = read(out)
+    assert np.array_equal(pictures, pixels[[0, 1, 3, 5]]) and labels.tolist() == [0, 0, 0, 1]
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    out.unlink()
+    assert main(data) == 0 and not out.exists(), "one process is enough"
+    monkeypatch.setenv("RANK", "0")
+    (tmp_path / "birds" / "wren").rename(tmp_path / "birds" / "robin")
+    capsys.readouterr()
+    assert main(data) == 2
+    assert capsys.readouterr().err == f"nestar: {tmp_path / 'birds'} has other classes than {weights}.\n"
 
 
 def test_parts_cover_every_sample_once() -> None:

@@ -13,9 +13,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from nestar.cli import READER_LEFT, main
+from nestar.keepsakes import KEYWORD
 from nestar.pipeline import NestARPipeline
 from nestar.settings import SOLVER_CALLS, SampleSettings
 from tests.small import K2, K4, SIZE, save_checkpoint
@@ -117,6 +119,25 @@ def test_sample_prints_one_json_object_and_writes_the_picture(
     assert (np.asarray(picture) == final).all()
 
 
+def test_several_pictures_have_their_seeds_in_their_names(
+    weights: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "fish.png"
+    command = ["sample", "--class", "fish", "--steps", "1", "--repo", weights, "--device", "cpu"]
+    command += ["--seed", "7", "--out", str(out), "--json", "--stages"]
+    assert main([*command, "--count", "2"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    names = [str(tmp_path / name) for name in ("fish-7.png", "fish-8.png")]
+    assert result["images"] == names and result["image"] == names[0]
+    stages = [f"fish-{seed}-module-{module}.png" for seed in (7, 8) for module in (1, 2)]
+    assert sorted(file.name for file in tmp_path.iterdir()) == sorted([*stages, "fish-7.png", "fish-8.png"])
+    seeds = [json.loads(Image.open(name).text[KEYWORD])["seed"] for name in names]
+    assert seeds == [7, 8]
+    assert len({Image.open(name).tobytes() for name in names}) == 2
+    said = refusal(capsys, *command, "--count", "17")
+    assert said == "count must be a whole number from 1 to 16, got 17."
+
+
 def test_without_json_one_line_for_people(
     weights: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -214,6 +235,19 @@ def test_a_full_disk_is_one_sentence_and_leaves_no_half_file(
     assert not (tmp_path / "all.npz").exists()
 
 
+def test_a_gpu_whose_memory_is_too_small_is_one_sentence(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    monkeypatch.setattr("nestar.training.loop.train", full)
+    monkeypatch.setattr("nestar.cli._task", lambda *_: None)
+    monkeypatch.setattr("nestar.training.runs.write_run", lambda *_: None)
+    said = refusal(capsys, "train", "nesting", "--steps", "1", "--device", "cpu")
+    assert said.startswith("The GPU has no memory left.") and "--accumulate" in said
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
@@ -255,6 +289,34 @@ def test_a_full_disk_is_one_sentence_and_leaves_no_half_file(
             "Unknown device 'tpu': allowed are auto, cpu and cuda.",
         ),
         (["nesting", "--steps", "1", "--tokenizer", "nowhere"], "nowhere/tokenizer.json is missing."),
+        (
+            ["nesting", "--steps", "1", "--k", "65"],
+            "--k must be from 2 to 64, the tokens of the preset's grid, got 65.",
+        ),
+        (
+            ["nesting", "--steps", "1", "--order", "blocks"],
+            "Unknown order 'blocks' of a nesting: allowed are lattice, raster.",
+        ),
+        (
+            ["nesting", "--steps", "1", "--preset", "tiny-worlds-one-shot", "--order", "raster"],
+            "The preset's nesting is one-shot: --order goes with --k there.",
+        ),
+        (["nesting", "--steps", "1", "--heads", "0"], "--heads must be at least 1, got 0."),
+        (
+            ["nesting", "--steps", "1", "--dim", "100"],
+            "dim must be a multiple of 4 times 6 heads, not 100.",
+        ),
+        (
+            ["nesting", "--steps", "1", "--blocks", "9", "--split", "3,3,3"],
+            "--split says how many blocks there are: leave out --blocks.",
+        ),
+        (
+            ["nesting", "--steps", "1", "--variant", "../mine"],
+            "--variant takes up to 40 letters, digits, - and _, not '../mine'.",
+        ),
+        (["tokenizer", "--steps", "1", "--k", "2"], "--k does not apply to tokenizer."),
+        (["features", "--steps", "1", "--dim", "64"], "--dim does not apply to features."),
+        (["family", "--variant", "mine"], "--variant does not apply to family."),
         (
             ["nesting", "--preset", "imagenet256-l", "--data", "pictures"],
             "--data needs --tokenizer, the folder of one that was trained on such pictures; the embedded "

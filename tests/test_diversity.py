@@ -145,8 +145,9 @@ def test_the_pipeline_streams_one_seed_at_all_temperatures(pipe: NestARPipeline)
 
 
 def test_no_temperatures_are_refused(pipe: NestARPipeline) -> None:
-    with pytest.raises(SettingsError, match=r"^temperatures must be at least one number\.$"):
-        pipe.temperatures("flower", temperatures=[])
+    for many in (0, 17):
+        with pytest.raises(SettingsError, match=rf"^temperatures must be 1 to 16 numbers, got {many}\.$"):
+            pipe.temperatures("flower", temperatures=[1.0] * many)
 
 
 def test_without_previews_only_the_end_is_decoded(pipe: NestARPipeline) -> None:

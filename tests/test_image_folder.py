@@ -12,6 +12,7 @@ import torch
 from PIL import Image, ImageOps
 
 from nestar.cli import main
+from nestar.data import pools
 from nestar.data.image_folder import HELD_OUT_EVERY, open_folder
 from nestar.images import to_bytes
 from nestar.pipeline import NestARPipeline
@@ -25,6 +26,11 @@ HALVES = np.concatenate([np.zeros((40, 20, 3)), np.full((40, 20, 3), 255)], axis
 def picture(file: Path, array: np.ndarray = HALVES) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(array).save(file)
+
+
+def write(file: Path, content: bytes) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_bytes(content)
 
 
 @pytest.fixture
@@ -94,6 +100,18 @@ def test_a_picture_is_the_square_in_its_middle_and_its_mirror(tmp_path: Path) ->
         (lambda root: None, "there is no folder .*birds"),
         (lambda root: root.mkdir(), "has no folder of pictures: it takes one per class"),
         (lambda root: picture(root / "owl" / "1.png"), "Class 'owl' in .* has one picture"),
+        (
+            lambda root: [picture(root / "owl" / name) for name in ("1.png", "._2.png")],
+            "Class 'owl' in .* has one picture",  # the other is a system's own
+        ),
+        (
+            lambda root: [write(root / "owl" / f"{number}.HEIC", b"") for number in range(3)],
+            r"owl has no pictures but \.heic, which are not read: allowed are \.jpg",
+        ),
+        (
+            lambda root: [picture(root / "night\u00a0owl" / f"{number}.png") for number in range(2)],
+            r"A folder's name will not do for a class: 'classes': .* is no name of 1 to \d+ printable",
+        ),
     ],
 )
 def test_a_folder_that_will_not_do_is_one_sentence(tmp_path: Path, make: object, said: str) -> None:
@@ -116,6 +134,65 @@ def test_a_file_that_is_no_picture_is_named(
         monkeypatch.setattr(Image, "open", fails)
     with pytest.raises(SettingsError, match=r"owl/0\.png cannot be read as a picture"):
         train.batch([0], 16)
+
+
+def test_all_that_are_no_pictures_are_named_before_any_is_encoded(root: Path, tmp_path: Path) -> None:
+    for number in range(1, 4):
+        write(root / "owl" / f"{number}.png", b"nothing to see")
+    train, held = open_folder(root)
+    with pytest.raises(SettingsError) as refused:
+        LatentPools.of_folder(train, held, 64, small_tokenizer(), tmp_path / "cache")
+    assert [f"owl/{number}.png cannot be read" in str(refused.value) for number in range(5)] == [
+        False,
+        True,
+        True,
+        True,
+        False,
+    ]
+    assert not (tmp_path / "cache").exists()
+
+
+@pytest.mark.parametrize("low", [0, 20_000])
+def test_sixteen_bits_are_scaled_not_clipped(tmp_path: Path, low: int) -> None:
+    """As microscopes and X-rays have them."""
+    ramp = np.linspace(low, 65_535, 256).astype(np.uint16).reshape(16, 16)
+    for name in ("a", "b"):
+        picture(tmp_path / "owl" / f"{name}.png", ramp)
+    grey = to_bytes(open_folder(tmp_path)[0].batch([0], 16))[0]
+    assert (grey.numpy() == ramp // 257).all()
+
+
+def test_what_is_transparent_lies_on_white(tmp_path: Path) -> None:
+    hidden = np.zeros((16, 16, 4), dtype=np.uint8)  # black, and not to be seen
+    hidden[:, 8:, 3] = 255
+    for name in ("a", "b"):
+        picture(tmp_path / "owl" / f"{name}.png", hidden)
+    images = open_folder(tmp_path)[0].batch([0], 16)
+    assert (images[..., :8] == 1).all() and (images[..., 8:] == -1).all()
+
+
+def test_numbers_of_no_known_range_are_refused(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        picture(tmp_path / "owl" / f"{name}.tiff", np.zeros((16, 16), dtype=np.float32))
+    with pytest.raises(SettingsError, match=r"a\.tiff cannot be read as a picture"):
+        open_folder(tmp_path)[0].batch([0], 16)
+
+
+def test_a_tokenizer_that_folds_nothing_takes_fewer_pictures_at_once(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its first convolutions run at full resolution; the latents are the same."""
+    taken: list[int] = []
+    tokenizer = small_tokenizer()
+    encode = tokenizer.encode
+    monkeypatch.setattr(tokenizer, "encode", lambda given: (taken.append(len(given)), encode(given))[1])
+    train, held = open_folder(root)
+    together = LatentPools.of_folder(train, held, 64, tokenizer, tmp_path / "together").latents_NChw
+    monkeypatch.setattr(pools, "PLACES_AT_ONCE", 3 * (64 // tokenizer.patch) ** 2)
+    apart = LatentPools.of_folder(train, held, 64, tokenizer, tmp_path / "apart").latents_NChw
+    assert taken == [12, 2, 3, 3, 3, 3, 2]
+    every = torch.arange(12)
+    assert torch.allclose(together[every].float(), apart[every].float(), atol=0.05)
 
 
 def test_latents_are_encoded_once_with_mirror_images_behind(root: Path, tmp_path: Path) -> None:
@@ -150,7 +227,13 @@ def test_from_a_folder_to_a_checkpoint_that_knows_its_classes(
     monkeypatch.chdir(tmp_path)
     save_tokenizer(small_tokenizer(), tmp_path / "tokenizer")
     train = ["train", "nesting", "--preset", "smoke", "--data", str(root), "--tokenizer", "tokenizer"]
+    (root / "owl" / "6.heic").touch()
     assert main([*train, "--steps", "2", "--device", "cpu", "--folder", "run"]) == 0
+    said = capsys.readouterr().err
+    assert said.startswith(
+        "6 pictures of 2 classes at 64 x 64 pixels, and as many mirrored; 2 held out; not read: 1 .heic.\n"
+    )
+    assert "standard deviation is" in said, "nobody has set this tokenizer's scale"
     record = json.loads((tmp_path / "run" / "k4-lattice" / "config.json").read_text())["training"]
     assert record["classes"] == ["owl", "wren"] and record["config"]["pool"] == 12
     assert record["pictures_before"] == 0, "none of Tiny Worlds' stream, which is what this counts"

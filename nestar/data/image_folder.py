@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import repeat
 from pathlib import Path
@@ -17,13 +18,24 @@ from torch import Tensor
 
 from nestar.data.imagenet import named
 from nestar.images import from_bytes
+from nestar.limits import MAX_CLASSES, check_names
 from nestar.settings import SettingsError
 
-ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
+ENDINGS = (".jpg", ".jpeg", ".jfif", ".png", ".webp", ".avif", ".bmp", ".tif", ".tiff")
+LEFT_OUT = (".heic", ".heif", ".jxl", ".gif", ".svg", ".psd", ".dng", ".cr2", ".cr3", ".nef", ".arw")
+"""Endings of pictures that are not read: what of them lies there is told."""
+PREPARED = 2
+"""Version of how `_square` prepares a picture: what was encoded by another is not taken up."""
 HELD_OUT_EVERY = 50
 """Without a `val/`, one picture of a class in so many is held out, and one at least."""
+NAMED = 5
+"""Files that cannot be read, of which so many are named."""
 DECODERS = 8
 """Threads that read pictures at once: Pillow lets others run while it decodes and resamples."""
+
+UNREADABLE = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)
+"""What Pillow says of files that are no pictures, or damaged ones: of some PNGs that their syntax is wrong,
+with Python's own error for it."""
 
 TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -44,11 +56,13 @@ class ImageFolder:
     Attributes:
         classes: names; those of ImageNet's synsets where all folders go by them.
         files: in a fixed order, class by class; class_ids_N: the class of each.
+        left_out: how many pictures lie beside them that cannot be read, by their ending.
     """
 
     classes: tuple[str, ...]
     files: tuple[Path, ...]
     class_ids_N: Tensor
+    left_out: Mapping[str, int] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.files)
@@ -64,6 +78,18 @@ class ImageFolder:
             pictures = list(pool.map(_square, [self.files[i] for i in index], repeat(size), flipped))
         pictures_BHW3 = torch.from_numpy(np.stack(pictures))
         return from_bytes(pictures_BHW3.permute(0, 3, 1, 2).contiguous())
+
+    def check(self) -> None:
+        """Open every file, so that all that are no pictures are named before any is encoded.
+
+        Raises:
+            SettingsError: some are none.
+        """
+        with ThreadPoolExecutor(DECODERS) as pool:
+            broken = [said for said in pool.map(_fault, self.files) if said]
+        if broken:
+            more = f"; {len(broken) - NAMED} more cannot, either" if len(broken) > NAMED else ""
+            raise SettingsError(" ".join(broken[:NAMED]).removesuffix(".") + more + ".")
 
     def at_most(self, count: int) -> ImageFolder:
         """So many of the pictures, or all there are, spread evenly over the files and so over the classes."""
@@ -85,7 +111,8 @@ def open_folder(root: Path) -> tuple[ImageFolder, ImageFolder]:
     """The pictures for training and those held out: `train/` and `val/`, where `root` has them.
 
     Raises:
-        SettingsError: there is no such folder, no class in it, or a class without two pictures.
+        SettingsError: there is no such folder, no class in it, a class without two pictures or with none that
+            can be read, or a name that no checkpoint may have.
     """
     if not root.is_dir():
         raise SettingsError(f"--data: there is no folder {root}.")
@@ -109,8 +136,30 @@ def open_folder(root: Path) -> tuple[ImageFolder, ImageFolder]:
             raise SettingsError(
                 f"Class {alone[0]!r} in {pictures} has one picture; it takes two, one to be held out."
             )
+    left_out = Counter(_unread(root))
     names = list(train)
-    return _folder(names, train), _folder(names, held)
+    return _folder(names, train, left_out), _folder(names, held)
+
+
+def open_pictures(root: Path) -> ImageFolder:
+    """All pictures for training, or where `root` has no `train/` all that it has, none held out.
+
+    Raises:
+        SettingsError: as `open_folder`.
+    """
+    if not root.is_dir():
+        raise SettingsError(f"--data: there is no folder {root}.")
+    found = _classes(root / "train" if _has_folders(root / "train") else root)
+    return _folder(list(found), found)
+
+
+def described(train: ImageFolder, held: ImageFolder, size: int) -> str:
+    """What a training takes of a folder, in one sentence."""
+    others = ", ".join(f"{count:,} {ending}" for ending, count in sorted(train.left_out.items()))
+    return (
+        f"{len(train):,} pictures of {len(train.classes):,} classes at {size} x {size} pixels, and as many "
+        f"mirrored; {len(held):,} held out" + (f"; not read: {others}." if others else ".")
+    )
 
 
 def _has_folders(folder: Path) -> bool:
@@ -120,22 +169,43 @@ def _has_folders(folder: Path) -> bool:
 
 def _classes(root: Path) -> dict[str, list[Path]]:
     """Files of each class, in order; folders without pictures are no classes."""
-    found = {
-        folder.name: sorted(file for file in folder.rglob("*") if file.suffix.lower() in ENDINGS)
-        for folder in sorted(root.iterdir())
-        if folder.is_dir() and not folder.name.startswith(".")
-    }
+    folders = [each for each in sorted(root.iterdir()) if each.is_dir() and not each.name.startswith(".")]
+    found = {folder.name: sorted(_of_kind(folder, ENDINGS)) for folder in folders}
+    endings = ", ".join(ENDINGS)
+    for folder in folders:
+        if not found[folder.name] and (unread := set(_unread(folder))):
+            kinds = ", ".join(sorted(unread))
+            raise SettingsError(
+                f"{folder} has no pictures but {kinds}, which are not read: allowed are {endings}."
+            )
     found = {name: files for name, files in found.items() if files}
     if not found:
-        endings = ", ".join(ENDINGS)
         raise SettingsError(f"{root} has no folder of pictures: it takes one per class ({endings}).")
     return found
 
 
-def _folder(names: Sequence[str], files: dict[str, list[Path]]) -> ImageFolder:
+def _of_kind(folder: Path, endings: Sequence[str]) -> Iterable[Path]:
+    """Files below a folder that end so; those that systems keep beside others (._picture.jpg) are hidden."""
+    return (
+        file for file in folder.rglob("*") if file.suffix.lower() in endings and not file.name.startswith(".")
+    )
+
+
+def _unread(folder: Path) -> Iterable[str]:
+    """The ending of each picture below a folder that is of no kind that is read."""
+    return (file.suffix.lower() for file in _of_kind(folder, LEFT_OUT))
+
+
+def _folder(
+    names: Sequence[str], files: dict[str, list[Path]], left_out: Mapping[str, int] | None = None
+) -> ImageFolder:
     rows = [(class_id, file) for class_id, name in enumerate(names) for file in files.get(name, ())]
     ids = torch.tensor([class_id for class_id, _ in rows], dtype=torch.long)
-    return ImageFolder(named(names), tuple(file for _, file in rows), ids)
+    try:
+        classes = check_names("classes", list(named(names)), MAX_CLASSES)
+    except ValueError as error:
+        raise SettingsError(f"A folder's name will not do for a class: {error}.") from None
+    return ImageFolder(classes, tuple(file for _, file in rows), ids, left_out or {})
 
 
 def _upright(picture: Image.Image) -> Image.Image:
@@ -148,15 +218,39 @@ def _upright(picture: Image.Image) -> Image.Image:
     return picture if turn is None else picture.transpose(turn)
 
 
+def _plain(picture: Image.Image) -> Image.Image:
+    """In RGB of 8 bits: 16 are scaled down, which Pillow would clip, and what is transparent lies on white.
+
+    Raises:
+        ValueError: the picture has numbers of no known range.
+    """
+    if picture.mode.startswith("I;16"):
+        return Image.fromarray((np.asarray(picture) // 257).astype(np.uint8)).convert("RGB")
+    if picture.mode in ("I", "F"):
+        raise ValueError("neither 8 nor 16 bits a channel")
+    if not picture.has_transparency_data:
+        return picture.convert("RGB")
+    above = picture.convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", above.size, "white"), above).convert("RGB")
+
+
+def _fault(file: Path) -> str | None:
+    """Why a file is no picture, as far as its beginning tells."""
+    try:
+        with Image.open(file):
+            return None
+    except UNREADABLE as error:
+        return f"{file} cannot be read as a picture ({type(error).__name__})."
+
+
 def _square(file: Path, size: int, flip: bool) -> np.ndarray:
     """The picture as uint8 (size, size, 3): halved while that is exact enough, then resampled, then cut to
     the middle, as ADM (arXiv 2105.05233) and all that compare with it prepare ImageNet; but turned upright
     where the file says how, as telephones' do."""
     try:
         with Image.open(file) as opened:
-            picture = _upright(opened).convert("RGB")
-    # Pillow says of some damaged PNGs that their syntax is wrong, with Python's own error for it.
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+            picture = _plain(_upright(opened))
+    except UNREADABLE as error:
         raise SettingsError(f"{file} cannot be read as a picture ({type(error).__name__}).") from None
     while min(picture.size) >= 2 * size:
         picture = picture.resize((picture.width // 2, picture.height // 2), Image.Resampling.BOX)

@@ -37,8 +37,12 @@ DEVICE_BATCH = 4096
 at a time took; more were no faster. On a GPU each of the painters queues hundreds of small kernels, with a
 few waits between them, however many pictures it paints."""
 ENCODED_AT_ONCE = 256
-"""Pictures that a tokenizer takes at once on a GPU, and that are read at once where they lie in files: of 256
-pixels these are 0.6 GB of memory, several times over, in each process."""
+"""Pictures that a tokenizer takes at once on a GPU at most, and that are read at once where they lie in
+files: of 256 pixels these are 0.2 GB of memory, several times over, in each process."""
+PLACES_AT_ONCE = 2**20
+"""Places of its finest level that a tokenizer takes at once at most: those of 256 pictures of 256 pixels
+where 4 x 4 pixels are folded, and of 16 where none are, as in KL-16. Its 128 channels are half a gigabyte
+there, in float32, and there are several such tensors at a time."""
 SHARD = 8192
 """Latents encoded between two writes: what a kill loses at most, and what lies in one file of a folder's."""
 Pictures = Callable[[slice, torch.device], Tensor]
@@ -280,8 +284,10 @@ def _encoded(tokenizer: Tokenizer, pictures: Pictures, first: int, last: int, ba
     latents = []
     for start in tqdm(range(first, last, batch), desc="shard", leave=False, disable=last - first <= batch):
         given = pictures(slice(start, min(start + batch, last)), device)
+        places = given.shape[2] * given.shape[3] // tokenizer.patch**2
+        at_once = max(1, min(ENCODED_AT_ONCE, PLACES_AT_ONCE // places))
         with autocast(device):  # as the tokenizer was trained
-            latents += [tokenizer.encode(some).half() for some in given.split(ENCODED_AT_ONCE)]
+            latents += [tokenizer.encode(some).half() for some in given.split(at_once)]
     return torch.cat(latents).cpu().contiguous()  # a network may answer in channels-last order
 
 

@@ -5,15 +5,17 @@ from __future__ import annotations
 
 import json
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
+from nestar.data.image_folder import ImageFolder
 from nestar.engines import Engines
 from nestar.evaluation.report import SEED_STRIDE
 from nestar.files import whole, write_json
@@ -89,8 +91,8 @@ class Bulk:
                 index = range(start, min(start + batch, part.stop))
                 ids = torch.tensor([i % self.classes for i in index])
                 seeds = [self.seed * SEED_STRIDE + i for i in index]
-                images = to_bytes(sample_images(model, tokenizer, ids, seeds, settings, engines=engines))
-                pictures.append(images.permute(0, 2, 3, 1).cpu().numpy())
+                images = sample_images(model, tokenizer, ids, seeds, settings, engines=engines)
+                pictures.append(bytes_of(images))
                 bar.update(len(index))
             with whole(self.file(part)) as partial, partial.open("wb") as opened:
                 np.save(opened, np.concatenate(pictures))
@@ -101,16 +103,38 @@ class Bulk:
         wait_for([self.file(part) for part in self.parts])
 
     def join(self, out: Path) -> None:
-        """Write all parts as one npz: `arr_0`, pictures as uint8 (N, H, W, 3), and `arr_1`, class ids. Part
-        after part, so that no memory holds all of them."""
-        with whole(out) as partial, zipfile.ZipFile(partial, "w", allowZip64=True) as archive:
-            first = np.load(self.file(self.parts[0]), mmap_mode="r")
-            with archive.open("arr_0.npy", "w", force_zip64=True) as opened:
-                _header(opened, (self.count, *first.shape[1:]), np.dtype(np.uint8))
-                for part in self.parts:
-                    opened.write(np.load(self.file(part)).tobytes())
-            with archive.open("arr_1.npy", "w") as opened:
-                np.save(opened, np.arange(self.count) % self.classes)
+        """Write all parts as one npz, see `write_npz`."""
+        parts = (np.load(self.file(part)) for part in self.parts)
+        write_npz(out, parts, np.arange(self.count) % self.classes)
+
+
+def write_pictures(out: Path, folder: ImageFolder, size: int) -> None:
+    """Write a folder's pictures, prepared as for training, as what samples are to be compared with.
+
+    Raises:
+        SettingsError: a file is no picture; it is named.
+    """
+    starts = tqdm(range(0, len(folder), PART), desc="pictures", unit_scale=PART)
+    parts = (folder.batch(range(start, min(start + PART, len(folder))), size) for start in starts)
+    write_npz(out, (bytes_of(part_B3HW) for part_B3HW in parts), folder.class_ids_N.numpy())
+
+
+def bytes_of(images_B3HW: Tensor) -> np.ndarray:
+    """Pictures in [-1, 1] as uint8 (B, H, W, 3)."""
+    return to_bytes(images_B3HW).permute(0, 2, 3, 1).cpu().numpy()
+
+
+def write_npz(out: Path, parts_BHW3: Iterable[np.ndarray], class_ids_N: np.ndarray) -> None:
+    """`arr_0`, pictures as uint8 (N, H, W, 3), and `arr_1`, class ids. Part after part, so that no memory
+    holds all of them."""
+    with whole(out) as partial, zipfile.ZipFile(partial, "w", allowZip64=True) as archive:
+        with archive.open("arr_0.npy", "w", force_zip64=True) as opened:
+            for number, part_BHW3 in enumerate(parts_BHW3):
+                if number == 0:
+                    _header(opened, (len(class_ids_N), *part_BHW3.shape[1:]), np.dtype(np.uint8))
+                opened.write(part_BHW3.tobytes())
+        with archive.open("arr_1.npy", "w") as opened:
+            np.save(opened, class_ids_N)
 
 
 def _header(opened: Any, shape: Sequence[int], dtype: np.dtype) -> None:
