@@ -789,8 +789,8 @@ def _encoded(
     if worker.rank == 0 and not 1 / ODD_SPREAD < spread < ODD_SPREAD:
         scale = tokenizer.scale / spread
         print(
-            f"The latents' standard deviation is {spread:.3g}, not about 1, and noise and data will not mix as "
-            f"they should: a `scale` of {scale:.4g} in tokenizer.json would make it 1.",
+            f"The latents' standard deviation is {spread:.3g}, not about 1, and noise will not mix with them "
+            f"as it should: a `scale` of {scale:.4g} in tokenizer.json would make it 1.",
             file=sys.stderr,
         )
     return pools
