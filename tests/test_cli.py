@@ -242,7 +242,7 @@ def test_a_gpu_whose_memory_is_too_small_is_one_sentence(
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
 
     monkeypatch.setattr("nestar.training.loop.train", full)
-    monkeypatch.setattr("nestar.cli._task", lambda *_: None)
+    monkeypatch.setattr("nestar.cli.training._task", lambda *_: None)
     monkeypatch.setattr("nestar.training.runs.write_run", lambda *_: None)
     said = refusal(capsys, "train", "nesting", "--steps", "1", "--device", "cpu")
     assert said.startswith("The GPU has no memory left.") and "--accumulate" in said

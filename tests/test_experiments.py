@@ -224,7 +224,7 @@ def test_the_command_writes_where_it_is_told_and_prints_its_finding(
 
 
 def run(*given: str) -> int:
-    arguments = cli._parser().parse_args(["experiment", *given])
+    arguments = cli.command_parser().parse_args(["experiment", *given])
     return arguments.run(arguments)
 
 
@@ -298,9 +298,9 @@ def test_weights_of_equal_images_stand_for_a_nesting_where_several_are_compared(
 
 
 def test_arms_that_see_few_images_draw_no_more(world: Path) -> None:
-    arguments = cli._parser().parse_args(["experiment", "baseline", "--images", "5000"])
+    arguments = cli.command_parser().parse_args(["experiment", "baseline", "--images", "5000"])
     assert command._recipe(arguments).pool == 5000
-    arguments = cli._parser().parse_args(["experiment", "baseline", "--preset", "smoke"])
+    arguments = cli.command_parser().parse_args(["experiment", "baseline", "--preset", "smoke"])
     assert command._recipe(arguments).pool == SMOKE.pool
 
 

@@ -29,6 +29,7 @@ from torch.optim.swa_utils import AveragedModel
 from nestar import cli, engine, transformer
 from nestar.checkpoints import load_tokenizer
 from nestar.cli import INTERRUPTED, main
+from nestar.cli.training import compiles
 from nestar.data import pools, tiny_worlds
 from nestar.data.pools import ImagePool, latent_pool
 from nestar.evaluation.features import FeatureNetworkConfig
@@ -842,8 +843,8 @@ def test_modules_are_compiled_on_cuda_unless_told_otherwise() -> None:
         ("cpu", [], False),
         ("cpu", ["--compile"], True),
     ):
-        arguments = cli._parser().parse_args(["train", "nesting", *flags])
-        assert cli._compiles(arguments, torch.device(device)) == compiled
+        arguments = cli.command_parser().parse_args(["train", "nesting", *flags])
+        assert compiles(arguments, torch.device(device)) == compiled
 
 
 def test_cached_latents_belong_to_their_tokenizer(tmp_path: Path) -> None:

@@ -1,0 +1,95 @@
+"""What the commands share: where weights come from, sampling settings, refusals before long work."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import fields
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from nestar.nesting import ORDERS
+from nestar.settings import RANGES, SCHEDULES, SOLVERS, SampleSettings, SettingsError, typed
+
+if TYPE_CHECKING:
+    from nestar.pipeline import NestARPipeline
+
+SAMPLING = {
+    "k": "nesting factor",
+    "order": ", ".join(ORDERS),
+    "steps": "solver steps per patch",
+    "solver": ", ".join(SOLVERS),
+    "temperature": "factor on the noise",
+    "cfg": "guidance (1 = off)",
+    "schedule": f"guidance schedule: {', '.join(SCHEDULES)}",
+    "seed": "seed of the noise",
+    "nesting": "weights by name, in place of k and order",
+}
+"""Settings of a sample that are flags, and what `--help` says of them."""
+RUNS = Path("runs")
+INTERRUPTED = 130
+"""Exit status of what was stopped by hand: a shell's of a command that SIGINT ended."""
+
+
+def add_source(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--repo", help="Hub repository or local folder with weights (default: NESTAR_REPO, else embedded)"
+    )
+    parser.add_argument("--revision", help="branch, tag or commit of the Hub repository")
+    parser.add_argument("--device", default="auto", help="auto, cpu or cuda (default: auto)")
+
+
+def add_settings(parser: argparse.ArgumentParser) -> None:
+    """Defaults and ranges stand in `settings`; values arrive as typed and are checked there."""
+    defaults = {field.name: field.default for field in fields(SampleSettings)}
+    for name, text in SAMPLING.items():
+        default = defaults[name]
+        kind = typed if isinstance(default, int | float) else str
+        low, high = RANGES.get(name, (None, None))
+        span = "" if low is None else f", {low:g} to {high:g}"
+        note = "" if default is None else f" (default: {default})"
+        parser.add_argument(f"--{name}", type=kind, default=default, help=text + span + note)
+
+
+def settings_of(arguments: argparse.Namespace) -> dict[str, object]:
+    """The sampling settings given on the command line, unchecked."""
+    return {name: getattr(arguments, name) for name in SAMPLING}
+
+
+def pipeline_of(arguments: argparse.Namespace) -> NestARPipeline:
+    """The pipeline that --repo, --revision and --device name; imported late, so that --help is quick."""
+    from nestar.checkpoints import default_source
+    from nestar.pipeline import NestARPipeline
+
+    source = arguments.repo or default_source()
+    return NestARPipeline.from_pretrained(source, revision=arguments.revision, device=arguments.device)
+
+
+def numbers(text: str) -> tuple[int, ...]:
+    """Whole numbers, parted by commas."""
+    try:
+        return tuple(sorted({int(part) for part in text.split(",")}))
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"whole numbers parted by commas are wanted, such as 2,3, not {text!r}"
+        ) from None
+
+
+def check_batch(arguments: argparse.Namespace) -> None:
+    if arguments.batch is not None and arguments.batch < 1:
+        raise SettingsError(f"--batch must be at least 1, got {arguments.batch}.")
+
+
+def make_way(file: Path | None) -> None:
+    """Refuse a file that cannot be written before minutes of work, not after them."""
+    if file is None:
+        return
+    try:
+        file = file.resolve()  # of a link to nowhere, what would be made
+        file.parent.mkdir(parents=True, exist_ok=True)
+        new = not file.exists()
+        with file.open("a"):
+            pass
+        if new:
+            file.unlink()
+    except OSError as error:
+        raise SettingsError(f"{file} cannot be written ({error.strerror}).") from None
