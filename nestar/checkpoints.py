@@ -35,6 +35,7 @@ from nestar.limits import (
     check_folder_names,
     check_names,
     check_sizes,
+    shortened,
     tail,
 )
 from nestar.model import (
@@ -404,8 +405,8 @@ def check_fit(outline: Outline, file: Path, tokenizer: Tokenizer, makes: str, or
     made_for = outline.record.get("latents")
     if made_for not in (None, makes):
         raise WeightsError(
-            f"{file} is of a nesting trained on latents {made_for}; the tokenizer of {origin} makes {makes} "
-            "(another encoder, patch or scale).",
+            f"{file} is of a nesting trained on latents {shortened(made_for)}; the tokenizer of {origin} "
+            f"makes {makes} (another encoder, patch or scale).",
             file,
             file.parent.parent,
         )

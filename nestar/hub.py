@@ -23,8 +23,6 @@ alone would try for minutes."""
 
 REFUSED = (401, 403)
 """HTTP answers to one who may not have a file, such as with a token that is no longer valid."""
-BUSY = "does not give", "try again later"
-"""What is said of its other answers, such as that it was asked too often, and what is to be done then."""
 
 Progress = Callable[[str, int, int], None]
 """Told of a download on its way: the file's path in the repository, bytes that are here, bytes in all."""
@@ -136,8 +134,10 @@ def _answers(name: str, path: str, revision: str | None) -> bool:
         if cached:
             return False
         status = error.response.status_code
-        what, then = ("refuses", "check HF_TOKEN, or log in anew") if status in REFUSED else BUSY
-        raise WeightsError(f"The Hub {what} {path} of {name} (HTTP {status}); {then}.") from None
+        what, then = "does not give", "; try again later" if status == 429 or status >= 500 else ""
+        if status in REFUSED:
+            what, then = "refuses", "; check HF_TOKEN, or log in anew"
+        raise WeightsError(f"The Hub {what} {path} of {name} (HTTP {status}){then}.") from None
     except Exception:  # no network, a time-out, a server error: the cache may still serve
         return False
     return True

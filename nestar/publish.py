@@ -126,11 +126,11 @@ def push(publication: Publication, repository: str, *, private: bool = False) ->
         status = error.response.status_code if error.response is not None else None
         if status in (401, 403):
             raise WeightsError(f"The Hub does not let this token write to {repository}.") from None
-        why = f": {shortened(error.server_message)}" if error.server_message else ""
+        why = f": {shortened(error.server_message).rstrip('.')}" if error.server_message else ""
         raise WeightsError(f"The Hub did not take {repository} (status {status}){why}.") from None
     except ValueError as error:  # what the card says of itself, such as a licence that the Hub does not know
-        why = shortened(" ".join(str(error).split()))
-        raise WeightsError(f"{repository} could not be published: {why}") from None
+        why = shortened(" ".join(str(error).split())).rstrip(".")
+        raise WeightsError(f"{repository} could not be published: {why}.") from None
     except Exception as error:
         raise WeightsError(f"{repository} could not be published ({type(error).__name__}).") from None
     return str(commit.commit_url)

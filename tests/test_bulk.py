@@ -134,6 +134,12 @@ def test_the_data_itself_is_written_as_samples_are(
     capsys.readouterr()
     assert main(data) == 2
     assert capsys.readouterr().err == f"nestar: {tmp_path / 'birds'} has other classes than {weights}.\n"
+    for flags, said in (
+        (["--steps", "9"], "--steps is of samples; with --data pictures are written as they are."),
+        (["--count", "0"], "--count must be at least 1, got 0."),
+    ):
+        assert main([*data, *flags]) == 2
+        assert capsys.readouterr().err == f"nestar: {said}\n"
 
 
 def test_parts_cover_every_sample_once() -> None:

@@ -245,7 +245,7 @@ def test_a_gpu_whose_memory_is_too_small_is_one_sentence(
     monkeypatch.setattr("nestar.cli.training._task", lambda *_: None)
     monkeypatch.setattr("nestar.training.runs.write_run", lambda *_: None)
     said = refusal(capsys, "train", "nesting", "--steps", "1", "--device", "cpu")
-    assert said.startswith("The GPU has no memory left.") and "--accumulate" in said
+    assert said.startswith("The GPU has no memory left: ") and "--accumulate" in said
 
 
 @pytest.mark.parametrize(

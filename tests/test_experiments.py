@@ -46,6 +46,7 @@ from nestar.evaluation.experiments.findings import (
     CLOSE,
     clearly_least,
     clearly_less,
+    clearly_more,
     fid_falls,
     fid_noise,
     kept_the_start,
@@ -785,6 +786,19 @@ def test_members_that_kept_the_start_are_told_from_those_that_moved() -> None:
     rows += [row("start", "moved", 20.0), row("refused", "refused", 20.0)]
     rows += [row("final", name, 20.0) for name in ("kept", "moved", "refused", "never searched")]
     assert kept_the_start(rows) == ["kept", "refused"]
+
+
+@pytest.mark.parametrize(("samples", "said"), [(500, CLOSE), (5000, True)])
+def test_a_recall_is_more_where_so_many_samples_can_say_so(samples: int, said: bool | str) -> None:
+    lattice, raster = (
+        row("final", name, 20.0, recall=recall, precision=0.7) | {"samples": samples}
+        for name, recall in ((order.LATTICE, 0.49), (order.RASTER, 0.44))
+    )
+    found = order.find([lattice, raster], [])["lattice_has_more"]
+    assert found == {"precision": CLOSE, "recall": said}
+    assert clearly_more(raster, lattice, "recall") == (CLOSE if said == CLOSE else False)
+    most = scaling.find([lattice, raster | {"member": "one-shot"}], [])["most"]
+    assert most == {"precision": CLOSE, "recall": CLOSE if said == CLOSE else "k4-lattice"}
 
 
 def test_scaling_compares_with_both_ends() -> None:

@@ -12,7 +12,7 @@ import torch
 from PIL import Image, ImageOps
 
 from nestar.cli import main
-from nestar.data import pools
+from nestar.data import image_folder, pools
 from nestar.data.image_folder import HELD_OUT_EVERY, open_folder
 from nestar.images import to_bytes
 from nestar.pipeline import NestARPipeline
@@ -101,8 +101,8 @@ def test_a_picture_is_the_square_in_its_middle_and_its_mirror(tmp_path: Path) ->
         (lambda root: root.mkdir(), "has no folder of pictures: it takes one per class"),
         (lambda root: picture(root / "owl" / "1.png"), "Class 'owl' in .* has one picture"),
         (
-            lambda root: [picture(root / "owl" / name) for name in ("1.png", "._2.png")],
-            "Class 'owl' in .* has one picture",  # the other is a system's own
+            lambda root: [picture(root / "owl" / name) for name in ("1.png", "._2.png", ".thumbnails/1.png")],
+            "Class 'owl' in .* has one picture",  # the others are a system's own
         ),
         (
             lambda root: [write(root / "owl" / f"{number}.HEIC", b"") for number in range(3)],
@@ -110,7 +110,7 @@ def test_a_picture_is_the_square_in_its_middle_and_its_mirror(tmp_path: Path) ->
         ),
         (
             lambda root: [picture(root / "night\u00a0owl" / f"{number}.png") for number in range(2)],
-            r"A folder's name will not do for a class: 'classes': .* is no name of 1 to \d+ printable",
+            r"The folders make no classes: 'classes': .* is no name of 1 to \d+ printable characters\.$",
         ),
     ],
 )
@@ -136,20 +136,42 @@ def test_a_file_that_is_no_picture_is_named(
         train.batch([0], 16)
 
 
-def test_all_that_are_no_pictures_are_named_before_any_is_encoded(root: Path, tmp_path: Path) -> None:
-    for number in range(1, 4):
+def test_all_that_are_no_pictures_are_named_before_any_is_encoded(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in (1, 2):
         write(root / "owl" / f"{number}.png", b"nothing to see")
-    train, held = open_folder(root)
+    write(root / "owl" / "3.tiff", b"")
+    picture(root / "wren" / "9.tiff", np.zeros((16, 16), dtype=np.float32))  # the last of its class: held out
+    for folder in open_folder(root):
+        with pytest.raises(SettingsError, match=r"cannot be read as pictures of 8 or 16 bits a channel\.$"):
+            folder.check()
     with pytest.raises(SettingsError) as refused:
-        LatentPools.of_folder(train, held, 64, small_tokenizer(), tmp_path / "cache")
-    assert [f"owl/{number}.png cannot be read" in str(refused.value) for number in range(5)] == [
+        LatentPools.of_folder(*open_folder(root), 64, small_tokenizer(), tmp_path / "cache")
+    assert [
+        str(root / f"owl/{name}") in str(refused.value) for name in ("0.png", "1.png", "2.png", "3.tiff")
+    ] == [
         False,
         True,
         True,
         True,
-        False,
     ]
+    monkeypatch.setattr(image_folder, "NAMED", 1)
+    with pytest.raises(SettingsError, match=r"owl/1\.png and 2 more cannot be read"):
+        open_folder(root)[0].check()
     assert not (tmp_path / "cache").exists()
+
+
+def test_what_is_encoded_is_not_opened_again(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokenizer = small_tokenizer()
+    LatentPools.of_folder(*open_folder(root), 64, tokenizer, tmp_path / "cache")
+    monkeypatch.setattr(image_folder, "_opens", lambda file: False)
+    LatentPools.of_folder(*open_folder(root), 64, tokenizer, tmp_path / "cache")
+    next((tmp_path / "cache").rglob("*.safetensors")).unlink()
+    with pytest.raises(SettingsError, match="cannot be read as pictures"):
+        LatentPools.of_folder(*open_folder(root), 64, tokenizer, tmp_path / "cache")
 
 
 @pytest.mark.parametrize("low", [0, 20_000])
@@ -174,7 +196,7 @@ def test_what_is_transparent_lies_on_white(tmp_path: Path) -> None:
 def test_numbers_of_no_known_range_are_refused(tmp_path: Path) -> None:
     for name in ("a", "b"):
         picture(tmp_path / "owl" / f"{name}.tiff", np.zeros((16, 16), dtype=np.float32))
-    with pytest.raises(SettingsError, match=r"a\.tiff cannot be read as a picture"):
+    with pytest.raises(SettingsError, match=r"a\.tiff cannot be read as a picture \(neither 8 nor 16 bits"):
         open_folder(tmp_path)[0].batch([0], 16)
 
 
@@ -283,15 +305,16 @@ def test_a_telephones_picture_stands_upright(tmp_path: Path) -> None:
     assert images[0, :, :6].mean() < -0.9 and images[0, :, 10:].mean() > 0.9
 
 
+@pytest.mark.parametrize("ending", ["png", "tiff"])  # Pillow turns the latter itself
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_a_picture_is_turned_as_pillow_would_turn_it(tmp_path: Path, orientation: int) -> None:
+def test_a_picture_is_turned_as_pillow_would_turn_it(tmp_path: Path, orientation: int, ending: str) -> None:
     pixels = np.random.default_rng(0).integers(0, 255, (16, 16, 3), dtype=np.uint8)
     note = Image.Exif()
     note[0x0112] = orientation
-    for name in ("owl/a.png", "owl/b.png"):
+    for name in ("owl/a", "owl/b"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
-        Image.fromarray(pixels).save(tmp_path / name, exif=note)
-    with Image.open(tmp_path / "owl/a.png") as opened:
+        Image.fromarray(pixels).save(tmp_path / f"{name}.{ending}", exif=note)
+    with Image.open(tmp_path / f"owl/a.{ending}") as opened:
         upright = np.asarray(ImageOps.exif_transpose(opened))
     train, _ = open_folder(tmp_path)
     assert (to_bytes(train.batch([0], 16))[0].permute(1, 2, 0).numpy() == upright).all()

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from nestar.evaluation.metrics import psnr
-from nestar.evaluation.previews import coarse_to_fine, preview_psnr
+from nestar.evaluation.previews import coarse_to_fine, preview_psnr, psnr_of_tokens
 from nestar.nesting import Nesting
 from nestar.sampler import ModuleDone, PatchDone, SolverSettings, sample
 from nestar.tokenizer import KEPT_WEIGHTS, fill_weights, filled
@@ -28,6 +28,13 @@ def test_every_modules_preview_but_the_last_is_compared_with_the_finished_pictur
                 standing[event.module] = tokenizer.preview(tokens, K2, event.known)
     for module in (1, 2, 3):
         torch.testing.assert_close(measured[:, module - 1], psnr(standing[module], standing[4]))
+
+
+def test_tokens_that_stand_already_are_compared_alike() -> None:
+    model, tokenizer = small_model(K2), small_tokenizer()
+    *_, last = (event for event in sample(model, IDS, SEEDS, SETTINGS) if isinstance(event, PatchDone))
+    ours = psnr_of_tokens(last.sequence_BNC, tokenizer, K2)
+    torch.testing.assert_close(ours, preview_psnr(model, tokenizer, IDS, SEEDS, SETTINGS))
 
 
 @pytest.mark.parametrize("nesting", [K4, Nesting.nested(4, 4, 4, order="raster")])
@@ -56,6 +63,7 @@ def test_a_sample_rises_if_every_step_does() -> None:
         torch.tensor([[1.0, 2.0, 3.0], [1.0, 3.0, 2.0], [2.0, 4.0, 5.0], [3.0, 2.0, 1.0]])
     )
     assert summary["rising"] == 0.5 and summary["samples"] == 4
+    assert summary["rising_at"] == [0.75, 0.5]
     assert summary["psnr"] == pytest.approx([1.75, 2.75, 2.75])
 
 

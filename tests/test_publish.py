@@ -144,7 +144,7 @@ def test_a_card_that_the_hub_refuses_is_one_sentence_with_its_reason(hub, loader
     assert done["status"] == 2 and hub.commits == before
     assert done["said"].strip() == (
         f"nestar: {REPOSITORY} could not be published: Invalid metadata in README.md. "
-        '- "license" must be one of: mit, cc-by-4.0'
+        '- "license" must be one of: mit, cc-by-4.0.'
     )
 
 

@@ -885,7 +885,7 @@ def test_a_run_may_start_from_other_weights(cache: Path) -> None:
     for averaged in (second.model, second.ema.module):
         same = averaged.state_dict()
         assert all(torch.equal(value, same[name]) for name, value in first.model.state_dict().items())
-    with pytest.raises(WeightsError, match=r"another shape: dim \d+ \(the preset has 64\)\.$"):
+    with pytest.raises(WeightsError, match=r"another shape: dim \d+ \(the recipe has 64\)\.$"):
         NestingTask(replace(smoke, dim=64), small_tokenizer(), CPU, cache, init=first.model)
     tokenizer = tokenizer_task(cache).tokenizer
     again = TokenizerTask(replace(presets.TOKENIZERS["smoke"], seed=1), CPU, cache, init=tokenizer)
@@ -903,14 +903,14 @@ def test_a_trained_module_may_begin_with_another_number_of_blocks(cache: Path) -
         WeightsError, match=r"^Module 2 of --init has 2 blocks: to have 3 it must be trained\.$"
     ):
         nesting_task(cache, init=init, blocks=5, split=(2, 3), modules=(1,))
-    with pytest.raises(WeightsError, match=r"another shape: blocks 5 \(the preset has 4\), split"):
+    with pytest.raises(WeightsError, match=r"another shape: blocks 5 \(the recipe has 4\), split"):
         nesting_task(cache, init=deeper)
 
 
 def test_weights_of_another_nesting_are_no_start(cache: Path) -> None:
     """Of one shape with the preset's, they take the tokens in another order."""
     raster = nesting_task(cache, nesting=Nesting.nested(4, 4, 4, order="raster"))
-    with pytest.raises(WeightsError, match=r"^--init is of k4-raster, the preset of k4-lattice\.$"):
+    with pytest.raises(WeightsError, match=r"^--init is of k4-raster, the recipe of k4-lattice\.$"):
         nesting_task(cache, init=raster.model)
 
 

@@ -41,8 +41,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as error:
         if _no_memory(error):
             said = (
-                "The GPU has no memory left. Fewer samples or pictures at once take less (--batch); in "
-                "training so do a larger --accumulate and --checkpoint-activations. What was encoded stays."
+                "The GPU has no memory left: fewer samples at once take less, and in training a larger "
+                "--accumulate or --checkpoint-activations."
             )
         elif _no_room(error):
             said = f"The disk is full ({error}). What was whole before still is: make room and call again."

@@ -7,7 +7,15 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
-from nestar.cli.common import add_settings, add_source, check_batch, make_way, pipeline_of, settings_of
+from nestar.cli.common import (
+    SAMPLING,
+    add_settings,
+    add_source,
+    check_batch,
+    make_way,
+    pipeline_of,
+    settings_of,
+)
 from nestar.files import whole
 from nestar.settings import RANGES, SampleSettings, SettingsError, find_nesting, typed
 
@@ -81,7 +89,7 @@ def add_samples(parser: argparse.ArgumentParser) -> None:
         "--data",
         type=Path,
         help="write pictures of this folder in place of samples, cut and scaled as for training, to compare "
-        "with; at most --count, spread over the classes",
+        "with: of train/ where there is one, at most --count of them, spread over all",
     )
     parser.set_defaults(run=_samples)
 
@@ -126,18 +134,22 @@ def _samples(arguments: argparse.Namespace) -> int:
 
 def _pictures(arguments: argparse.Namespace) -> int:
     """The data in place of samples: its classes are the checkpoint's, its pictures as large."""
-    from nestar.checkpoints import default_source, open_checkpoint
+    from nestar.checkpoints import default_source, open_checkpoints
     from nestar.data.image_folder import open_pictures
     from nestar.evaluation.bulk import write_pictures
 
-    checkpoint = open_checkpoint(arguments.repo or default_source(), arguments.revision)
+    for name in SAMPLING:
+        if getattr(arguments, name) != getattr(SampleSettings, name):
+            raise SettingsError(f"--{name} is of samples; with --data pictures are written as they are.")
+    if arguments.count < 1:
+        raise SettingsError(f"--count must be at least 1, got {arguments.count}.")
+    checkpoint = open_checkpoints(arguments.repo or default_source(), arguments.revision)[0]
     folder = open_pictures(arguments.data)
     if folder.classes != checkpoint.classes:
         raise SettingsError(f"{arguments.data} has other classes than {checkpoint.origin}.")
-    if arguments.count < len(folder.classes):
-        least = len(folder.classes)
-        raise SettingsError(f"--count must be at least one per class, {least}, got {arguments.count}.")
+    folder = folder.at_most(arguments.count)
+    folder.check()
     make_way(arguments.out)
-    write_pictures(arguments.out, folder.at_most(arguments.count), checkpoint.size)
+    write_pictures(arguments.out, folder, checkpoint.size)
     print(arguments.out)
     return 0

@@ -88,7 +88,7 @@ def _train_part(
     from nestar.training.loop import STATE_FILE, train
     from nestar.training.runs import asked_for, check_run, write_run
 
-    folder = arguments.folder or RUNS / f"{arguments.what}-{name}"
+    folder = arguments.folder or RUNS / _run_name(arguments, name, config)
     if folder.exists() and not folder.is_dir():
         raise SettingsError(f"--folder: {folder} is a file.")
     weights = _weights(arguments)
@@ -112,6 +112,12 @@ def _train_part(
     if arguments.away_from:
         record["away_from"] = _training_of(arguments.away_from)
     return train(task, budget, folder, record=record, group=group)
+
+
+def _run_name(arguments: argparse.Namespace, preset: str, config: Any) -> str:
+    """A run's folder where none is given: one for each nesting that flags make of a preset."""
+    of_nesting = any(getattr(arguments, flag) is not None for flag in ("k", "order", "variant"))
+    return f"{arguments.what}-{preset}" + (f"-{config.weights_name}" if of_nesting else "")
 
 
 def _train_family(arguments: argparse.Namespace) -> int:

@@ -37,6 +37,9 @@ UNREADABLE = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)
 """What Pillow says of files that are no pictures, or damaged ones: of some PNGs that their syntax is wrong,
 with Python's own error for it."""
 
+BOUNDLESS = ("I", "F")
+"""Pillow's modes of 32 bits a channel, whose numbers may lie anywhere."""
+
 TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -83,13 +86,16 @@ class ImageFolder:
         """Open every file, so that all that are no pictures are named before any is encoded.
 
         Raises:
-            SettingsError: some are none.
+            SettingsError: some are none, as far as their beginnings tell.
         """
         with ThreadPoolExecutor(DECODERS) as pool:
-            broken = [said for said in pool.map(_fault, self.files) if said]
+            opens = list(pool.map(_opens, self.files))
+        broken = [str(file) for file, does in zip(self.files, opens, strict=True) if not does]
         if broken:
-            more = f"; {len(broken) - NAMED} more cannot, either" if len(broken) > NAMED else ""
-            raise SettingsError(" ".join(broken[:NAMED]).removesuffix(".") + more + ".")
+            others = f" and {len(broken) - NAMED:,} more" if len(broken) > NAMED else ""
+            raise SettingsError(
+                f"{', '.join(broken[:NAMED])}{others} cannot be read as pictures of 8 or 16 bits a channel."
+            )
 
     def at_most(self, count: int) -> ImageFolder:
         """So many of the pictures, or all there are, spread evenly over the files and so over the classes."""
@@ -100,8 +106,9 @@ class ImageFolder:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Eight hex digits of what lies there: class, name and size of the files, in order."""
-        digest = hashlib.sha256()
+        """Eight hex digits of what lies there: class, name and size of the files, in order; and of how they
+        are prepared."""
+        digest = hashlib.sha256(f"{PREPARED}\n".encode())
         for file, class_id in zip(self.files, self.class_ids_N.tolist(), strict=True):
             digest.update(f"{class_id} {file.parent.name}/{file.name} {file.stat().st_size}\n".encode())
         return digest.hexdigest()[:8]
@@ -185,9 +192,13 @@ def _classes(root: Path) -> dict[str, list[Path]]:
 
 
 def _of_kind(folder: Path, endings: Sequence[str]) -> Iterable[Path]:
-    """Files below a folder that end so; those that systems keep beside others (._picture.jpg) are hidden."""
+    """Files below a folder that end so; what systems keep beside others (._picture.jpg, .thumbnails/) is
+    hidden."""
     return (
-        file for file in folder.rglob("*") if file.suffix.lower() in endings and not file.name.startswith(".")
+        file
+        for file in folder.rglob("*")
+        if file.suffix.lower() in endings
+        and not any(part.startswith(".") for part in file.relative_to(folder).parts)
     )
 
 
@@ -204,13 +215,14 @@ def _folder(
     try:
         classes = check_names("classes", list(named(names)), MAX_CLASSES)
     except ValueError as error:
-        raise SettingsError(f"A folder's name will not do for a class: {error}.") from None
+        raise SettingsError(f"The folders make no classes: {error}.") from None
     return ImageFolder(classes, tuple(file for _, file in rows), ids, left_out or {})
 
 
 def _upright(picture: Image.Image) -> Image.Image:
     """Turned as its file says, where that can be read. Not `ImageOps.exif_transpose`: that writes all that a
     camera noted anew, and fails where some of it is odd."""
+    picture.load()  # turns a TIFF, and forgets that it was to be turned
     try:
         turn = TURNS.get(picture.getexif().get(ExifTags.Base.Orientation))
     except Exception:
@@ -226,7 +238,7 @@ def _plain(picture: Image.Image) -> Image.Image:
     """
     if picture.mode.startswith("I;16"):
         return Image.fromarray((np.asarray(picture) // 257).astype(np.uint8)).convert("RGB")
-    if picture.mode in ("I", "F"):
+    if picture.mode in BOUNDLESS:
         raise ValueError("neither 8 nor 16 bits a channel")
     if not picture.has_transparency_data:
         return picture.convert("RGB")
@@ -234,13 +246,13 @@ def _plain(picture: Image.Image) -> Image.Image:
     return Image.alpha_composite(Image.new("RGBA", above.size, "white"), above).convert("RGB")
 
 
-def _fault(file: Path) -> str | None:
-    """Why a file is no picture, as far as its beginning tells."""
+def _opens(file: Path) -> bool:
+    """Whether a file is a picture, as far as its beginning tells."""
     try:
-        with Image.open(file):
-            return None
-    except UNREADABLE as error:
-        return f"{file} cannot be read as a picture ({type(error).__name__})."
+        with Image.open(file) as opened:
+            return opened.mode not in BOUNDLESS
+    except UNREADABLE:
+        return False
 
 
 def _square(file: Path, size: int, flip: bool) -> np.ndarray:
@@ -251,7 +263,8 @@ def _square(file: Path, size: int, flip: bool) -> np.ndarray:
         with Image.open(file) as opened:
             picture = _plain(_upright(opened))
     except UNREADABLE as error:
-        raise SettingsError(f"{file} cannot be read as a picture ({type(error).__name__}).") from None
+        why = str(error) if type(error) is ValueError else type(error).__name__
+        raise SettingsError(f"{file} cannot be read as a picture ({why}).") from None
     while min(picture.size) >= 2 * size:
         picture = picture.resize((picture.width // 2, picture.height // 2), Image.Resampling.BOX)
     scale = size / min(picture.size)

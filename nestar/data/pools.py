@@ -252,6 +252,12 @@ def folder_latents(
     return LatentShards(files)
 
 
+def shard_files(folder: Path, count: int, shard: int = SHARD) -> list[Path]:
+    """The files of a pool of `count` latents, there or not."""
+    starts = range(0, count, shard)
+    return [folder / f"{start}-{min(start + shard, count)}.safetensors" for start in starts]
+
+
 def encode_share(
     folder: Path,
     tokenizer: Tokenizer,
@@ -267,7 +273,7 @@ def encode_share(
     those of other processes, too."""
     folder.mkdir(parents=True, exist_ok=True)
     parts = [(start, min(start + shard, count)) for start in range(0, count, shard)]
-    files = [folder / f"{start}-{stop}.safetensors" for start, stop in parts]
+    files = shard_files(folder, count, shard)
     own = worker.share(list(zip(files, parts, strict=True)))
     for file, (start, stop) in tqdm(own, desc="encoding", disable=worker.rank > 0):
         if not file.exists():

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from nestar.evaluation import metrics
 from nestar.model import NestAR
+from nestar.nesting import Nesting
 from nestar.sampler import PatchDone, SolverSettings, sample
 from nestar.tokenizer import Tokenizer
 
@@ -25,8 +26,22 @@ def preview_psnr(
     for event in sample(model, class_ids_B, seeds, settings):
         if isinstance(event, PatchDone) and event.known in ends:
             stages.append(tokenizer.preview(event.sequence_BNC, nesting, event.known))
+    return _against_the_last(stages)
+
+
+@torch.inference_mode()
+def psnr_of_tokens(tokens_BNC: Tensor, tokenizer: Tokenizer, nesting: Nesting) -> Tensor:
+    """The same of whole sequences that stand already, such as drawn pictures': what the decoder guesses from
+    their beginnings, whoever made them."""
+    return _against_the_last(
+        [tokenizer.preview(tokens_BNC, nesting, scale.tokens) for scale in nesting.scales]
+    )
+
+
+def _against_the_last(stages: Sequence[Tensor]) -> Tensor:
+    """PSNR in dB of each stage but the last against that, (B, M-1)."""
     *previews, final = stages
-    empty = torch.empty(len(class_ids_B), 0)
+    empty = torch.empty(len(final), 0)
     return torch.stack([metrics.psnr(preview, final).cpu() for preview in previews], 1) if previews else empty
 
 
@@ -35,13 +50,14 @@ def coarse_to_fine(psnr_BM: Tensor) -> dict[str, Any] | None:
 
     Returns:
         `psnr`: mean after each module but the last; `rising`: share of samples in which it rises with every
-        module; `samples`.
+        module, `rising_at`: with the second, the third, ...; `samples`.
     """
     if psnr_BM.shape[1] < 2:
         return None
-    rises_B = (psnr_BM.diff(dim=1) > 0).all(1)
+    rises_BM = psnr_BM.diff(dim=1) > 0
     return {
         "psnr": [round(value, 2) for value in psnr_BM.mean(0).tolist()],
-        "rising": rises_B.double().mean().item(),
+        "rising": rises_BM.all(1).double().mean().item(),
+        "rising_at": rises_BM.double().mean(0).tolist(),
         "samples": len(psnr_BM),
     }

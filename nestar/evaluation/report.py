@@ -22,7 +22,7 @@ from nestar.data import tiny_worlds
 from nestar.data.pools import HELD_OUT_SEED, held_out_tokens
 from nestar.engines import Engines
 from nestar.evaluation import metrics
-from nestar.evaluation.previews import coarse_to_fine, preview_psnr
+from nestar.evaluation.previews import coarse_to_fine, preview_psnr, psnr_of_tokens
 from nestar.model import NestAR, fingerprint_of
 from nestar.nesting import Nesting
 from nestar.sampler import SolverSettings, sample_images
@@ -193,14 +193,20 @@ class Evaluator:
         }
 
     def previews(self, model: NestAR, settings: SolverSettings, seed: int) -> dict[str, Any] | None:
-        """Whether the first PREVIEWED of these samples grow coarse to fine, see `previews.coarse_to_fine`."""
-        count = min(PREVIEWED, self.samples)
+        """Whether the first PREVIEWED of these samples grow coarse to fine, see `previews.coarse_to_fine`;
+        under `of_real`: whether as many drawn pictures' own tokens do, which the decoder alone decides."""
+        nesting, count = model.config.nesting, min(PREVIEWED, self.samples)
         parts = _parts(count)
         rows = [
             preview_psnr(model, self.tokenizer, self._ids[part], self._sample_seeds(seed, part), settings)
             for part in parts
         ]
-        return coarse_to_fine(torch.cat(rows))
+        growth = coarse_to_fine(torch.cat(rows))
+        if growth is None:
+            return None
+        tokens_NnC = held_out_tokens(self.tokenizer, nesting, count, BATCH)[0]
+        real = [psnr_of_tokens(tokens_NnC[part], self.tokenizer, nesting) for part in parts]
+        return growth | {"of_real": coarse_to_fine(torch.cat(real))}
 
     def _given_tokens(self, nesting: Nesting, modules: int) -> Tensor:
         """What the first modules know of the given pictures, (N, K, C) in the nesting's order."""

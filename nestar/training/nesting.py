@@ -14,7 +14,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from nestar.checkpoints import weights_name
 from nestar.data import tiny_worlds
-from nestar.data.image_folder import PREPARED, ImageFolder
+from nestar.data.image_folder import ImageFolder
 from nestar.data.pools import (
     HELD_OUT_SEED,
     TRAIN_SEED,
@@ -23,6 +23,7 @@ from nestar.data.pools import (
     folder_latents,
     latent_pool,
     latents_file,
+    shard_files,
 )
 from nestar.engine import PRECISIONS, autocast, gpu_kernels, products_in
 from nestar.flow import (
@@ -191,20 +192,23 @@ class LatentPools:
         processes together, and kept in `cache`, which they share.
 
         Raises:
-            SettingsError: one of them cannot be read; it is named.
+            SettingsError: some of them cannot be read; they are named.
         """
-
-        def latents(folder: ImageFolder, flips: bool) -> LatentShards:
-            made_of = f"{folder.fingerprint}_{size}_{tokenizer.latents_fingerprint}"
-            shards = cache / f"latents_folder_v{PREPARED}_{made_of}"
-            if not shards.exists() and (worker is None or worker.rank == 0):
-                folder.check()
-            return folder_latents(shards, tokenizer, folder, size, flips=flips, worker=worker)
-
+        made_by = f"{size}_{tokenizer.latents_fingerprint}"
+        places = [cache / f"latents_folder_{folder.fingerprint}_{made_by}" for folder in (train, held)]
+        counts = 2 * len(train), len(held)
+        if worker is None or worker.rank == 0:  # before the first is encoded, which may take hours
+            for folder, place, count in zip((train, held), places, counts, strict=True):
+                if not all(file.exists() for file in shard_files(place, count)):
+                    folder.check()
+        latents, held_latents = (
+            folder_latents(place, tokenizer, folder, size, flips=flips, worker=worker)
+            for folder, place, flips in zip((train, held), places, (True, False), strict=True)
+        )
         return cls(
-            latents(train, True),
+            latents,
             train.class_ids_N.repeat(2),
-            latents(held, False)[torch.arange(len(held))],
+            held_latents[torch.arange(len(held))],
             held.class_ids_N,
             train.classes,
             train.fingerprint,
@@ -264,10 +268,10 @@ def check_start(config: NestingTrainConfig, tokenizer: Tokenizer, init: NestAR) 
             them, were trained behind another tokenizer.
     """
     if init.config.nesting != config.nesting:
-        raise WeightsError(f"--init is of {init.config.nesting.name}, the preset of {config.nesting.name}.")
+        raise WeightsError(f"--init is of {init.config.nesting.name}, the recipe of {config.nesting.name}.")
     wanted = asdict(config.model_config(tokenizer.channels))
     differ = [
-        f"{name} {value} (the preset has {wanted[name]})"
+        f"{name} {value} (the recipe has {wanted[name]})"
         for name, value in asdict(init.config).items()
         if value != wanted[name] and not (config.split and name in ("blocks", "split"))
     ]

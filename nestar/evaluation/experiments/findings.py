@@ -36,6 +36,9 @@ FID_ERROR = 0.4
 SHARE_ERROR = 1.5
 """How many times as much as independent draws recall scatters: a sample covers several real pictures."""
 
+SHARES = ("precision", "recall")
+"""Figures that are shares of pictures."""
+
 STANDARD_ERRORS = 2.0
 """So many of a difference are put down to chance."""
 
@@ -71,6 +74,24 @@ def clearly_less(one: Row, other: Row) -> bool | str:
     if abs(fids[0] - fids[1]) <= fid_noise(min(one["samples"], other["samples"])) * usual:
         return CLOSE
     return fids[0] < fids[1]
+
+
+def clearly_more(one: Row, other: Row, share: str) -> bool | str:
+    """Whether a row's precision or recall is more than another's, where chance does not forbid to say so."""
+    shares = one[share], other[share]
+    if abs(shares[0] - shares[1]) <= share_noise(sum(shares) / 2, min(one["samples"], other["samples"])):
+        return CLOSE
+    return shares[0] > shares[1]
+
+
+def clearly_most(rows: Sequence[Row], share: str) -> str | None:
+    """The member of the row of most precision or recall, where chance does not forbid to say so; None of
+    fewer than two that were measured."""
+    rows = [row for row in rows if share in row]
+    if len(rows) < 2:
+        return None
+    best, second = sorted(rows, key=lambda row: row[share], reverse=True)[:2]
+    return best["member"] if clearly_more(best, second, share) is True else CLOSE
 
 
 def clearly_least(rows: Sequence[Row]) -> str | None:

@@ -8,7 +8,16 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from nestar import plots
-from nestar.evaluation.experiments.findings import clearly_less, kept_the_start, known, lowest, minus, pick
+from nestar.evaluation.experiments.findings import (
+    SHARES,
+    clearly_less,
+    clearly_more,
+    kept_the_start,
+    known,
+    lowest,
+    minus,
+    pick,
+)
 from nestar.evaluation.experiments.rows import Row
 from nestar.evaluation.experiments.study import Experiment, Study
 
@@ -29,6 +38,9 @@ def find(rows: list[Row], arms: list[Row]) -> dict[str, Any]:
     return known(
         {
             "lattice_has_less_fid": clearly_less(lattice, raster),
+            "lattice_has_more": {
+                share: clearly_more(lattice, raster, share) for share in SHARES if share in lattice
+            },
             "lattice_minus_raster": minus(lattice, raster, COMPARED),
             "settings_stayed_where_the_search_began": kept_the_start(rows),
             "best_settings": {row["member"]: row["settings"] for row in finals},

@@ -10,9 +10,11 @@ from matplotlib.figure import Figure
 
 from nestar import plots
 from nestar.evaluation.experiments.findings import (
+    SHARES,
     by_member,
     clearly_least,
     clearly_less,
+    clearly_most,
     fid_falls,
     kept_the_start,
     known,
@@ -62,11 +64,13 @@ def find(rows: list[Row], arms: list[Row]) -> dict[str, Any]:
     many = by_member(timed, "pictures_per_second")
     nested = [name for name in NESTED if name in fid]  # in the order of k, as their rows
     ours, baselines = ([row for row in finals if (row["member"] in nested) is own] for own in (True, False))
+    members = [row for row in finals if row["member"] in MEMBERS]
     best = lowest(ours)
     found = {
         "fid": fid,
-        "best_fid": clearly_least([row for row in finals if row["member"] in MEMBERS]),
+        "best_fid": clearly_least(members),
         "best_nested": clearly_least(ours),
+        "most": known({share: clearly_most(members, share) for share in SHARES}),
         "fid_of_best_nested_minus": (
             {row["member"]: best["fid"] - row["fid"] for row in baselines} if best else None
         ),
