@@ -3,7 +3,8 @@
 Seconds from the call of `pipe.stream` to the first module's encoded frame and to the whole picture, a frame a
 patch encoded on the way as the page does; medians over seeds, after one run that warms up. Measured with the
 default steps and solver, and with those that the project's aims were set for. README shows every
-`results/first_picture*.json`, so that machines of different kinds can stand beside one another.
+`results/first_picture*.json`, so that machines of different kinds can stand beside one another. With
+`--without-bf16` all is computed as on a CPU that has none; that goes to `results/first_picture_float32.json`.
 """
 
 from __future__ import annotations
@@ -15,8 +16,10 @@ import platform
 import resource
 import statistics
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 
@@ -63,6 +66,8 @@ def measured(arguments: argparse.Namespace) -> dict[str, Any]:
     model = pipeline.models[find_nesting(pipeline.nestings, arguments.k, SampleSettings.order)]
     rate = matrix_rate(pipeline.device, rate_dtype(pipeline.device))
     return {
+        "command": "python -m benchmarks.first_picture" + " --without-bf16" * arguments.without_bf16,
+        "parameters": model.config.parameters,
         "k": arguments.k,
         "cfg": arguments.cfg,
         "device": str(pipeline.device),
@@ -83,11 +88,14 @@ def main() -> None:
     parser.add_argument("--cfg", type=float, default=SampleSettings.cfg)
     parser.add_argument("--runs", type=positive, default=15)
     parser.add_argument("--device", default="auto")
-    parser.add_argument("--out", type=Path, default=RESULTS / "first_picture.json")
+    parser.add_argument("--without-bf16", action="store_true")
+    parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
-    with sentences(parser):
+    hidden = mock.patch.object(torch.cpu, "get_capabilities", return_value={})
+    with sentences(parser), hidden if arguments.without_bf16 else nullcontext():
         report = measured(arguments)
-    write_report(arguments.out, report)
+    name = "first_picture_float32" if arguments.without_bf16 else "first_picture"
+    write_report(arguments.out or RESULTS / f"{name}.json", report)
     print(json.dumps(report))
 
 

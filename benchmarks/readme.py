@@ -220,10 +220,12 @@ def preview_rows(k: int) -> Iterator[Row]:
     growth = report.get("coarse_to_fine")
     if growth:
         values = ", ".join(f"{value:.1f}" for value in growth["psnr"])
+        real = growth.get("of_real")
         yield (
             f"k = {k}: previews nearer the picture with every module",
             f"{growth['rising']:.1%} of {growth['samples']}",
-            f"mean PSNR after each module but the last: {values} dB",
+            f"mean PSNR after each module but the last: {values} dB"
+            + (f"; of as many real pictures' own tokens {real['rising']:.1%}" if real else ""),
             goal("rising", growth["rising"], ".0%"),
             f"`python -m nestar evaluate --k {k} --samples {report['samples']}`",
         )
@@ -270,13 +272,14 @@ def factor_rows() -> Iterator[Row]:
 
 def first_picture_rows(report: dict[str, Any]) -> Iterator[Row]:
     """Seconds to the first frames and to the whole picture on one machine."""
-    command = "`python -m benchmarks.first_picture`"
+    command = f"`{report['command']}`"
     machine = f"{report['cores']} cores"
     if "dtypes" in report:
         rate = report["matrix_gigaoperations_per_second"]
         machine += f" ({spoken(report['dtypes'])}, {rate:,.0f} billion operations a second)"
-    if "weights" in report:  # noted by hand where they changed and no such machine was at hand
-        machine += f", {report['weights']}"
+    now = Outline.read(ROOT / "assets" / f"k{report['k']}-lattice").config.parameters
+    if report["parameters"] != now:
+        machine += f", earlier weights, of {report['parameters'] / 1e6:.1f} million parameters"
     for row in report["rows"]:
         note = f"{machine}, {row['steps']} steps of {row['solver'].capitalize()}, CFG {report['cfg']:g}"
         times = {
@@ -486,6 +489,9 @@ def speed_parts() -> Iterator[str]:
         yield from (*side_by_side(report), "", *streamed(report["streaming"]), "", *grown(report))
         yield ""
         yield from table(("aims for speed", "measured", "target"), speed_aims(report))
+    inside = read(RESULTS / "profiled.json")
+    if inside:
+        yield from ("", *profiled_lines(inside))
     if peers:
         yield from ("", *peer_lines(peers))
     steps = read(RESULTS / "imagenet_step.json")
@@ -630,6 +636,33 @@ def speed_aims(report: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
         times = found["streamed_over_not"]
         what = "streaming over not streaming, *k* = 4"
         yield what, between(times, " x"), goal("streamed_over_not", times["median"], unit=" x")
+
+
+def profiled_lines(report: dict[str, Any]) -> Iterator[str]:
+    """Where a batch's time goes, and at which kinds of operations a nesting gains how much."""
+    nested, baseline = report["members"].values()
+    slower = baseline["seconds_without_profiler"] / nested["seconds_without_profiler"]
+    yield (
+        f"Where a batch of {report['rows']} spends its time (`python -m benchmarks.profiled`: "
+        f"{report['steps']} steps of {report['solver'].capitalize()}, device {report['device']}, medians of "
+        f"{report['runs']} runs in torch's profiler): by its matrix products, counted, {baseline['label']} "
+        f"would take {baseline['operations'] / nested['operations']:.3g} times as long as {nested['label']}; "
+        f"it took {slower:.3g} times as long. Kinds of operations in which it takes fewer times as long are "
+        "where the nesting loses that:"
+    )
+    yield ""
+    heads = ("operations", *(f"{member['label']}, s" for member in (nested, baseline)), "times as long")
+    yield from table(heads, profiled_rows(nested, baseline))
+
+
+def profiled_rows(nested: dict[str, Any], baseline: dict[str, Any]) -> Iterator[list[str]]:
+    for kind, own in nested["kinds"].items():
+        both = own["seconds"], baseline["kinds"][kind]["seconds"]
+        shares = [
+            f"{seconds:.3g} ({seconds / member['seconds']:.0%})"
+            for seconds, member in zip(both, (nested, baseline), strict=True)
+        ]
+        yield [kind, *shares, f"{both[1] / both[0]:.2g}" if both[0] else ""]
 
 
 def between(found: dict[str, float], unit: str) -> str:
@@ -781,11 +814,18 @@ HEADLINES: dict[str, tuple[str, ...]] = {
     "scaling": (
         "fid",
         "best_fid",
+        "most_precision",
+        "most_recall",
         "best_nested_no_worse_than_baselines",
         "seconds_rise_with_k",
     ),
     "independence": ("together_better_than_alone", "alone_then_together_better_than_alone"),
-    "order": ("lattice_has_less_fid", "lattice_minus_raster"),
+    "order": (
+        "lattice_has_less_fid",
+        "lattice_has_more_precision",
+        "lattice_has_more_recall",
+        "lattice_minus_raster",
+    ),
     "sampler": ("least_fid_at", "defaults_clearly_bettered", "cheapest_that_is_not_clearly_worse"),
     "precision": ("precision_moved_most_by", "gap_in_precision_at_defaults", "gap_in_recall_at_defaults"),
     "baseline": ("knows_more_than_means_and_covariance", "frechet_distance_of_tokens"),

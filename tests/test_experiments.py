@@ -794,11 +794,12 @@ def test_a_recall_is_more_where_so_many_samples_can_say_so(samples: int, said: b
         row("final", name, 20.0, recall=recall, precision=0.7) | {"samples": samples}
         for name, recall in ((order.LATTICE, 0.49), (order.RASTER, 0.44))
     )
-    found = order.find([lattice, raster], [])["lattice_has_more"]
-    assert found == {"precision": CLOSE, "recall": said}
+    found = order.find([lattice, raster], [])
+    assert (found["lattice_has_more_precision"], found["lattice_has_more_recall"]) == (CLOSE, said)
     assert clearly_more(raster, lattice, "recall") == (CLOSE if said == CLOSE else False)
-    most = scaling.find([lattice, raster | {"member": "one-shot"}], [])["most"]
-    assert most == {"precision": CLOSE, "recall": CLOSE if said == CLOSE else "k4-lattice"}
+    most = scaling.find([lattice, raster | {"member": "one-shot"}], [])
+    assert most["most_precision"] == CLOSE
+    assert most["most_recall"] == (CLOSE if said == CLOSE else "k4-lattice")
 
 
 def test_scaling_compares_with_both_ends() -> None:

@@ -13,7 +13,7 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks import peers, readme, speed
+from benchmarks import peers, profiled, readme, speed
 from benchmarks.operations import picture_operations
 from nestar.data.tiny_worlds import CLASSES
 from nestar.model import NestAR, NestARConfig
@@ -64,6 +64,33 @@ def test_contenders_have_as_many_blocks_as_the_yardstick() -> None:
     assert {"k8-lattice", "ar-raster", "cells4-blocks", *models} == found.keys()
     assert {contender.model.config.blocks for contender in found.values()} == {13}
     assert [name for name, each in found.items() if each.trained] == ["k4-lattice", "k2-lattice"]
+
+
+def test_a_profile_puts_every_operation_in_one_kind_and_the_readme_compares_kinds() -> None:
+    named = [name for names in profiled.KINDS.values() for name in names]
+    assert len(named) == len(set(named))
+    events = [("aten::mm", 3, 2e6), ("aten::bmm", 2, 1e6), ("aten::copy_", 5, 5e5), ("aten::normal_", 1, 1e5)]
+    kinds = profiled.by_kind(events)
+    assert kinds["products"] == {"operations": 3, "seconds": 2.0}
+    assert kinds["attention"]["operations"] == 2 and kinds["copies"]["seconds"] == 0.5
+    assert kinds[profiled.REST] == {"operations": 1, "seconds": pytest.approx(0.1)}
+    settings = SolverSettings(steps=2, solver="euler")
+    racing = {
+        name: speed.Contender(NestAR(replace(SHAPE, nesting=nesting)).eval(), trained=False)
+        for name, nesting in (
+            (speed.YARDSTICK, Nesting.nested(4, 4, 4)),
+            (profiled.BASELINE, Nesting.one_shot(4, 4)),
+        )
+    }
+    members = profiled.measure(racing, settings, rows=2, runs=2)
+    for name, member in members.items():
+        inside = sum(own["seconds"] for kind, own in member["kinds"].items() if kind != profiled.OUTSIDE)
+        assert 0 < inside < member["seconds"]
+        passes = racing[name].model.config.nesting.function_evaluations(2)
+        assert member["kinds"]["products"]["operations"] > passes * SHAPE.blocks / 2
+    report = {"device": "cpu", "steps": 2, "solver": "euler", "rows": 2, "runs": 2, "members": members}
+    lines = list(readme.profiled_lines(report))
+    assert sum(line.startswith("| products |") for line in lines) == 1 and len(lines) == 4 + len(kinds) + 1
 
 
 def test_ratios_are_taken_turn_by_turn() -> None:

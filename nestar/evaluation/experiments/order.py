@@ -38,8 +38,10 @@ def find(rows: list[Row], arms: list[Row]) -> dict[str, Any]:
     return known(
         {
             "lattice_has_less_fid": clearly_less(lattice, raster),
-            "lattice_has_more": {
-                share: clearly_more(lattice, raster, share) for share in SHARES if share in lattice
+            **{
+                f"lattice_has_more_{share}": clearly_more(lattice, raster, share)
+                for share in SHARES
+                if share in lattice
             },
             "lattice_minus_raster": minus(lattice, raster, COMPARED),
             "settings_stayed_where_the_search_began": kept_the_start(rows),

@@ -70,7 +70,7 @@ def find(rows: list[Row], arms: list[Row]) -> dict[str, Any]:
         "fid": fid,
         "best_fid": clearly_least(members),
         "best_nested": clearly_least(ours),
-        "most": known({share: clearly_most(members, share) for share in SHARES}),
+        **{f"most_{share}": clearly_most(members, share) for share in SHARES},
         "fid_of_best_nested_minus": (
             {row["member"]: best["fid"] - row["fid"] for row in baselines} if best else None
         ),
