@@ -108,10 +108,8 @@ class Engine:
         # Queries lie beside keys and values, so that one operation writes queries and keys.
         shape = (len(self.weights.blocks), 3, self.rows, self.heads, self.tokens, self.head_dim)
         self.store_L3RHNE = torch.empty(shape, device=self.device, dtype=self.dtype)
-        like = {
-            "device": self.device,
-            "dtype": self.dtype,
-        }  # filled there: copied numbers would be waited for
+        # Filled on the device: a number that is copied there would be waited for.
+        like = {"device": self.device, "dtype": self.dtype}
         self.epsilon = torch.full((), RMS_EPSILON * dim**0.5, **like)
         self.epsilon_qk = torch.full((), RMS_EPSILON * self.head_dim**0.5, **like)
         self._buffers: dict[int, _Buffers] = {}

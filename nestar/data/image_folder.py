@@ -121,9 +121,7 @@ def open_folder(root: Path) -> tuple[ImageFolder, ImageFolder]:
         SettingsError: there is no such folder, no class in it, a class without two pictures or with none that
             can be read, or a name that no checkpoint may have.
     """
-    if not root.is_dir():
-        raise SettingsError(f"--data: there is no folder {root}.")
-    pictures = root / "train" if _has_folders(root / "train") else root
+    pictures = _trained_on(root)
     every = _classes(pictures)
     if pictures != root and (root / "val").is_dir():
         train, held = every, _classes(root / "val")
@@ -154,9 +152,7 @@ def open_pictures(root: Path) -> ImageFolder:
     Raises:
         SettingsError: as `open_folder`.
     """
-    if not root.is_dir():
-        raise SettingsError(f"--data: there is no folder {root}.")
-    found = _classes(root / "train" if _has_folders(root / "train") else root)
+    found = _classes(_trained_on(root))
     return _folder(list(found), found)
 
 
@@ -167,6 +163,13 @@ def described(train: ImageFolder, held: ImageFolder, size: int) -> str:
         f"{len(train):,} pictures of {len(train.classes):,} classes at {size} x {size} pixels, and as many "
         f"mirrored; {len(held):,} held out" + (f"; not read: {others}." if others else ".")
     )
+
+
+def _trained_on(root: Path) -> Path:
+    """Where the classes for training lie: in `train/`, where that is no class itself, or in `root`."""
+    if not root.is_dir():
+        raise SettingsError(f"--data: there is no folder {root}.")
+    return root / "train" if _has_folders(root / "train") else root
 
 
 def _has_folders(folder: Path) -> bool:
