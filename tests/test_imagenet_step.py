@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import imagenet_step, readme
+from benchmarks import imagenet_step
+from benchmarks.readme.imagenet import training_lines
 from nestar.registry import imagenet_config
 from nestar.training.presets import STEPS
 
@@ -26,7 +27,7 @@ def test_a_step_of_an_imagenet_size_is_taken_and_projected(tmp_path: Path) -> No
     assert all(loss > 0 for name, loss in row["losses"].items() if name.startswith("m"))
     hours = STEPS[row["name"]] * row["seconds_per_step"] / 3600
     assert row["projected_hours"] == pytest.approx(hours, rel=1e-2)
-    *_, line = readme.training_lines(report)
+    *_, line = training_lines(report)
     assert line.startswith(f"| imagenet256-s | {row['parameters'] / 1e6:.0f} | 1 |")
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import readme
+from benchmarks.readme import embedded, experiments, family, places, quality, speed, writing
 from nestar.checkpoints import EMBEDDED, load_tokenizer
 from nestar.evaluation.experiments import NAMES, findings
 from nestar.evaluation.inception import features_named
@@ -50,9 +50,9 @@ REPORT = {
 
 
 def test_findings_are_what_the_rows_say_today():
-    report = readme.refreshed("scaling", REPORT)
-    assert readme.refreshed("scaling", report) == report
-    text = "\n".join(readme.finding_lines("scaling", report))
+    report = experiments.refreshed("scaling", REPORT)
+    assert experiments.refreshed("scaling", report) == report
+    text = "\n".join(experiments.finding_lines("scaling", report))
     assert "- fid: k4-lattice 12.3, one-shot 20" in text
     assert "- best fid: k4-lattice\n" in text and "- best nested no worse than baselines: yes" in text
     assert "what was said" not in text
@@ -69,25 +69,25 @@ def test_findings_are_what_the_rows_say_today():
 
 
 def test_a_finding_names_the_command_that_measured_it():
-    arm = {"arm": "a", "parameters": readme.parameters_of("tiny-worlds-k4-small")}
-    text = "\n".join(readme.finding_lines("coordination", REPORT | {"arms": [arm]}))
+    arm = {"arm": "a", "parameters": experiments.parameters_of("tiny-worlds-k4-small")}
+    text = "\n".join(experiments.finding_lines("coordination", REPORT | {"arms": [arm]}))
     flags = "--samples 100 --final-samples 500 --images 25600 --preset tiny-worlds-k4-small"
     assert f"`python -m nestar experiment coordination {flags}`" in text
-    text = "\n".join(readme.finding_lines("scaling", REPORT | {"arms": [], "seed": 7}))
+    text = "\n".join(experiments.finding_lines("scaling", REPORT | {"arms": [], "seed": 7}))
     assert "--final-samples 500 --seed 7`" in text
-    text = "\n".join(readme.finding_lines("scaling", REPORT | {"arms": []}))
+    text = "\n".join(experiments.finding_lines("scaling", REPORT | {"arms": []}))
     assert "`python -m nestar experiment scaling --samples 100 --final-samples 500`" in text
 
 
 def test_findings_of_other_weights_say_so(two_nestings, monkeypatch):
-    monkeypatch.setattr(readme, "embedded_fingerprint", {"k4-lattice": "new", "one-shot": "same"}.get)
+    monkeypatch.setattr(embedded, "fingerprint", {"k4-lattice": "new", "one-shot": "same"}.get)
     for fingerprint, said in (("old", True), ("new", False)):
         settings = {"fingerprints": {"k4-lattice": fingerprint, "one-shot": "same"}}
-        report = readme.refreshed("scaling", REPORT | {"settings": settings, "arms": []})
-        page = "\n".join(readme.finding_lines("scaling", report))
+        report = experiments.refreshed("scaling", REPORT | {"settings": settings, "arms": []})
+        page = "\n".join(experiments.finding_lines("scaling", report))
         assert ("Measured on other weights than the embedded: k4-lattice." in page) is said
-        write(readme.EXPERIMENTS / "scaling.json", report)
-        lines = list(readme.headline_parts())
+        write(places.EXPERIMENTS / "scaling.json", report)
+        lines = list(experiments.headline_parts())
         assert (
             any("measured on other weights than the embedded: k4-lattice |" in line for line in lines) is said
         )
@@ -95,15 +95,15 @@ def test_findings_of_other_weights_say_so(two_nestings, monkeypatch):
         assert lines[-1].startswith("Not run yet: `coordination`,")
     unnamed = REPORT | {"settings": {"images_seen": {"k4-lattice": 9}}, "arms": []}
     assert "Measured on weights that the report does not name." in "\n".join(
-        readme.finding_lines("scaling", unnamed)
+        experiments.finding_lines("scaling", unnamed)
     )
 
 
 def test_a_part_is_replaced_between_its_marks_alone():
-    text = f"above\n{readme.SECTIONS['findings']}old\n<!-- end of findings -->\nbelow"
-    once = readme.rewritten(text, "findings", "new\n")
-    assert once == f"above\n{readme.SECTIONS['findings']}new\n<!-- end of findings -->\nbelow"
-    assert readme.rewritten(once, "findings", "new\n") == once
+    text = f"above\n{writing.SECTIONS['findings']}old\n<!-- end of findings -->\nbelow"
+    once = writing.rewritten(text, "findings", "new\n")
+    assert once == f"above\n{writing.SECTIONS['findings']}new\n<!-- end of findings -->\nbelow"
+    assert writing.rewritten(once, "findings", "new\n") == once
 
 
 def write(file: Path, stored: dict) -> None:
@@ -114,10 +114,10 @@ def write(file: Path, stored: dict) -> None:
 @pytest.fixture
 def two_nestings(tmp_path, monkeypatch) -> Path:
     """A repository with two nestings that have been measured alike."""
-    monkeypatch.setattr(readme, "ROOT", tmp_path)
-    monkeypatch.setattr(readme, "RESULTS", tmp_path / "results")
-    monkeypatch.setattr(readme, "EXPERIMENTS", tmp_path / "results/experiments")
-    monkeypatch.setattr(readme, "FINDINGS", tmp_path / "results/experiments/README.md")
+    monkeypatch.setattr(places, "ROOT", tmp_path)
+    monkeypatch.setattr(places, "RESULTS", tmp_path / "results")
+    monkeypatch.setattr(places, "EXPERIMENTS", tmp_path / "results/experiments")
+    monkeypatch.setattr(places, "FINDINGS", tmp_path / "results/experiments/README.md")
     names = [nesting.name for nesting in (K4, K2)]
     write(tmp_path / "assets/config.json", {"nestings": [*names, "k9-not-measured"]})
     for nesting, images in ((K4, 700), (K2, 300)):
@@ -133,7 +133,7 @@ def two_nestings(tmp_path, monkeypatch) -> Path:
 
 
 def test_the_family_stands_beside_each_other_with_what_it_saw(two_nestings):
-    lines = list(readme.family_parts())
+    lines = list(family.family_parts())
     measured = "90.0% | 0.800 | 0.700 | 12.3 | 1.10 |"
     assert f"| `{K4.name}` | 750 (single modules 100 more) | {K4.evaluations} | {measured}" in lines
     assert f"| `{K2.name}` | 350 (single modules 42 more) | {K2.evaluations} | {measured}" in lines
@@ -146,9 +146,9 @@ def test_figures_are_drawn_anew_from_their_reports_alone(two_nestings):
     moved = [row | {"fid": row["fid"] + 1} if "fid" in row else row for row in stored["rows"]]
     drawn = []
     for report in (stored, stored | {"rows": moved}, stored):
-        write(readme.EXPERIMENTS / "scaling.json", report)
-        readme.redraw()
-        drawn.append((readme.EXPERIMENTS / "scaling.png").read_bytes())
+        write(places.EXPERIMENTS / "scaling.json", report)
+        writing.redraw()
+        drawn.append((places.EXPERIMENTS / "scaling.png").read_bytes())
     assert drawn[0] == drawn[2] != drawn[1]
     assert [file.name for file in two_nestings.rglob("*.png")] == ["scaling.png"]  # others have no report
 
@@ -161,16 +161,16 @@ def test_a_ratio_to_a_baseline_that_is_badly_used_is_marked():
         for name in ("k4-lattice", "k2-lattice")
     }
     engine = {"members": members, "speed_up": {"1": speed_up}, "fair_from": 0.7}
-    assert readme.ratio(engine, "k4-lattice", "ar-raster", "1") == "20 x (18 to 21.5) °"
-    assert readme.ratio(engine, "k2-lattice", "ar-raster", "1") == "20 x (18 to 21.5)"
-    assert readme.ratio(engine, "ar-raster", "one-shot", "1") == ""
+    assert speed.ratio(engine, "k4-lattice", "ar-raster", "1") == "20 x (18 to 21.5) °"
+    assert speed.ratio(engine, "k2-lattice", "ar-raster", "1") == "20 x (18 to 21.5)"
+    assert speed.ratio(engine, "ar-raster", "one-shot", "1") == ""
 
 
 def test_members_measured_otherwise_are_not_put_beside_each_other(two_nestings):
     file = two_nestings / f"results/evaluate_{K2.name}.json"
     write(file, json.loads(file.read_text()) | {"samples": 100})
     with pytest.raises(ValueError, match="equal samples"):
-        list(readme.family_parts())
+        list(family.family_parts())
 
 
 @pytest.mark.parametrize(("recall", "reached"), [(0.75, "not reached"), (0.8, "reached"), (0.95, "reached")])
@@ -182,7 +182,7 @@ def test_aims_of_few_samples_are_held_to_few(two_nestings, recall: float, reache
         two_nestings / f"results/few_{K4.name}.json", few | {"reference": figures, "reconstruction": figures}
     )
     (two_nestings / f"results/evaluate_{K4.name}.json").unlink()
-    named = {row[0]: row for row in readme.quality_rows()}
+    named = {row[0]: row for row in quality.quality_rows()}
     assert f"≥ 0.8 of the references': {reached}" in named["recall, of 500 samples"][3].replace("*", "")
     assert "reached" not in named["precision, of 500 samples"][3]
     assert named["asked class recognised, of 500 samples"][3] == "≥ 90%: reached"
@@ -190,14 +190,14 @@ def test_aims_of_few_samples_are_held_to_few(two_nestings, recall: float, reache
 
 
 MEASURED = sorted(
-    file for kind in ("evaluate", "few", "many", "seed*") for file in readme.RESULTS.glob(f"{kind}_*.json")
+    file for kind in ("evaluate", "few", "many", "seed*") for file in places.RESULTS.glob(f"{kind}_*.json")
 )
 
 
 @pytest.mark.parametrize("file", MEASURED, ids=[file.stem for file in MEASURED])
 def test_the_figures_are_those_of_the_embedded_weights(file):
     report = json.loads(file.read_text())
-    weights = readme.ROOT / "assets" / file.stem.split("_", 1)[1]
+    weights = places.ROOT / "assets" / file.stem.split("_", 1)[1]
     assert report["weights"] == "embedded"
     assert report["fingerprint"] == fingerprint_of(NestAR.from_pretrained(weights))
     own = instruments(load_tokenizer(EMBEDDED / "tokenizer"), features_named(None, torch.device("cpu")))
@@ -205,34 +205,34 @@ def test_the_figures_are_those_of_the_embedded_weights(file):
 
 
 def test_the_same_pictures_are_those_of_the_embedded_weights():
-    report = json.loads((readme.RESULTS / "same_picture.json").read_text())
-    assert report["fingerprint"] == readme.embedded_fingerprint(f"k{report['k']}-lattice")
+    report = json.loads((places.RESULTS / "same_picture.json").read_text())
+    assert report["fingerprint"] == embedded.fingerprint(f"k{report['k']}-lattice")
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_stored_findings_are_those_of_todays_code(name):
-    report = readme.read(readme.EXPERIMENTS / f"{name}.json")
-    assert readme.refreshed(name, report) == report
+    report = places.read(places.EXPERIMENTS / f"{name}.json")
+    assert experiments.refreshed(name, report) == report
 
 
 def test_weights_and_images_that_differ_are_said():
     seen = {"k4-lattice": 9_000, "one-shot": 10}
-    (said,) = readme.images_said({"settings": {"images_seen": seen}})
+    (said,) = experiments.images_said({"settings": {"images_seen": seen}})
     assert "k4-lattice 9,000, one-shot 10" in said and "draw worse" in said
-    (said,) = readme.images_said({"settings": {"images_seen": dict.fromkeys(seen, 10)}})
+    (said,) = experiments.images_said({"settings": {"images_seen": dict.fromkeys(seen, 10)}})
     assert said == "Each of the weights saw 10 images."
-    assert not list(readme.images_said({"settings": {}}))
-    own = readme.embedded_instruments()
-    assert not list(readme.weights_said({"instruments": own}))
-    assert list(readme.weights_said({"instruments": own | {"tokenizer": "another"}}))
+    assert not list(experiments.images_said({"settings": {}}))
+    own = embedded.instruments()
+    assert not list(experiments.weights_said({"instruments": own}))
+    assert list(experiments.weights_said({"instruments": own | {"tokenizer": "another"}}))
 
 
 SHARES = ("precision", "recall")
 
 
 def test_what_chance_makes_is_as_measured() -> None:
-    report = json.loads((readme.RESULTS / "noise.json").read_text())
-    assert report["fingerprint"] == readme.embedded_fingerprint(report["nesting"])
+    report = json.loads((places.RESULTS / "noise.json").read_text())
+    assert report["fingerprint"] == embedded.fingerprint(report["nesting"])
     fid = max(row["fid_error_times_fourth_root"] for row in report["rows"])
     assert 0.8 * findings.FID_ERROR < fid <= findings.FID_ERROR
     shares = max(row[f"{name}_error_over_independent"] for row in report["rows"] for name in SHARES)
@@ -240,11 +240,11 @@ def test_what_chance_makes_is_as_measured() -> None:
 
 
 def test_the_readme_stands_as_its_command_writes_it():
-    text = (readme.ROOT / "README.md").read_text()
-    assert readme.written(text) == text
-    assert readme.findings_page() == readme.FINDINGS.read_text()
+    text = (places.ROOT / "README.md").read_text()
+    assert writing.written(text) == text
+    assert experiments.findings_page() == places.FINDINGS.read_text()
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_every_experiment_is_explained_in_the_readme(name):
-    assert f"`{name}`" in (readme.ROOT / "README.md").read_text()
+    assert f"`{name}`" in (places.ROOT / "README.md").read_text()

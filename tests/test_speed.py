@@ -13,8 +13,10 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks import peers, profiled, readme, speed
+from benchmarks import peers, profiled, speed
 from benchmarks.operations import picture_operations
+from benchmarks.readme.imagenet import OURS
+from benchmarks.readme.speed import profiled_lines
 from nestar.data.tiny_worlds import CLASSES
 from nestar.model import NestAR, NestARConfig
 from nestar.nesting import Nesting
@@ -89,7 +91,7 @@ def test_a_profile_puts_every_operation_in_one_kind_and_the_readme_compares_kind
         passes = racing[name].model.config.nesting.function_evaluations(2)
         assert member["kinds"]["products"]["operations"] > passes * SHAPE.blocks / 2
     report = {"device": "cpu", "steps": 2, "solver": "euler", "rows": 2, "runs": 2, "members": members}
-    lines = list(readme.profiled_lines(report))
+    lines = list(profiled_lines(report))
     assert sum(line.startswith("| products |") for line in lines) == 1 and len(lines) == 4 + len(kinds) + 1
 
 
@@ -178,7 +180,7 @@ def test_peers_have_the_sizes_that_their_papers_give(counted: dict[str, Any]) ->
     sizes = {"MAR-B, 64 rounds": 208, "MAR-L, 256 rounds": 479, "DiT-XL/2, 50 steps": 675}
     for name, millions in {**sizes, "xAR-B": 172, "xAR-L": 608}.items():
         assert rows[name]["parameters"] == pytest.approx(millions * 1e6, rel=0.02)
-    for letter, name in readme.OURS.items():
+    for letter, name in OURS.items():
         for k in (4, 2):
             assert rows[f"{name}, k = {k}"]["parameters"] <= rows[f"MAR-{letter}, 64 rounds"]["parameters"]
 

@@ -1,0 +1,188 @@
+"""Speed of the nestings side by side, over the number of tokens, and in a profile."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from benchmarks.readme import embedded
+from benchmarks.readme.aims import TARGETS, goal
+from benchmarks.readme.imagenet import NO_STEPS, peer_lines, training_lines
+from benchmarks.readme.places import result
+from benchmarks.readme.words import between, spoken, table
+
+
+def speed_parts() -> Iterator[str]:
+    """What `benchmarks.speed` and `benchmarks.peers` measured."""
+    report, peers = result("speed"), result("peers")
+    if report:
+        yield from (*side_by_side(report), "", *streamed(report["streaming"]), "", *grown(report))
+        yield ""
+        yield from table(("aims for speed", "measured", "target"), speed_aims(report))
+    inside = result("profiled")
+    if inside:
+        yield from ("", *profiled_lines(inside))
+    if peers:
+        yield from ("", *peer_lines(peers))
+    steps = result("imagenet_step")
+    yield from ("", *(training_lines(steps) if steps else [NO_STEPS]))
+
+
+def side_by_side(report: dict[str, Any]) -> Iterator[str]:
+    """The family's members in turns, one picture at a time and many."""
+    engine = report["engine"]
+    members = engine["members"]
+    batches = list(next(iter(members.values()))["batches"])
+    rate = engine["matrix_gigaoperations_per_second"]["median"]
+    solver = report["solver"].capitalize()
+    yield (
+        f"`python -m benchmarks.speed`: the same sampler and cache, {report['runs']} runs in turns, "
+        f"{report['steps']} steps of {solver}, CFG, {report['cores']} cores, device "
+        f"{report['device']}, without decoding; the modules of *k* = 4 compute in "
+        f"{spoken(engine['dtypes'])}. *Share of peak*: of the rate of {engine['rate_dtype']} matrix products "
+        f"of {engine['matrix_side']}², {rate:,.0f} billion "
+        f"operations a second. ° marks a ratio to a baseline that reaches less than {engine['fair_from']:g} "
+        "of the nesting's own share of peak: its passes are too small for this machine, and the ratio says "
+        "as much of the machine as of the method."
+        + (" † random weights." if "random" in {member["weights"] for member in members.values()} else "")
+        + "".join(f" {sentence}" for sentence in outgrown(members))
+    )
+    for batch in (batches[0], batches[-1]):
+        yield ""
+        heads = (f"{batch} at a time", "turns", "operations, 10⁹", "s per picture", "share of peak")
+        yield from table(
+            (*heads, "plain autoregression takes", "one-shot takes"), side_by_side_rows(engine, batch)
+        )
+
+
+def outgrown(members: dict[str, Any]) -> Iterator[str]:
+    """Which members were measured with weights of another size than those that are embedded now."""
+    for name, member in members.items():
+        if member["weights"] != "embedded" or not embedded.folder_of(name).exists():
+            continue
+        label, now = member["label"], embedded.parameters(name)
+        if now != member.get("parameters", now):
+            before, after = (f"{count / 1e6:.1f}" for count in (member["parameters"], now))
+            yield f"{label} is here an earlier one of {before} million parameters, not today's of {after}."
+
+
+def side_by_side_rows(engine: dict[str, Any], batch: str) -> Iterator[list[str]]:
+    for name, member in engine["members"].items():
+        own = member["batches"][batch]
+        yield [
+            member["label"] + ("" if member["weights"] == "embedded" else " †"),
+            str(member["evaluations"]),
+            f"{member['operations'] / 1e9:.3g}",
+            between({name: seconds / int(batch) for name, seconds in own["seconds"].items()}, ""),
+            f"{own['share_of_matrix_rate']:.0%}",
+            *(ratio(engine, name, other, batch) for other in ("ar-raster", "one-shot")),
+        ]
+
+
+def ratio(engine: dict[str, Any], name: str, other: str, batch: str) -> str:
+    """How many times a nesting's seconds a baseline takes, marked where this is not fair."""
+    found = engine["speed_up"][batch].get(name, {}).get(other)
+    if found is None:
+        return ""
+    own, others = (
+        engine["members"][each]["batches"][batch]["share_of_matrix_rate"] for each in (name, other)
+    )
+    return between(found, " x") + ("" if others >= engine["fair_from"] * own else " °")
+
+
+def streamed(report: dict[str, Any]) -> Iterator[str]:
+    """What streaming costs."""
+    costs = ", ".join(
+        f"{row['streamed_over_not']['median']:.2f} times as long at `{name}` "
+        f"({row['streamed_over_not']['lowest']:.2f} to {row['streamed_over_not']['highest']:.2f})"
+        for name, row in report.items()
+        if name.count(".") == 0  # variants of a nesting take the same time
+    )
+    yield f"With a decoded frame for every patch one picture takes, beside one without: {costs}."
+
+
+def growth_mark(report: dict[str, Any], n: str) -> str:
+    """The mark of `ratio`, where plain autoregression over n tokens uses the machine that much less."""
+    used = {
+        row["contender"]: row["operations"] / row["seconds"]["median"]
+        for row in report["growth"]["rows"]
+        if row["n"] == int(n)
+    }
+    least = report["engine"]["fair_from"] * used["k = 4"]
+    return "" if used["plain autoregression"] >= least else " °"
+
+
+def grown(report: dict[str, Any]) -> Iterator[str]:
+    """How cost grows with n."""
+    growth = report["growth"]
+    sizes = ", ".join(map(str, dict.fromkeys(row["n"] for row in growth["rows"])))
+    powers = ", ".join(
+        f"{label}: {row['seconds']:.2g}"
+        for label, row in growth["exponents"].items()
+        if row["seconds"] is not None
+    )
+    ahead = ", ".join(
+        f"{ratio['median']:.3g} times as long{growth_mark(report, n)} at n = {n}"
+        for n, ratio in growth["speed_up_of_k4_over_autoregression"].items()
+    )
+    once = sorted({row["n"] for row in growth["rows"] if row["runs"] == 1})
+    said_once = f"; at n = {' and '.join(map(str, once))} it ran once" if once else ""
+    yield (
+        f"Over n = {sizes} tokens ({growth['blocks']} blocks of width {growth['dim']} in all, random "
+        f"weights, {growth['steps']} steps, one picture) plain autoregression takes, beside *k* = 4, "
+        f"{ahead}{said_once}." + (f" Time grows as a power of n, with exponents {powers}." if powers else "")
+    )
+    yield ""
+    yield "![Turns, time and work over the number of tokens](benchmarks/results/speed.png)"
+
+
+def speed_aims(report: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
+    """What the project set out to reach side by side, and what it did."""
+    engine, growth = report["engine"], report["growth"]
+    for n, times in growth["speed_up_of_k4_over_autoregression"].items():
+        key = f"autoregression_over_k4_at_{n}"
+        if key in TARGETS:
+            what = f"plain autoregression over *k* = 4, n = {n}, {growth['steps']} steps, 1 at a time"
+            yield what, between(times, " x") + growth_mark(report, n), goal(key, times["median"], unit=" x")
+    for k in (4, 2):
+        found = engine["speed_up"].get("64", {}).get(f"k{k}-lattice", {}).get("one-shot")
+        if found:
+            what = f"one-shot flow over *k* = {k}, 64 at a time"
+            yield what, between(found, " x"), goal(f"one_shot_over_k{k}", found["median"], unit=" x")
+    batch = engine["members"].get("k4-lattice", {}).get("batches", {}).get("64")
+    if batch:
+        share = batch["share_of_matrix_rate"]
+        reach = goal("share_of_matrix_rate", share, ".0%")
+        yield "share of peak of *k* = 4, 64 at a time", f"{share:.0%}", reach
+    found = report["streaming"].get("k4-lattice")
+    if found:
+        times = found["streamed_over_not"]
+        what = "streaming over not streaming, *k* = 4"
+        yield what, between(times, " x"), goal("streamed_over_not", times["median"], unit=" x")
+
+
+def profiled_lines(report: dict[str, Any]) -> Iterator[str]:
+    """Where a batch's time goes, and at which kinds of operations a nesting gains how much."""
+    nested, baseline = report["members"].values()
+    slower = baseline["seconds_without_profiler"] / nested["seconds_without_profiler"]
+    yield (
+        f"Where a batch of {report['rows']} spends its time (`python -m benchmarks.profiled`: "
+        f"{report['steps']} steps of {report['solver'].capitalize()}, device {report['device']}, medians of "
+        f"{report['runs']} runs in torch's profiler): by its matrix products, counted, {baseline['label']} "
+        f"would take {baseline['operations'] / nested['operations']:.3g} times as long as {nested['label']}; "
+        f"it took {slower:.3g} times as long. Kinds of operations in which it takes fewer times as long are "
+        "where the nesting loses that:"
+    )
+    yield ""
+    heads = ("operations", *(f"{member['label']}, s" for member in (nested, baseline)), "times as long")
+    yield from table(heads, profiled_rows(nested, baseline))
+
+
+def profiled_rows(nested: dict[str, Any], baseline: dict[str, Any]) -> Iterator[list[str]]:
+    for kind, own in nested["kinds"].items():
+        both = own["seconds"], baseline["kinds"][kind]["seconds"]
+        shares = [
+            f"{seconds:.3g} ({seconds / member['seconds']:.0%})"
+            for seconds, member in zip(both, (nested, baseline), strict=True)
+        ]
+        yield [kind, *shares, f"{both[1] / both[0]:.2g}" if both[0] else ""]
