@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -187,6 +188,19 @@ def test_aims_of_few_samples_are_held_to_few(two_nestings, recall: float, reache
     assert "reached" not in named["precision, of 500 samples"][3]
     assert named["asked class recognised, of 500 samples"][3] == "≥ 90%: reached"
     assert all("--samples 500" in row[4] for row in named.values())
+
+
+def test_the_factor_that_samples_miss_most_is_named():
+    def told(mean: float, most: float) -> dict[str, Any]:
+        return {"coverage": {"histogram_distance": mean, "farthest": most, "farthest_factor": "fish.fin_hue"}}
+
+    report = {"samples": 5000, "seed": 0, "settings": {}, "reference": told(0.05, 0.1)}
+    (row,) = quality.factor_distance_rows(report | told(0.152, 0.451) | {"reconstruction": told(0.06, 0.2)})
+    assert row[1:3] == (
+        "0.15 (fin hue of fish 0.45)",
+        "0.05 (fin hue of fish 0.10) / 0.06 (fin hue of fish 0.20)",
+    )
+    assert not list(quality.factor_distance_rows(report))
 
 
 MEASURED = sorted(

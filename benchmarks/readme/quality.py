@@ -23,6 +23,7 @@ def quality_rows() -> Iterator[Row]:
         yield from share_rows(each, shares, of_few=each is few)
     for each in measured[-1:]:  # of the most samples, as a class has few
         yield from weakest_rows(each)
+        yield from factor_distance_rows(each)
     for each in measured:
         label = f"FID on own features, of {each['samples']:,} samples"
         yield label, f"{each['fid']:.2f}", beside(each, "fid", ".2f"), "", evaluation_of(each)
@@ -69,6 +70,26 @@ def weakest_rows(report: dict[str, Any], count: int = 4) -> Iterator[Row]:
             "",
             evaluation_of(report),
         )
+
+
+def factor_distance_rows(report: dict[str, Any]) -> Iterator[Row]:
+    """Whether each factor of Tiny Worlds takes the samples' values as often as real pictures'."""
+    if "coverage" not in report:
+        return
+
+    def told(coverage: dict[str, Any]) -> str:
+        owner, name = coverage["farthest_factor"].split(".")
+        mean, most = coverage["histogram_distance"], coverage["farthest"]
+        return f"{mean:.2f} ({name.replace('_', ' ')} of {owner} {most:.2f})"
+
+    what = "factors' histograms, how far from real ones' (0 to 1): mean (most)"
+    yield (
+        f"{what}, of {report['samples']:,} samples",
+        told(report["coverage"]),
+        " / ".join(told(report[part]["coverage"]) for part in ("reference", "reconstruction")),
+        "",
+        evaluation_of(report),
+    )
 
 
 def beside(report: dict[str, Any], key: str, form: str) -> str:
