@@ -215,6 +215,7 @@ class NestARPipeline:
             are made beside it.
         origin: "embedded", a folder, or `user/repo@commit`; `shown_origin` is the same for readers elsewhere,
             in pages and pictures: of a folder only its name.
+        usual: defaults of settings that are these weights' own.
     """
 
     def __init__(
@@ -225,6 +226,7 @@ class NestARPipeline:
         classes: tuple[str, ...],
         origin: str,
         device: torch.device,
+        usual: Mapping[str, Any] | None = None,
     ):
         if not isinstance(models, Models):
             given = dict(models)
@@ -236,6 +238,7 @@ class NestARPipeline:
         self._spare_tokenizer = tokenizer.eval() if device.type == "cpu" else copy.deepcopy(tokenizer).eval()
         self.tokenizer = tokenizer.to(device).eval()
         self.classes, self.origin, self.device = classes, origin, device
+        self.usual = dict(usual or {})
         self.shown_origin = shown(origin)
         self.nestings: dict[str, Nesting] = {name: models.outline(name).config.nesting for name in models}
         self.ahead = 1 if device.type == "cuda" else 0
@@ -311,11 +314,12 @@ class NestARPipeline:
             classes=checkpoints[0].classes,
             origin=", ".join(checkpoint.origin for checkpoint in checkpoints),
             device=on,
+            usual=checkpoints[0].sampling,
         )
 
     def settings(self, **values: object) -> SampleSettings:
         """Check settings by name; SettingsError says in one sentence what is wrong and what is allowed."""
-        return check_settings(classes=self.classes, nestings=self.nestings, **values)
+        return check_settings(classes=self.classes, nestings=self.nestings, usual=self.usual, **values)
 
     def plan(self, k: int = 4, order: str = "lattice", nesting: str | None = None) -> Nesting:
         """The nesting with weights that has this k and order, or the one that `nesting` names."""

@@ -6,7 +6,9 @@ import re
 import unicodedata
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
+from functools import partial
 from numbers import Integral, Real
+from typing import Any
 
 from nestar.nesting import ORDERS, Nesting
 
@@ -25,6 +27,8 @@ MOST_LISTED = 24
 SOLVER_CALLS = {"euler": 1, "midpoint": 2, "heun": 2}
 SOLVERS = tuple(SOLVER_CALLS)
 SCHEDULES = ("constant", "linear")
+SOLVING = ("steps", "solver", "temperature", "cfg", "schedule")
+"""How a picture is solved and guided: weights may have defaults of their own for these."""
 
 
 class SettingsError(ValueError):
@@ -67,13 +71,18 @@ class SampleSettings:
 
 
 def check_settings(
-    *, classes: Iterable[str], nestings: Mapping[str, Nesting], **values: object
+    *,
+    classes: Iterable[str],
+    nestings: Mapping[str, Nesting],
+    usual: Mapping[str, object] | None = None,
+    **values: object,
 ) -> SampleSettings:
     """Check `values`, fields of SampleSettings by name, and fill in defaults.
 
     Args:
         classes: names the checkpoint knows; case and surrounding whitespace of the given name do not matter.
         nestings: those with weights, by name.
+        usual: the checkpoint's own defaults, before those of SampleSettings.
 
     Raises:
         SettingsError: a value is missing, unknown or out of range.
@@ -84,7 +93,7 @@ def check_settings(
         raise SettingsError(f"Unknown setting {_show(unknown[0])}; the settings are {', '.join(known)}.")
     if "class_name" not in values:
         raise SettingsError("class_name is missing.")
-    given = {field.name: field.default for field in fields(SampleSettings)} | values
+    given = {field.name: field.default for field in fields(SampleSettings)} | dict(usual or {}) | values
     name = given["nesting"]
     if name is None:
         order = check_choice("order", given["order"], ORDERS)
@@ -98,16 +107,31 @@ def check_settings(
     return SampleSettings(
         class_name=check_choice("class", given["class_name"], tuple(classes)),
         k=k,
-        steps=check_integer("steps", given["steps"]),
-        temperature=check_number("temperature", given["temperature"]),
-        cfg=check_number("cfg", given["cfg"]),
         seed=check_seed(given["seed"]),
         count=check_integer("count", given["count"]),
         order=order,
-        solver=check_choice("solver", given["solver"], SOLVERS),
-        schedule=check_choice("schedule", given["schedule"], SCHEDULES),
         nesting=name,
+        **check_solving({name: given[name] for name in SOLVING}),
     )
+
+
+def check_solving(values: Mapping[str, object]) -> dict[str, Any]:
+    """Check those of the settings SOLVING that are given, by name.
+
+    Raises:
+        SettingsError: one is out of range, or none of them.
+    """
+    unknown = [name for name in values if name not in SOLVING]
+    if unknown:
+        raise SettingsError(f"Unknown setting {_show(unknown[0])}; allowed are {', '.join(SOLVING)}.")
+    checks = {
+        "steps": check_integer,
+        "solver": partial(check_choice, choices=SOLVERS),
+        "temperature": check_number,
+        "cfg": check_number,
+        "schedule": partial(check_choice, choices=SCHEDULES),
+    }
+    return {name: checks[name](name, value) for name, value in values.items()}
 
 
 def typed(text: str) -> int | float | str:

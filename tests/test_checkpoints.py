@@ -36,6 +36,7 @@ from tests.small import (
     K4,
     SIZE,
     save_checkpoint,
+    save_config,
     save_tokenizer,
     small_model,
     small_tokenizer,
@@ -312,6 +313,39 @@ def test_assemble_puts_trained_parts_together(tmp_path: Path) -> None:
     same = open_checkpoint(parts).nesting(K2.name).state_dict()
     assert all(torch.equal(value, same[name]) for name, value in both.nesting(K2.name).state_dict().items())
     assert both.tokenizer().channels == CHANNELS
+
+
+def test_weights_carry_their_own_defaults(tmp_path: Path) -> None:
+    folder = save_checkpoint(tmp_path)
+    assert open_checkpoint(folder).sampling == {}
+    made = assemble(folder, classes=CLASSES, sampling={"steps": 50, "cfg": 2.5})
+    assert made.sampling == open_checkpoint(folder).sampling == {"steps": 50, "cfg": 2.5}
+    assert assemble(folder, classes=CLASSES).sampling == made.sampling  # what stands already stays
+    more = assemble(folder, classes=CLASSES, sampling={"steps": 9, "solver": "euler"})
+    assert more.sampling == {"steps": 9, "cfg": 2.5, "solver": "euler"}
+    with pytest.raises(SettingsError, match=r"^steps must be a whole number from 1 to 200, got 0\.$"):
+        assemble(folder, classes=CLASSES, sampling={"steps": 0})
+    assert open_checkpoint(folder).sampling == more.sampling
+    assert "Made for: steps 9, cfg 2.5, solver euler." in prepare(folder, "user/repo").card
+
+
+@pytest.mark.parametrize(
+    ("sampling", "why"),
+    [
+        ({"cfg": "much"}, "cfg must be a number from 0 to 20, got 'much'."),
+        ({"k": 4}, "Unknown setting 'k'; allowed are steps, solver, temperature, cfg, schedule."),
+        ({"solver": ["euler"]}, "solver must be one of euler, midpoint, heun; got a list."),
+        ([50], "It is no object of settings by name."),
+    ],
+    ids=str,
+)
+def test_defaults_that_are_none_are_refused(tmp_path: Path, sampling: object, why: str) -> None:
+    save_config(tmp_path, [K4])
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"sampling": sampling}))
+    with pytest.raises(WeightsError) as caught:
+        open_checkpoint(tmp_path)
+    assert str(caught.value) == f"{file} lacks a valid 'sampling'. {why}"
 
 
 def test_assemble_keeps_the_names_of_variants(tmp_path: Path) -> None:

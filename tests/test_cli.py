@@ -366,6 +366,21 @@ def test_assemble_names_a_config_that_holds_no_classes(
     assert said.startswith(f"{file} lacks a valid 'classes'")
 
 
+def test_weights_begin_with_what_they_were_assembled_with(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = str(save_checkpoint(tmp_path / "mine"))
+    said = refusal(capsys, "assemble", folder, "--steps", "many")
+    assert said == "steps must be a whole number from 1 to 200, got 'many'."
+    assert main(["assemble", folder, "--nesting", f"{folder}/{K4.name}", "--steps", "3", "--cfg", "1"]) == 0
+    capsys.readouterr()
+    sample = ["sample", "--class", "fish", "--repo", folder, "--out", str(tmp_path / "fish.png"), "--json"]
+    for given, cfg in (([], 1.0), (["--cfg", "2"], 2.0)):
+        assert main([*sample, *given]) == 0
+        summary = json.loads(capsys.readouterr().out)
+        assert (summary["steps"], summary["cfg"], summary["solver"]) == (3, cfg, "heun")
+
+
 def test_as_a_module(weights: str, tmp_path: Path) -> None:
     """`python -m nestar` exits with main's status and says no more than main."""
     run = subprocess.run(

@@ -15,6 +15,7 @@ from playwright.sync_api import Page, expect
 
 import app
 from nestar import keepsakes
+from nestar.checkpoints import assemble
 from nestar.model import fingerprint_of
 from nestar.nesting import Nesting
 from nestar.pipeline import NestARPipeline
@@ -547,6 +548,24 @@ def test_every_action_has_an_endpoint(small, small_client):
 def test_settings_of_refuses_with_a_sentence(small_client, picture, word):
     with pytest.raises(AppError, match=word):
         small_client.predict(picture, api_name="/settings_of")
+
+
+def test_page_and_calls_begin_with_the_weights_own_defaults(tmp_path):
+    own = {"steps": 3, "cfg": 2.0, "solver": "euler"}
+    folder = assemble(save_checkpoint(tmp_path), classes=CLASSES, sampling=own).folder
+    page = app.build_page(NestARPipeline.from_pretrained(folder, device="cpu"))
+    dials, stage, sheet = (
+        next(block for block in page.blocks.values() if block.elem_id == name)
+        for name in ("dials", "stage", "diversity-controls")
+    )
+    for part in (dials, sheet):
+        assert (part.value["steps"], part.value["cfg"]) == (3, 2.0)
+    assert "in this many steps." in dials.html_template
+    assert {name: stage.value["settings"][name] for name in own} == own
+    calls = page.get_api_info()["named_endpoints"]
+    for name in ("/generate", "/animation", "/diversity", "/siblings", "/failure"):
+        defaults = {each["parameter_name"]: each["parameter_default"] for each in calls[name]["parameters"]}
+        assert (defaults["steps"], defaults["cfg"]) == (3, 2.0), name
 
 
 def test_k_says_on_how_many_pictures_its_weights_were_trained_where_they_differ(

@@ -15,6 +15,7 @@ import torch
 
 from nestar import pipeline as pipeline_module
 from nestar.batches import consecutive
+from nestar.checkpoints import assemble
 from nestar.engine import Engine
 from nestar.frames import Frame
 from nestar.images import to_pil
@@ -446,6 +447,14 @@ def test_weights_from_a_folder_are_named(tmp_path: Path) -> None:
     loaded = NestARPipeline.from_pretrained(tmp_path, device="cpu")
     assert loaded.origin == str(tmp_path)
     assert list(loaded.nestings) == [K4.name]
+
+
+def test_weights_own_defaults_are_taken_where_a_call_says_nothing(tmp_path: Path) -> None:
+    own = assemble(save_checkpoint(tmp_path), classes=CLASSES, sampling={"steps": 2, "solver": "euler"})
+    loaded = NestARPipeline.from_pretrained(own.folder, device="cpu")
+    assert loaded("fish").settings == SampleSettings("fish", steps=2, solver="euler")
+    assert loaded("fish", solver="heun").settings == SampleSettings("fish", steps=2)
+    assert loaded("fish").image.tobytes() == loaded("fish", steps=2, solver="euler").image.tobytes()
 
 
 def test_a_tokenizer_of_other_channels_is_refused_and_both_are_named(tmp_path: Path) -> None:

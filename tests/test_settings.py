@@ -22,6 +22,7 @@ from nestar.settings import (
     check_integer,
     check_number,
     check_settings,
+    check_solving,
     find_nesting,
 )
 
@@ -53,6 +54,22 @@ def refusal(**values) -> str:
 def test_defaults():
     assert check() == SampleSettings("fish")
     assert check() == SampleSettings("fish", 4, 6, 1.15, 3.0, 0, 1, "lattice", "heun", "linear")
+
+
+def test_weights_own_defaults_come_before_the_general_ones_and_after_what_is_given():
+    usual = {"steps": 50, "temperature": 1.0, "solver": "euler"}
+    settings = check(usual=usual, steps=9)
+    assert settings == SampleSettings("fish", steps=9, temperature=1.0, solver="euler")
+
+
+def test_only_what_solves_and_guides_can_be_usual():
+    usual = {"steps": 50.0, "solver": " Euler", "temperature": 1, "cfg": 2.5, "schedule": "linear"}
+    assert check_solving(usual) == usual | {"solver": "euler"}
+    assert check_solving({}) == {}
+    with pytest.raises(SettingsError, match=r"^Unknown setting 'seed'; allowed are steps, solver, "):
+        check_solving({"seed": 1})
+    with pytest.raises(SettingsError, match=r"^cfg must be a number from 0 to 20, got 21\.$"):
+        check_solving({"cfg": 21})
 
 
 @pytest.mark.parametrize(

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterable
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nestar.nesting import ORDERS
-from nestar.settings import RANGES, SCHEDULES, SOLVERS, SampleSettings, SettingsError, typed
+from nestar.settings import RANGES, SCHEDULES, SOLVERS, SOLVING, SampleSettings, SettingsError, typed
 
 if TYPE_CHECKING:
     from nestar.pipeline import NestARPipeline
@@ -25,6 +26,7 @@ SAMPLING = {
     "nesting": "weights by name, in place of k and order",
 }
 """Settings of a sample that are flags, and what `--help` says of them."""
+DEFAULTS = {field.name: field.default for field in fields(SampleSettings)}
 RUNS = Path("runs")
 INTERRUPTED = 130
 """Exit status of what was stopped by hand: a shell's of a command that SIGINT ended."""
@@ -40,19 +42,29 @@ def add_source(parser: argparse.ArgumentParser) -> None:
 
 def add_settings(parser: argparse.ArgumentParser) -> None:
     """Defaults and ranges stand in `settings`; values arrive as typed and are checked there."""
-    defaults = {field.name: field.default for field in fields(SampleSettings)}
-    for name, text in SAMPLING.items():
-        default = defaults[name]
-        kind = typed if isinstance(default, int | float) else str
-        low, high = RANGES.get(name, (None, None))
-        span = "" if low is None else f", {low:g} to {high:g}"
-        note = "" if default is None else f" (default: {default})"
-        parser.add_argument(f"--{name}", type=kind, default=default, help=text + span + note)
+    for name in SAMPLING:
+        default = DEFAULTS[name]
+        own = ", unless the weights have their own" if name in SOLVING else ""
+        _add_setting(parser, name, "" if default is None else f" (default: {default}{own})")
 
 
-def settings_of(arguments: argparse.Namespace) -> dict[str, object]:
+def add_usual(parser: argparse.ArgumentParser) -> None:
+    """Flags for those settings that weights may have defaults of their own for."""
+    for name in SOLVING:
+        _add_setting(parser, name, "; what pictures of these weights begin with")
+
+
+def _add_setting(parser: argparse.ArgumentParser, name: str, note: str) -> None:
+    low, high = RANGES.get(name, (None, None))
+    span = "" if low is None else f", {low:g} to {high:g}"
+    kind = typed if isinstance(DEFAULTS[name], int | float) else str
+    parser.add_argument(f"--{name}", type=kind, help=SAMPLING[name] + span + note)
+
+
+def settings_of(arguments: argparse.Namespace, names: Iterable[str] = SAMPLING) -> dict[str, object]:
     """The sampling settings given on the command line, unchecked."""
-    return {name: getattr(arguments, name) for name in SAMPLING}
+    given = {name: getattr(arguments, name) for name in names}
+    return {name: value for name, value in given.items() if value is not None}
 
 
 def pipeline_of(arguments: argparse.Namespace) -> NestARPipeline:

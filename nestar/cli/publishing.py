@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from nestar.settings import SettingsError
+from nestar.cli.common import add_usual, settings_of
+from nestar.settings import SOLVING, SettingsError
 
 
 def add_assemble(parser: argparse.ArgumentParser) -> None:
@@ -20,6 +21,7 @@ def add_assemble(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--nesting", type=Path, action="append", default=[], help="a nesting's folder; may be repeated"
     )
+    add_usual(parser)
     parser.set_defaults(run=_assemble)
 
 
@@ -29,7 +31,11 @@ def _assemble(arguments: argparse.Namespace) -> int:
 
     classes = _classes_of([Outline.read(part).record for part in arguments.nesting], arguments.folder)
     checkpoint = assemble(
-        arguments.folder, classes=classes, tokenizer=arguments.tokenizer, nestings=arguments.nesting
+        arguments.folder,
+        classes=classes,
+        tokenizer=arguments.tokenizer,
+        nestings=arguments.nesting,
+        sampling=settings_of(arguments, SOLVING),
     )
     print(f"{checkpoint.folder}: {', '.join(checkpoint.nestings) or 'no nesting yet'}")
     return 0

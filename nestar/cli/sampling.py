@@ -8,7 +8,6 @@ from dataclasses import replace
 from pathlib import Path
 
 from nestar.cli.common import (
-    SAMPLING,
     add_settings,
     add_source,
     check_batch,
@@ -138,9 +137,8 @@ def _pictures(arguments: argparse.Namespace) -> int:
     from nestar.data.image_folder import open_pictures
     from nestar.evaluation.bulk import write_pictures
 
-    for name in SAMPLING:
-        if getattr(arguments, name) != getattr(SampleSettings, name):
-            raise SettingsError(f"--{name} is of samples; with --data pictures are written as they are.")
+    for name in settings_of(arguments):
+        raise SettingsError(f"--{name} is of samples; with --data pictures are written as they are.")
     if arguments.count < 1:
         raise SettingsError(f"--count must be at least 1, got {arguments.count}.")
     checkpoint = open_checkpoints(arguments.repo or default_source(), arguments.revision)[0]

@@ -20,7 +20,7 @@ from nestar.ui.assets import asset, tells
 from nestar.ui.diversity_api import SIBLINGS
 from nestar.ui.diversity_desk import ASKED, MEASURED_AT, PARENTS, Desk
 from nestar.ui.frames import paced
-from nestar.ui.generate import FIRST_CLASS, SLIDERS
+from nestar.ui.generate import SLIDERS, first_settings
 from nestar.ui.runs import SAMPLER, Runs
 
 log = logging.getLogger(__name__)
@@ -49,14 +49,14 @@ def _label(name: str, nesting: Nesting, with_order: bool) -> str:
 
 def first_controls(pipeline: NestARPipeline) -> dict[str, Any]:
     """What the controls say when the page opens."""
-    names = [choice["name"] for choice in choices(pipeline)]
+    names, first = [choice["name"] for choice in choices(pipeline)], first_settings(pipeline)
     usual = f"k{SampleSettings.k}-{SampleSettings.order}"
     return {
-        "class_name": FIRST_CLASS if FIRST_CLASS in pipeline.classes else pipeline.classes[0],
+        "class_name": first.class_name,
         "nesting": usual if usual in names else names[0],
-        "temperature": SampleSettings.temperature,
-        "cfg": SampleSettings.cfg,
-        "steps": SampleSettings.steps,
+        "temperature": first.temperature,
+        "cfg": first.cfg,
+        "steps": first.steps,
         "seed": SampleSettings.seed,
         "count": max(COUNTS),
     }
@@ -286,8 +286,9 @@ def build(pipeline: NestARPipeline, runs: Runs) -> None:
     panels.controls.ask(on_ask, None, panels.answers, queue=False, **private)
     panels.stop_button.click(runs.stop_in(PART), queue=False, cancels=list(computing.values()), **private)
     panels.stop_button.click(None, js=tells("diversity-halted"))
-    usual = pipeline.nestings[first["nesting"]]
-    diversity_api.bind(pipeline, desk, runs, page, first["class_name"], usual.k, usual.order)
+    shown = pipeline.nestings[first["nesting"]]
+    usual = pipeline.settings(class_name=first["class_name"], k=shown.k, order=shown.order)
+    diversity_api.bind(pipeline, desk, runs, page, usual)
 
 
 def _round(value: Any) -> int:

@@ -17,20 +17,10 @@ from nestar.ui.runs import SAMPLER, Runs
 # Siblings of one call unless it says how many; with their parent two rows of four.
 SIBLINGS = 7
 _COUNT = int(RANGES["count"][1])
-_USUAL = SampleSettings(class_name="")
 
 
-def bind(
-    pipeline: NestARPipeline,
-    desk: Desk,
-    runs: Runs,
-    page: gr.Blocks,
-    class_name: str,
-    k: int,
-    order: str,
-) -> None:
-    """Bind the calls inside the page's blocks; class, k and order are their defaults."""
-    first_class, first_k, first_order = class_name, k, order
+def bind(pipeline: NestARPipeline, desk: Desk, runs: Runs, page: gr.Blocks, usual: SampleSettings) -> None:
+    """Bind the calls inside the page's blocks; `usual` are their defaults."""
 
     def grown(values: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
         """Those values of a sheet that have pictures."""
@@ -41,14 +31,14 @@ def bind(
     # gr.api reads the annotations, and one JSON object is what each yield sends.
     def diversity(
         request: gr.Request,
-        class_name: str = first_class,
-        k: int = first_k,
-        steps: int = _USUAL.steps,
-        temperature: float = _USUAL.temperature,
-        cfg: float = _USUAL.cfg,
-        seed: int = _USUAL.seed,
+        class_name: str = usual.class_name,
+        k: int = usual.k,
+        steps: int = usual.steps,
+        temperature: float = usual.temperature,
+        cfg: float = usual.cfg,
+        seed: int = usual.seed,
         count: int = _COUNT,
-        order: str = first_order,
+        order: str = usual.order,
     ) -> dict:
         """Grow up to 16 pictures as one batch; sample b has seed + b. Streams one JSON object a patch: images
         (data URIs, PNG when final), samples, module, patch, known, evaluations, seconds, final; the last one
@@ -64,16 +54,16 @@ def bind(
 
     def siblings(
         request: gr.Request,
-        class_name: str = first_class,
-        k: int = first_k,
-        steps: int = _USUAL.steps,
-        temperature: float = _USUAL.temperature,
-        cfg: float = _USUAL.cfg,
+        class_name: str = usual.class_name,
+        k: int = usual.k,
+        steps: int = usual.steps,
+        temperature: float = usual.temperature,
+        cfg: float = usual.cfg,
         parent: int = 0,
         modules: int = 1,
         seed: int = 1,
         count: int = SIBLINGS,
-        order: str = first_order,
+        order: str = usual.order,
     ) -> dict:
         """Keep modules 1 to `modules` of the sample with seed `parent` and make the rest again from seeds
         seed, seed + 1, … Streams as /diversity does; the parent comes first."""
@@ -85,12 +75,12 @@ def bind(
 
     def temperatures(
         request: gr.Request,
-        class_name: str = first_class,
-        k: int = first_k,
-        steps: int = _USUAL.steps,
-        cfg: float = _USUAL.cfg,
-        seed: int = _USUAL.seed,
-        order: str = first_order,
+        class_name: str = usual.class_name,
+        k: int = usual.k,
+        steps: int = usual.steps,
+        cfg: float = usual.cfg,
+        seed: int = usual.seed,
+        order: str = usual.order,
     ) -> dict:
         """One seed at temperatures from 0 to 1.5, as one batch. Streams as /diversity does."""
         dials = {"steps": steps, "cfg": cfg, "seed": seed}
@@ -100,13 +90,13 @@ def bind(
 
     def explained(
         request: gr.Request,
-        class_name: str = first_class,
-        k: int = first_k,
-        steps: int = _USUAL.steps,
-        temperature: float = _USUAL.temperature,
-        cfg: float = _USUAL.cfg,
-        seed: int = _USUAL.seed,
-        order: str = first_order,
+        class_name: str = usual.class_name,
+        k: int = usual.k,
+        steps: int = usual.steps,
+        temperature: float = usual.temperature,
+        cfg: float = usual.cfg,
+        seed: int = usual.seed,
+        order: str = usual.order,
     ) -> dict:
         """Measure how much of the differences among samples each module decides. Streams how far it is, then
         explained: shares (after modules 0 … M), increments (of each module), and their standard errors."""
@@ -117,14 +107,14 @@ def bind(
 
     def nearest(
         request: gr.Request,
-        class_name: str = first_class,
-        k: int = first_k,
-        steps: int = _USUAL.steps,
-        temperature: float = _USUAL.temperature,
-        cfg: float = _USUAL.cfg,
-        seed: int = _USUAL.seed,
+        class_name: str = usual.class_name,
+        k: int = usual.k,
+        steps: int = usual.steps,
+        temperature: float = usual.temperature,
+        cfg: float = usual.cfg,
+        seed: int = usual.seed,
         sample: int = 0,
-        order: str = first_order,
+        order: str = usual.order,
         parent: int = 0,
         modules: int = 0,
     ) -> dict:

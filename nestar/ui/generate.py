@@ -148,11 +148,11 @@ def solver_steps(solver: str) -> str:
 
 def caveat(kept: Mapping[str, Any], pipeline: NestARPipeline) -> str:
     """A sentence on what this page cannot restore of a picture, or ""."""
-    plain = find_nesting(pipeline.nestings, kept["k"], kept["order"])
+    plain, here = find_nesting(pipeline.nestings, kept["k"], kept["order"]), first_settings(pipeline)
     others = [
         f"{name} {kept[name]}"
         for name in ("solver", "schedule")
-        if kept.get(name, getattr(DEFAULTS, name)) != getattr(DEFAULTS, name)
+        if kept.get(name, getattr(here, name)) != getattr(here, name)
     ]
     if "modules" in kept:
         others.append(f"modules 1 to {kept['modules']} of seed {kept.get('parent')}")
@@ -227,7 +227,7 @@ def lay_out(
         )
         dials = gr.HTML(
             controls(first),
-            html_template=asset("dials.html").replace("<!-- solver -->", solver_steps(DEFAULTS.solver)),
+            html_template=asset("dials.html").replace("<!-- solver -->", solver_steps(first.solver)),
             js_on_load="".join(map(asset, ("fields.js", "controls.js", "dials.js"))),
             apply_default_css=False,
             elem_id="dials",
