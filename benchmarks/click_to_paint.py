@@ -15,6 +15,7 @@ from playwright.sync_api import Page
 
 from benchmarks.browser import add_page_arguments, page_in_browser
 from benchmarks.common import RESULTS, positive, write_report
+from nestar.checkpoints import default_source, open_checkpoints
 from nestar.settings import SampleSettings
 
 # Resolves to when, in seconds after the click, the first frame and the finished picture were painted.
@@ -66,7 +67,8 @@ def main() -> None:
             "paced": clicks(page, arguments.runs, False),
             "as_it_comes": clicks(page, arguments.runs, True),
         }
-    result |= {"steps": SampleSettings.steps, "solver": SampleSettings.solver}
+    own = open_checkpoints(arguments.repo or default_source())[0].defaults
+    result |= {name: own.get(name, getattr(SampleSettings, name)) for name in ("steps", "solver")}
     result["memory_mib"] = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
     write_report(arguments.out, result)
     print(json.dumps(result))

@@ -32,7 +32,7 @@ from nestar.evaluation.diversity import (
 from nestar.evaluation.report import SEED_STRIDE
 from nestar.frames import Frame
 from nestar.pipeline import NestARPipeline
-from nestar.settings import SampleSettings, check_choice
+from nestar.settings import SOLVING, SampleSettings, check_choice, typed
 
 
 def mean_of(measured: Sequence[Explained]) -> dict[str, list[float]]:
@@ -76,9 +76,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--siblings", type=positive, default=2, help="of each parent, for each m (default: 2)"
     )
-    parser.add_argument("--steps", type=int, default=SampleSettings.steps)
-    parser.add_argument("--cfg", type=float, default=SampleSettings.cfg)
-    parser.add_argument("--temperature", type=float, default=SampleSettings.temperature)
+    for name in SOLVING:
+        parser.add_argument(f"--{name}", type=typed, help="(default: what the weights begin with)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="auto")
     parser.add_argument("--out", type=Path, help=f"file to write (default: in {RESULTS})")
@@ -88,8 +87,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         pipeline = NestARPipeline.from_pretrained(arguments.repo, device=arguments.device)
         space = FeatureSpace()
         nesting = check_choice("nesting", arguments.nesting, tuple(pipeline.nestings))
-        names = ("steps", "cfg", "temperature", "seed")
-        chosen = {"nesting": nesting, **{name: getattr(arguments, name) for name in names}}
+        given = {name: value for name in SOLVING if (value := getattr(arguments, name)) is not None}
+        given |= {"nesting": nesting, "seed": arguments.seed}
+        first = pipeline.settings(class_name=pipeline.classes[0], **given)
+        chosen = {name: getattr(first, name) for name in ("nesting", *SOLVING, "seed")}
         measured: dict[str, Explained] = {}
         for class_name in tqdm(arguments.classes or pipeline.classes):
             seed = arguments.seed + SEED_STRIDE * len(measured)

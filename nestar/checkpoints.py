@@ -2,8 +2,9 @@
 
 A checkpoint folder holds
 
-    config.json            format version, classes, image size, names of the nestings; `sampling`, if there:
-                           settings that are usual for these weights ({"steps": 50, "cfg": 2.5})
+    config.json            format version, classes, image size, names of the nestings; `defaults`, if there:
+                           settings that pictures of these weights begin with ({"steps": 50,
+                           "solver": "euler", "cfg": 2.3}), in place of the general ones
     tokenizer/             diffusers' AutoencoderKL, and tokenizer.json (fold, scale, and whether it was
                            trained on unfinished grids: "fills", see `Tokenizer`); or none, where the
                            config's `tokenizer` names another repository: {"repository": "user/repo",
@@ -51,7 +52,7 @@ from nestar.model import (
     read_json,
 )
 from nestar.nesting import Nesting
-from nestar.settings import SettingsError, check_solving
+from nestar.settings import SOLVING, SampleSettings, SettingsError, check_solving
 from nestar.tokenizer import Tokenizer
 
 EMBEDDED = Path(__file__).resolve().parent.parent / "assets"
@@ -77,7 +78,7 @@ class Checkpoint:
     """A folder of weights and how to name it to a reader: "embedded", a path, or `repo@commit`.
 
     Attributes:
-        sampling: defaults of the settings SOLVING that are these weights' own.
+        defaults: those of the settings SOLVING that are these weights' own.
         tokenizer_place: where the tokenizer lies if not in the folder, as the config says.
         repository: whose folder it is, if it is on the Hub: files may not have come yet.
     """
@@ -87,7 +88,7 @@ class Checkpoint:
     classes: tuple[str, ...]
     size: int
     nestings: tuple[str, ...]
-    sampling: Mapping[str, Any] = field(default_factory=dict)
+    defaults: Mapping[str, Any] = field(default_factory=dict)
     tokenizer_place: Mapping[str, Any] | None = None
     repository: HubRepository | None = None
 
@@ -166,24 +167,24 @@ def open_checkpoint(source: str | Path | None = None, revision: str | None = Non
             raise ValueError("tokenizer")
         if not classes or type(size) is not int or size < 1:
             raise ValueError("size" if classes else "class")
-        sampling = _sampling_of(config, folder / "config.json")
-        return Checkpoint(folder, origin, classes, size, nestings, sampling, place, repository)
+        defaults = _defaults_of(config, folder / "config.json")
+        return Checkpoint(folder, origin, classes, size, nestings, defaults, place, repository)
     except (KeyError, TypeError, ValueError) as error:
         file = folder / "config.json"
         raise WeightsError(f"{file} lacks a valid {first_line(error)}.", file) from None
 
 
-def _sampling_of(config: Mapping[str, Any], file: Path) -> dict[str, Any]:
+def _defaults_of(config: Mapping[str, Any], file: Path) -> dict[str, Any]:
     """The defaults that a config has for these weights, checked."""
-    given = config.get("sampling")
+    given = config.get("defaults")
     try:
         if given is None:
             return {}
         if not isinstance(given, dict):
-            raise SettingsError("It is no object of settings by name.")
+            raise SettingsError('It must be an object, such as {"steps": 50, "solver": "euler"}.')
         return check_solving(given)
     except SettingsError as error:
-        raise WeightsError(f"{file} lacks a valid 'sampling'. {error}", file) from None
+        raise WeightsError(f"{file} lacks valid 'defaults'. {error}", file) from None
 
 
 def open_checkpoints(source: str | Path | None = None, revision: str | None = None) -> list[Checkpoint]:
@@ -268,7 +269,7 @@ def assemble(
     classes: Sequence[str],
     tokenizer: Path | None = None,
     nestings: Sequence[Path] = (),
-    sampling: Mapping[str, object] | None = None,
+    defaults: Mapping[str, object] | None = None,
 ) -> Checkpoint:
     """Copy trained parts into a checkpoint folder and write its config.
 
@@ -277,15 +278,18 @@ def assemble(
     nesting's name, or keeps its own where that is a variant's (`<nesting>.<variant>`).
 
     Args:
-        sampling: settings of SOLVING that are to be usual for these weights, beside those that are.
+        defaults: settings of SOLVING that pictures of these weights are to begin with. With the first of them
+            all are stored, the others as they are now, so that later general ones change no picture.
 
     Raises:
         WeightsError: a part does not load, or the parts do not fit together.
-        SettingsError: a usual setting is none, or out of range.
+        SettingsError: a default is unknown or out of range.
         OSError: a part cannot be written; the one that stood there still does.
     """
     there = open_checkpoint(folder) if (folder / "config.json").exists() else None
-    usual = {**(there.sampling if there else {}), **check_solving(sampling or {})}
+    own = {**(there.defaults if there else {}), **check_solving(defaults or {})}
+    if own:
+        own = {name: getattr(SampleSettings, name) for name in SOLVING} | own
     place = there.tokenizer_place if there and tokenizer is None else None
     copied = {} if place else {"tokenizer": tokenizer or folder / "tokenizer"}
     loaded = there.tokenizer() if place else load_tokenizer(copied["tokenizer"])
@@ -330,7 +334,7 @@ def assemble(
         "classes": list(classes),
         "size": next(iter(sizes), loaded.stride),
         "nestings": list(parts),
-        **({"sampling": usual} if usual else {}),
+        **({"defaults": own} if own else {}),
         **({"tokenizer": dict(place)} if place else {}),
     }
     write_json(folder / "config.json", stored)

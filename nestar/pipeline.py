@@ -215,7 +215,7 @@ class NestARPipeline:
             are made beside it.
         origin: "embedded", a folder, or `user/repo@commit`; `shown_origin` is the same for readers elsewhere,
             in pages and pictures: of a folder only its name.
-        usual: defaults of settings that are these weights' own.
+        defaults: those of settings that are these weights' own; of several repositories' the first one's.
     """
 
     def __init__(
@@ -226,7 +226,7 @@ class NestARPipeline:
         classes: tuple[str, ...],
         origin: str,
         device: torch.device,
-        usual: Mapping[str, Any] | None = None,
+        defaults: Mapping[str, Any] | None = None,
     ):
         if not isinstance(models, Models):
             given = dict(models)
@@ -238,7 +238,7 @@ class NestARPipeline:
         self._spare_tokenizer = tokenizer.eval() if device.type == "cpu" else copy.deepcopy(tokenizer).eval()
         self.tokenizer = tokenizer.to(device).eval()
         self.classes, self.origin, self.device = classes, origin, device
-        self.usual = dict(usual or {})
+        self.defaults = dict(defaults or {})
         self.shown_origin = shown(origin)
         self.nestings: dict[str, Nesting] = {name: models.outline(name).config.nesting for name in models}
         self.ahead = 1 if device.type == "cuda" else 0
@@ -248,16 +248,18 @@ class NestARPipeline:
         return self._engines.setdefault(model, Engines(model))
 
     def record(self, samples: Sequence[int] = (1,)) -> None:
-        """On a GPU, make guided runs of so many samples ready to be started a pass at a time, see
-        `Engines.record`, for all weights that are loaded. Takes some seconds a nesting."""
+        """On a GPU, make runs of so many samples ready to be started a pass at a time, see `Engines.record`,
+        for all weights that are loaded; guided ones, unless these weights begin without. Takes some seconds
+        a nesting."""
         if self.device.type != "cuda":
             return
+        guided = self.defaults.get("cfg", SampleSettings.cfg) != 1
         with torch.cuda.device(self.device):
             for model in self.models.loaded.values():
                 for patch in model.config.nesting.patches:
                     fill_weights(model.config.nesting, patch.stop, model.device)
                 for count in samples:
-                    if not self._engines_of(model).record(count, guided=True):
+                    if not self._engines_of(model).record(count, guided=guided):
                         with suppress(RuntimeError):  # some versions of torch believe that it still goes on
                             torch.cuda.empty_cache()
                         return
@@ -314,12 +316,12 @@ class NestARPipeline:
             classes=checkpoints[0].classes,
             origin=", ".join(checkpoint.origin for checkpoint in checkpoints),
             device=on,
-            usual=checkpoints[0].sampling,
+            defaults=checkpoints[0].defaults,
         )
 
     def settings(self, **values: object) -> SampleSettings:
         """Check settings by name; SettingsError says in one sentence what is wrong and what is allowed."""
-        return check_settings(classes=self.classes, nestings=self.nestings, usual=self.usual, **values)
+        return check_settings(classes=self.classes, nestings=self.nestings, defaults=self.defaults, **values)
 
     def plan(self, k: int = 4, order: str = "lattice", nesting: str | None = None) -> Nesting:
         """The nesting with weights that has this k and order, or the one that `nesting` names."""

@@ -178,9 +178,9 @@ def _card(
     class_name = json.dumps(checkpoint.classes[0], ensure_ascii=False)
     yield f'pipe({class_name}, seed=0{named}).image.save("picture.png")'
     yield from ("```", "", "Or on the page: `python app.py --repo " + repository + "`.", "")
-    if checkpoint.sampling:
-        usual = ", ".join(f"{name} {value}" for name, value in checkpoint.sampling.items())
-        yield from (f"Made for: {usual}. That is what calls and the page begin with.", "")
+    if checkpoint.defaults:
+        own = ", ".join(f"{name} {value}" for name, value in checkpoint.defaults.items())
+        yield from (f"Settings that pictures begin with: {own}.", "")
     yield from ("## What is here", "")
     yield "| nesting | modules | turns a picture | parameters | images seen in training | lambda |"
     yield "|---|---|---|---|---|---|"

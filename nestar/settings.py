@@ -74,7 +74,7 @@ def check_settings(
     *,
     classes: Iterable[str],
     nestings: Mapping[str, Nesting],
-    usual: Mapping[str, object] | None = None,
+    defaults: Mapping[str, object] | None = None,
     **values: object,
 ) -> SampleSettings:
     """Check `values`, fields of SampleSettings by name, and fill in defaults.
@@ -82,7 +82,7 @@ def check_settings(
     Args:
         classes: names the checkpoint knows; case and surrounding whitespace of the given name do not matter.
         nestings: those with weights, by name.
-        usual: the checkpoint's own defaults, before those of SampleSettings.
+        defaults: the checkpoint's own, before those of SampleSettings.
 
     Raises:
         SettingsError: a value is missing, unknown or out of range.
@@ -93,7 +93,7 @@ def check_settings(
         raise SettingsError(f"Unknown setting {_show(unknown[0])}; the settings are {', '.join(known)}.")
     if "class_name" not in values:
         raise SettingsError("class_name is missing.")
-    given = {field.name: field.default for field in fields(SampleSettings)} | dict(usual or {}) | values
+    given = {field.name: field.default for field in fields(SampleSettings)} | dict(defaults or {}) | values
     name = given["nesting"]
     if name is None:
         order = check_choice("order", given["order"], ORDERS)
@@ -119,7 +119,7 @@ def check_solving(values: Mapping[str, object]) -> dict[str, Any]:
     """Check those of the settings SOLVING that are given, by name.
 
     Raises:
-        SettingsError: one is out of range, or none of them.
+        SettingsError: one is unknown or out of range.
     """
     unknown = [name for name in values if name not in SOLVING]
     if unknown:

@@ -317,35 +317,42 @@ def test_assemble_puts_trained_parts_together(tmp_path: Path) -> None:
 
 def test_weights_carry_their_own_defaults(tmp_path: Path) -> None:
     folder = save_checkpoint(tmp_path)
-    assert open_checkpoint(folder).sampling == {}
-    made = assemble(folder, classes=CLASSES, sampling={"steps": 50, "cfg": 2.5})
-    assert made.sampling == open_checkpoint(folder).sampling == {"steps": 50, "cfg": 2.5}
-    assert assemble(folder, classes=CLASSES).sampling == made.sampling  # what stands already stays
-    more = assemble(folder, classes=CLASSES, sampling={"steps": 9, "solver": "euler"})
-    assert more.sampling == {"steps": 9, "cfg": 2.5, "solver": "euler"}
+    assert open_checkpoint(folder).defaults == {}
+    general = {"solver": "heun", "temperature": 1.15, "schedule": "linear"}
+    made = assemble(folder, classes=CLASSES, defaults={"steps": 50, "cfg": 2.5})
+    # All of them: general ones of another version would change the pictures.
+    assert made.defaults == open_checkpoint(folder).defaults == general | {"steps": 50, "cfg": 2.5}
+    assert assemble(folder, classes=CLASSES).defaults == made.defaults  # what stands already stays
+    more = assemble(folder, classes=CLASSES, defaults={"steps": 9, "solver": "euler"})
+    assert more.defaults == made.defaults | {"steps": 9, "solver": "euler"}
     with pytest.raises(SettingsError, match=r"^steps must be a whole number from 1 to 200, got 0\.$"):
-        assemble(folder, classes=CLASSES, sampling={"steps": 0})
-    assert open_checkpoint(folder).sampling == more.sampling
-    assert "Made for: steps 9, cfg 2.5, solver euler." in prepare(folder, "user/repo").card
+        assemble(folder, classes=CLASSES, defaults={"steps": 0})
+    assert open_checkpoint(folder).defaults == more.defaults
+    card = prepare(folder, "user/repo").card
+    assert "begin with: steps 9, solver euler, temperature 1.15, cfg 2.5, schedule linear." in card
 
 
 @pytest.mark.parametrize(
-    ("sampling", "why"),
+    ("defaults", "why"),
     [
         ({"cfg": "much"}, "cfg must be a number from 0 to 20, got 'much'."),
+        ({"cfg": float("nan")}, "cfg must be a number from 0 to 20, got nan."),
+        ({"cfg": 10**60}, "cfg must be a number from 0 to 20, got a number of more than 38 digits."),
+        ({"steps": True}, "steps must be a whole number from 1 to 200, got True."),
+        ({"temperature": None}, "temperature must be a number from 0 to 2, got None."),
         ({"k": 4}, "Unknown setting 'k'; allowed are steps, solver, temperature, cfg, schedule."),
         ({"solver": ["euler"]}, "solver must be one of euler, midpoint, heun; got a list."),
-        ([50], "It is no object of settings by name."),
+        ([50], 'It must be an object, such as {"steps": 50, "solver": "euler"}.'),
     ],
     ids=str,
 )
-def test_defaults_that_are_none_are_refused(tmp_path: Path, sampling: object, why: str) -> None:
+def test_defaults_that_are_none_are_refused(tmp_path: Path, defaults: object, why: str) -> None:
     save_config(tmp_path, [K4])
     file = tmp_path / "config.json"
-    file.write_text(json.dumps(json.loads(file.read_text()) | {"sampling": sampling}))
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"defaults": defaults}))
     with pytest.raises(WeightsError) as caught:
         open_checkpoint(tmp_path)
-    assert str(caught.value) == f"{file} lacks a valid 'sampling'. {why}"
+    assert str(caught.value) == f"{file} lacks valid 'defaults'. {why}"
 
 
 def test_assemble_keeps_the_names_of_variants(tmp_path: Path) -> None:

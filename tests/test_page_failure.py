@@ -210,6 +210,20 @@ def test_a_healthy_side_is_milder_than_the_other(failure, values, said):
     assert healthy != broken
 
 
+def test_what_fails_no_worse_than_the_weights_own_settings_cannot_be_pressed():
+    pipeline = pipeline_of(K4, K2)
+    pipeline.defaults = {"steps": 3, "cfg": 7.0}
+    laboratory = Laboratory(pipeline)
+    rows = signatures_to_json(laboratory, first_settings(pipeline))
+    reasons = {each["name"]: each["reason"] for row in rows for each in row["failures"]}
+    begun = "These weights' own settings are no healthy ones here: "
+    assert reasons["steps-3"] == f"{begun}steps must be above 3, with which it fails, got 3."
+    assert reasons["guidance"] == f"{begun}cfg must be below {STRONG:g}, with which it fails, got 7."
+    assert reasons["steps-2"] == reasons["cold"] == reasons["hot"] == ""
+    # A call can still ask for it.
+    laboratory.sides(laboratory.find("guidance"), class_name=CLASSES[0], cfg=2.0)
+
+
 def test_what_lacks_weights_says_which():
     laboratory = Laboratory(pipeline_of(K4, K2))
     with pytest.raises(SettingsError, match=rf"^There are no weights for {APART} here\.$"):

@@ -328,6 +328,15 @@ def test_a_picture_of_weights_that_were_trained_on_since_says_so(visit_small, sm
     expect_message(page, f"made with other {small[0].shown_origin} weights, so this page's will differ")
 
 
+def test_a_picture_of_another_solver_than_the_pages_says_so(small):
+    pipeline = small[0]
+    first = pipeline.settings(class_name="fish", solver="euler")
+    differs = " It was made with solver heun, so this page's will differ."
+    for solver, said in (("euler", ""), ("heun", differs)):
+        kept = pipeline.about(pipeline.settings(class_name="fish", solver=solver))
+        assert generate.caveat(kept, pipeline, first) == said
+
+
 def test_a_picture_restores_the_field_that_was_typed_in_last(visit_small, small):
     page = visit_small().page
     page.get_by_label("Seed", exact=True).fill("5")
@@ -552,7 +561,7 @@ def test_settings_of_refuses_with_a_sentence(small_client, picture, word):
 
 def test_page_and_calls_begin_with_the_weights_own_defaults(tmp_path):
     own = {"steps": 3, "cfg": 2.0, "solver": "euler"}
-    folder = assemble(save_checkpoint(tmp_path), classes=CLASSES, sampling=own).folder
+    folder = assemble(save_checkpoint(tmp_path), classes=CLASSES, defaults=own).folder
     page = app.build_page(NestARPipeline.from_pretrained(folder, device="cpu"))
     dials, stage, sheet = (
         next(block for block in page.blocks.values() if block.elem_id == name)

@@ -450,11 +450,17 @@ def test_weights_from_a_folder_are_named(tmp_path: Path) -> None:
 
 
 def test_weights_own_defaults_are_taken_where_a_call_says_nothing(tmp_path: Path) -> None:
-    own = assemble(save_checkpoint(tmp_path), classes=CLASSES, sampling={"steps": 2, "solver": "euler"})
+    own = assemble(
+        save_checkpoint(tmp_path / "own"), classes=CLASSES, defaults={"steps": 2, "solver": "euler"}
+    )
     loaded = NestARPipeline.from_pretrained(own.folder, device="cpu")
     assert loaded("fish").settings == SampleSettings("fish", steps=2, solver="euler")
     assert loaded("fish", solver="heun").settings == SampleSettings("fish", steps=2)
     assert loaded("fish").image.tobytes() == loaded("fish", steps=2, solver="euler").image.tobytes()
+    plain = save_checkpoint(tmp_path / "plain")
+    for first, second, steps in ((own.folder, plain, 2), (plain, own.folder, SampleSettings.steps)):
+        both = NestARPipeline.from_pretrained(f"{first},{second}", device="cpu")
+        assert both.settings(class_name="fish").steps == steps  # of several the first one's
 
 
 def test_a_tokenizer_of_other_channels_is_refused_and_both_are_named(tmp_path: Path) -> None:

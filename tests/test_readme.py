@@ -197,8 +197,8 @@ def test_the_factor_that_samples_miss_most_is_named():
     report = {"samples": 5000, "seed": 0, "settings": {}, "reference": told(0.05, 0.1)}
     (row,) = quality.factor_distance_rows(report | told(0.152, 0.451) | {"reconstruction": told(0.06, 0.2)})
     assert row[1:3] == (
-        "0.15 (fin hue of fish 0.45)",
-        "0.05 (fin hue of fish 0.10) / 0.06 (fin hue of fish 0.20)",
+        "0.15, fish's fin hue 0.45",
+        "0.05, fish's fin hue 0.10 / 0.06, fish's fin hue 0.20",
     )
     assert not list(quality.factor_distance_rows(report))
 

@@ -57,14 +57,14 @@ def test_defaults():
 
 
 def test_weights_own_defaults_come_before_the_general_ones_and_after_what_is_given():
-    usual = {"steps": 50, "temperature": 1.0, "solver": "euler"}
-    settings = check(usual=usual, steps=9)
+    defaults = {"steps": 50, "temperature": 1.0, "solver": "euler"}
+    settings = check(defaults=defaults, steps=9)
     assert settings == SampleSettings("fish", steps=9, temperature=1.0, solver="euler")
 
 
-def test_only_what_solves_and_guides_can_be_usual():
-    usual = {"steps": 50.0, "solver": " Euler", "temperature": 1, "cfg": 2.5, "schedule": "linear"}
-    assert check_solving(usual) == usual | {"solver": "euler"}
+def test_weights_have_defaults_for_what_solves_and_guides_alone():
+    defaults = {"steps": 50.0, "solver": " Euler", "temperature": 1, "cfg": 2.5, "schedule": "linear"}
+    assert check_solving(defaults) == defaults | {"solver": "euler"}
     assert check_solving({}) == {}
     with pytest.raises(SettingsError, match=r"^Unknown setting 'seed'; allowed are steps, solver, "):
         check_solving({"seed": 1})

@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 import nestar
-from nestar.checkpoints import check_fit, load_tokenizer, open_checkpoint
+from nestar.checkpoints import assemble, check_fit, load_tokenizer, open_checkpoint
 from nestar.data.tiny_worlds import CLASSES as WORLDS
 from nestar.evaluation.diversity import FeatureSpace
 from nestar.evaluation.features import FeatureNetwork, FeatureNetworkConfig, load_features
@@ -28,7 +28,7 @@ from nestar.limits import MAX_JSON, MAX_SHOWN, MAX_TOKENS, check_folder_names, s
 from nestar.model import NestAR, NestARConfig, Outline, WeightsError
 from nestar.neighbours import NeighbourIndex, load_index
 from nestar.nesting import Nesting
-from tests.small import K4, save_checkpoint, small_tokenizer
+from tests.small import CLASSES, K4, save_checkpoint, small_tokenizer
 
 CONFIG, NESTING, TOKENIZER = "config.json", f"{K4.name}/config.json", "tokenizer/config.json"
 SCALE, FEATURES, INDEX = "tokenizer/tokenizer.json", "features/config.json", "neighbours/config.json"
@@ -52,6 +52,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkpoint with a feature network and an index of training pictures; each test puts back what it
     damages."""
     folder = save_checkpoint(tmp_path_factory.mktemp("weights"), [K4])
+    assemble(folder, classes=CLASSES, defaults={"steps": 3})
     torch.manual_seed(2)
     small = FeatureNetworkConfig(size=64, channels=(8, 8, 16), blocks=(0, 1, 1), hidden=16, features=16)
     FeatureNetwork(small).save_pretrained(folder / "features")

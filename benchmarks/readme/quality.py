@@ -78,11 +78,10 @@ def factor_distance_rows(report: dict[str, Any]) -> Iterator[Row]:
         return
 
     def told(coverage: dict[str, Any]) -> str:
-        owner, name = coverage["farthest_factor"].split(".")
-        mean, most = coverage["histogram_distance"], coverage["farthest"]
-        return f"{mean:.2f} ({name.replace('_', ' ')} of {owner} {most:.2f})"
+        factor = coverage["farthest_factor"].replace(".", "'s ").replace("_", " ")
+        return f"{coverage['histogram_distance']:.2f}, {factor} {coverage['farthest']:.2f}"
 
-    what = "factors' histograms, how far from real ones' (0 to 1): mean (most)"
+    what = "factors' histograms, from real ones' (0: alike, 1: apart), mean and each set's farthest"
     yield (
         f"{what}, of {report['samples']:,} samples",
         told(report["coverage"]),

@@ -48,7 +48,7 @@ def add_settings(parser: argparse.ArgumentParser) -> None:
         _add_setting(parser, name, "" if default is None else f" (default: {default}{own})")
 
 
-def add_usual(parser: argparse.ArgumentParser) -> None:
+def add_defaults(parser: argparse.ArgumentParser) -> None:
     """Flags for those settings that weights may have defaults of their own for."""
     for name in SOLVING:
         _add_setting(parser, name, "; what pictures of these weights begin with")

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from nestar.cli.common import add_usual, settings_of
+from nestar.cli.common import add_defaults, settings_of
 from nestar.settings import SOLVING, SettingsError
 
 
@@ -21,7 +21,7 @@ def add_assemble(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--nesting", type=Path, action="append", default=[], help="a nesting's folder; may be repeated"
     )
-    add_usual(parser)
+    add_defaults(parser)
     parser.set_defaults(run=_assemble)
 
 
@@ -35,9 +35,12 @@ def _assemble(arguments: argparse.Namespace) -> int:
         classes=classes,
         tokenizer=arguments.tokenizer,
         nestings=arguments.nesting,
-        sampling=settings_of(arguments, SOLVING),
+        defaults=settings_of(arguments, SOLVING),
     )
     print(f"{checkpoint.folder}: {', '.join(checkpoint.nestings) or 'no nesting yet'}")
+    if checkpoint.defaults:
+        own = ", ".join(f"{name} {value}" for name, value in checkpoint.defaults.items())
+        print(f"Pictures begin with {own}.")
     return 0
 
 

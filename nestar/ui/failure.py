@@ -13,7 +13,7 @@ from nestar.ui.assets import asset, tells
 from nestar.ui.generate import first_settings
 from nestar.ui.laboratory import METERS, PICTURES, Laboratory, experiment_panels
 from nestar.ui.runs import SAMPLER, Runs
-from nestar.ui.signatures import unequal, why_not
+from nestar.ui.signatures import Failure, unequal, unhealthy, why_not
 
 ROWS, PANEL = "failure", "alignment"
 MOST_PICTURES = 4 * PICTURES
@@ -148,7 +148,7 @@ def signatures_to_json(laboratory: Laboratory, first: SampleSettings) -> list[di
                     "labels": each.labels(
                         [replace(first, **side.values) for side in (each.healthy, each.broken)]
                     ),
-                    "reason": why_not(each, laboratory.pipeline),
+                    "reason": why_not(each, laboratory.pipeline) or _begins_there(each, first),
                     "remark": unequal(each, laboratory.pipeline),
                 }
                 for each in one.failures
@@ -156,6 +156,12 @@ def signatures_to_json(laboratory: Laboratory, first: SampleSettings) -> list[di
         }
         for one in laboratory.signatures
     ]
+
+
+def _begins_there(failure: Failure, first: SampleSettings) -> str:
+    """Why the failure cannot be shown beside what these weights begin with, or ""."""
+    reason = unhealthy(failure, first)
+    return f"These weights' own settings are no healthy ones here: {reason}" if reason else ""
 
 
 def meters_to_json() -> list[dict[str, str]]:

@@ -146,13 +146,13 @@ def solver_steps(solver: str) -> str:
     return f"steps of {solver.capitalize()}, {calls} passes each" if calls > 1 else "steps"
 
 
-def caveat(kept: Mapping[str, Any], pipeline: NestARPipeline) -> str:
-    """A sentence on what this page cannot restore of a picture, or ""."""
-    plain, here = find_nesting(pipeline.nestings, kept["k"], kept["order"]), first_settings(pipeline)
+def caveat(kept: Mapping[str, Any], pipeline: NestARPipeline, first: SampleSettings) -> str:
+    """A sentence on what a page that opens with `first` cannot restore of a picture, or ""."""
+    plain = find_nesting(pipeline.nestings, kept["k"], kept["order"])
     others = [
         f"{name} {kept[name]}"
         for name in ("solver", "schedule")
-        if kept.get(name, getattr(here, name)) != getattr(here, name)
+        if kept.get(name, getattr(first, name)) != getattr(first, name)
     ]
     if "modules" in kept:
         others.append(f"modules 1 to {kept['modules']} of seed {kept.get('parent')}")
@@ -319,7 +319,7 @@ def bind_restoring(pipeline: NestARPipeline, first: SampleSettings, parts: Parts
         def restored(settings: SampleSettings) -> str:
             return (
                 f"Restored: {settings.class_name}, k = {settings.k}, seed {settings.seed}. "
-                f"Press Generate to see it.{caveat(kept | controls(settings), pipeline)}"
+                f"Press Generate to see it.{caveat(kept | controls(settings), pipeline, first)}"
             )
 
         return restore(kept, restored)

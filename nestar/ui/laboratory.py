@@ -29,7 +29,7 @@ from nestar.settings import SampleSettings, SettingsError, check_choice
 from nestar.ui.answers import run_id
 from nestar.ui.frames import picture
 from nestar.ui.runs import hosted, streamer
-from nestar.ui.signatures import Failure, compared, signatures, why_not
+from nestar.ui.signatures import Failure, compared, signatures, unhealthy, why_not
 
 log = logging.getLogger(__name__)
 
@@ -184,11 +184,9 @@ class Laboratory:
             self.pipeline.settings(**{**values, **side.values, **count})
             for side in (failure.healthy, failure.broken)
         )
-        for name in ("steps", "temperature", "cfg"):
-            usual, bad, given = (getattr(each, name) for each in (SampleSettings, broken, healthy))
-            if name in failure.broken.values and (usual - bad) * (given - bad) <= 0:
-                where = "above" if usual > bad else "below"
-                raise SettingsError(f"{name} must be {where} {bad:g}, with which it fails, got {given:g}.")
+        reason = unhealthy(failure, healthy)
+        if reason:
+            raise SettingsError(reason)
         return [healthy, broken]
 
     def provoke(

@@ -190,6 +190,19 @@ def unequal(failure: Failure, pipeline: NestARPipeline) -> str:
     return f"They saw different numbers of training images, {seen}: part of the difference is due to that."
 
 
+def unhealthy(failure: Failure, healthy: SampleSettings) -> str:
+    """A sentence where the settings of the healthy side are no better than those that fail, or ""."""
+    for name in ("steps", "temperature", "cfg"):
+        if name not in failure.broken.values:
+            continue
+        bad, given = failure.broken.values[name], getattr(healthy, name)
+        above = getattr(SampleSettings, name) > bad
+        if given == bad or (given > bad) != above:
+            where = "above" if above else "below"
+            return f"{name} must be {where} {bad:g}, with which it fails, got {given:g}."
+    return ""
+
+
 def why_not(failure: Failure, pipeline: NestARPipeline) -> str:
     """Why the failure cannot be shown with these weights, or ""."""
     missing = [name for name in failure.needs if name not in pipeline.nestings]
