@@ -31,7 +31,12 @@ HEADLINES: dict[str, tuple[str, ...]] = {
         "lattice_has_more_recall",
         "lattice_minus_raster",
     ),
-    "sampler": ("least_fid_at", "defaults_clearly_bettered", "cheapest_that_is_not_clearly_worse"),
+    "sampler": (
+        "second_order_better_than_euler_at_equal_calls",
+        "least_fid_at",
+        "defaults_clearly_bettered",
+        "cheapest_that_is_not_clearly_worse",
+    ),
     "precision": ("precision_moved_most_by", "gap_in_precision_at_defaults", "gap_in_recall_at_defaults"),
     "baseline": ("knows_more_than_means_and_covariance", "frechet_distance_of_tokens"),
     "modules": tuple(f"k{k}-lattice_recall_lost_by" for k in (4, 2, 8)),
