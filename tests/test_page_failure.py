@@ -216,7 +216,7 @@ def test_what_fails_no_worse_than_the_weights_own_settings_cannot_be_pressed():
     laboratory = Laboratory(pipeline)
     rows = signatures_to_json(laboratory, first_settings(pipeline))
     reasons = {each["name"]: each["reason"] for row in rows for each in row["failures"]}
-    begun = "These weights' own settings are no healthy ones here: "
+    begun = "These weights begin so themselves: "
     assert reasons["steps-3"] == f"{begun}steps must be above 3, with which it fails, got 3."
     assert reasons["guidance"] == f"{begun}cfg must be below {STRONG:g}, with which it fails, got 7."
     assert reasons["steps-2"] == reasons["cold"] == reasons["hot"] == ""

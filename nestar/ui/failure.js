@@ -22,7 +22,10 @@ function rowHtml({ title, why, failures }) {
       `<button type="button" class="press" data-failure="${name}" data-label="${escaped(button)}"` +
       `${reason ? " disabled" : ""}>${escaped(button)}</button>`,
   );
-  const hint = (kind) => (first[kind] ? `<p class="hint ${kind}">${escaped(first[kind])}</p>` : "");
+  const hint = (kind) => {
+    const said = failures.map((each) => each[kind]).find(Boolean); // a button may be out of use beside others
+    return said ? `<p class="hint ${kind}">${escaped(said)}</p>` : "";
+  };
   return (
     `<li class="signature" data-failures="${failures.map((each) => each.name).join(" ")}">` +
     `<div class="about"><h2>${escaped(title)}</h2><p>${escaped(why)}</p>` +

@@ -161,7 +161,7 @@ def signatures_to_json(laboratory: Laboratory, first: SampleSettings) -> list[di
 def _begins_there(failure: Failure, first: SampleSettings) -> str:
     """Why the failure cannot be shown beside what these weights begin with, or ""."""
     reason = unhealthy(failure, first)
-    return f"These weights' own settings are no healthy ones here: {reason}" if reason else ""
+    return f"These weights begin so themselves: {reason}" if reason else ""
 
 
 def meters_to_json() -> list[dict[str, str]]:
