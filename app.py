@@ -24,7 +24,7 @@ from nestar.ui import diversity, failure, generate, how, race
 from nestar.ui.assets import asset, launch_options
 from nestar.ui.doors import said
 from nestar.ui.lanes import can_race
-from nestar.ui.runs import Runs, compute_on_one_thread, on_zero_gpu
+from nestar.ui.runs import Runs, compute_on_one_thread, on_zero_gpu, waiting_calls
 from nestar.ui.weights import header
 
 log = logging.getLogger("nestar.app")
@@ -43,7 +43,7 @@ class Page(gr.Blocks):
 
     def __init__(self, **options: Any):
         super().__init__(**options)
-        self.runs = Runs()
+        self.runs = Runs(lambda: bool(waiting_calls(self)))
 
     async def preprocess_data(self, *arguments: Any, **options: Any) -> list[Any]:
         """Gradio's own, in whose words a caller would learn nothing of values that no component takes."""

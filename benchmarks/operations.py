@@ -22,7 +22,7 @@ def pass_operations(config: NestARConfig, depth: int, tokens: int, context: int)
 
 def picture_operations(config: NestARConfig, settings: SolverSettings) -> int:
     """What sampling one picture on its own costs, with guidance's second row where `settings` ask for it."""
-    calls = settings.steps * settings.calls_per_step
+    calls = settings.calls
     times, cond = len(settings.times), config.cond_dim
     once, each_row = 0, 0
     for scale, depth in zip(config.nesting.scales, config.depths, strict=True):

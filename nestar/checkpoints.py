@@ -92,6 +92,11 @@ class Checkpoint:
     tokenizer_place: Mapping[str, Any] | None = None
     repository: HubRepository | None = None
 
+    @property
+    def defaults_in_words(self) -> str:
+        """Own defaults for a reader, "steps 50, cfg 2.0"; empty where there are none."""
+        return ", ".join(f"{name} {value}" for name, value in self.defaults.items())
+
     def outline(self, name: str) -> Outline:
         """What a nesting's config says."""
         self._fetch([f"{name}/config.json"])
@@ -123,7 +128,7 @@ class Checkpoint:
             for each in within.split("/") if within else ():
                 check_folder_names("folder", [each])
             name, (patch, scale) = str(place["repository"]), _fold_and_scale(place)
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise WeightsError(
                 f"The tokenizer that {config} names lacks a valid {first_line(error)}.", config
             ) from None
@@ -169,7 +174,7 @@ def open_checkpoint(source: str | Path | None = None, revision: str | None = Non
             raise ValueError("size" if classes else "class")
         defaults = _defaults_of(config, folder / "config.json")
         return Checkpoint(folder, origin, classes, size, nestings, defaults, place, repository)
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         file = folder / "config.json"
         raise WeightsError(f"{file} lacks a valid {first_line(error)}.", file) from None
 
@@ -300,26 +305,22 @@ def assemble(
         if given.setdefault(name, part) != part:
             raise WeightsError(f"{given[name]} and {part} are both called {name}: a checkpoint has one.")
     parts |= given
-    sizes: dict[int, Path] = {}
+    makes, maker = loaded.latents_fingerprint, str(place["repository"] if place else copied["tokenizer"])
+    sizes: dict[tuple[int, int], Path] = {}
     for part in parts.values():
         model = NestAR.from_pretrained(part)
-        config, made_for = model.config, model.record.get("latents")
-        if config.channels != loaded.channels or config.classes != len(classes):
+        nesting = model.config.nesting
+        check_fit(model.outline, part / "config.json", loaded, makes, maker)
+        if model.config.classes != len(classes):
             raise WeightsError(
-                f"{part} has {config.channels} channels and {config.classes} classes; "
-                f"the checkpoint has {loaded.channels} and {len(classes)}."
-            )
-        if made_for not in (None, loaded.latents_fingerprint):
-            raise WeightsError(
-                f"{part} was trained on latents {made_for}; "
-                f"{place['repository'] if place else copied['tokenizer']} makes {loaded.latents_fingerprint}."
+                f"{part} has {model.config.classes} classes; the checkpoint has {len(classes)}."
             )
         named = model.record.get("classes")
         if isinstance(named, list) and tuple(named) != tuple(classes):
             raise WeightsError(f"{part} was trained on other classes than the checkpoint's.")
-        sizes.setdefault(loaded.stride * config.nesting.height, part)
+        sizes.setdefault((loaded.stride * nesting.height, loaded.stride * nesting.width), part)
     if len(sizes) > 1:
-        pictures = " and ".join(f"{part} of {size}" for size, part in sizes.items())
+        pictures = " and ".join(f"{part} of {height} x {width}" for (height, width), part in sizes.items())
         raise WeightsError(f"A checkpoint makes pictures of one size: {pictures} pixels do not go together.")
     try:  # what `open_checkpoint` would refuse
         check_folder_names("nestings", list(parts))
@@ -332,7 +333,7 @@ def assemble(
     stored = {
         "format_version": FORMAT_VERSION,
         "classes": list(classes),
-        "size": next(iter(sizes), loaded.stride),
+        "size": next(iter(sizes), (loaded.stride,))[0],
         "nestings": list(parts),
         **({"defaults": own} if own else {}),
         **({"tokenizer": dict(place)} if place else {}),
@@ -374,7 +375,7 @@ def load_tokenizer(folder: Path) -> Tokenizer:
     described = read_json(file)
     try:
         patch, scale = _fold_and_scale(described)
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise WeightsError(f"{file} lacks a valid {first_line(error)}.", file) from None
     return build_tokenizer(folder, patch=patch, scale=scale, fills=described.get("fills") is True)
 
@@ -383,7 +384,7 @@ def _fold_and_scale(described: Mapping[str, Any]) -> tuple[int, float]:
     """A tokenizer's `patch` and `scale`, as a config has them.
 
     Raises:
-        KeyError, TypeError, ValueError: one is missing or out of range; it is named.
+        KeyError, TypeError, ValueError, OverflowError: one is missing or out of range; it is named.
     """
     patch, scale = described["patch"], float(described["scale"])
     if type(patch) is not int or not 1 <= patch <= MAX_PATCH:

@@ -50,7 +50,8 @@ MOST_SCORES = 2**25
 def has_bf16(device: torch.device) -> bool:
     """Whether a device multiplies bf16 numbers itself; CPUs that only emulate it are slower with it."""
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
+        with torch.cuda.device(device):
+            return torch.cuda.is_bf16_supported(including_emulation=False)
     return any(there for name, there in torch.cpu.get_capabilities().items() if str(name).endswith("bf16"))
 
 

@@ -65,6 +65,11 @@ class Frame:
     def image(self) -> Image.Image:
         return self.images[0]
 
+    @property
+    def pixels(self) -> int:
+        """Of all its pictures: what keeping it costs, three bytes each."""
+        return sum(image.width * image.height for image in self.images)
+
     def row(self, number: int) -> Frame:
         """The same of one sample alone, counted from 0."""
         return replace(self, images=self.images[number : number + 1], norms=self.norms[number : number + 1])

@@ -98,6 +98,25 @@ FETCH_SILENCE = 2.0
 """Seconds after which whoever waits hears that there is nothing to tell yet, and can leave."""
 
 
+class _Loader(threading.Thread):
+    """Loads weights beside whoever waits for them; `told` is what was last heard of a download."""
+
+    def __init__(self, load: Callable[[Progress], object], name: str):
+        super().__init__(name=f"load {name}", daemon=True)
+        self._load = load
+        self.told: tuple[str, int, int] | None = None
+        self.failure: Exception | None = None
+
+    def run(self) -> None:
+        try:
+            self._load(self._tell)
+        except Exception as error:
+            self.failure = error
+
+    def _tell(self, path: str, here: int, in_all: int) -> None:
+        self.told = (path, here, in_all)
+
+
 class Models(Mapping[str, NestAR]):
     """Models by name, on one device, each loaded when it is first asked for.
 
@@ -118,7 +137,8 @@ class Models(Mapping[str, NestAR]):
         self.loaded: dict[str, NestAR] = {}
         self._spares: dict[str, NestAR] = {}
         self._fingerprints: dict[str, str] = {}
-        self._told: dict[str, tuple[str, int, int]] = {}  # of every download that has been heard of
+        self._loaders: dict[str, _Loader] = {}
+        self._starting = threading.Lock()
 
     def __getitem__(self, name: str) -> NestAR:
         return self._get(name, None)
@@ -143,28 +163,20 @@ class Models(Mapping[str, NestAR]):
         """
         if name in self.loaded:
             return
-        failures: list[Exception] = []
-
-        def tell(*progress: Any) -> None:
-            self._told[name] = progress
-
-        def work() -> None:
-            try:
-                self._get(name, tell)
-            except Exception as error:
-                failures.append(error)
-
-        thread = threading.Thread(target=work, name=f"load {name}", daemon=True)
+        with self._starting:  # whoever comes while one loads waits for that one, however many come
+            loader = self._loaders.get(name)
+            if loader is None or not loader.is_alive():
+                loader = self._loaders[name] = _Loader(partial(self._get, name), name)
+                loader.start()
         began = time.monotonic()
-        thread.start()
-        while thread.is_alive():
-            thread.join(FETCH_PACE)
-            if name in self._told:
-                yield self._told[name]
+        while loader.is_alive():
+            loader.join(FETCH_PACE)
+            if loader.told:
+                yield loader.told
             elif time.monotonic() - began > FETCH_SILENCE:
                 yield "", 0, 0
-        if failures and not isinstance(failures[0], torch.OutOfMemoryError):  # then a spare will do
-            raise failures[0]
+        if loader.failure and not isinstance(loader.failure, torch.OutOfMemoryError):  # then a spare will do
+            raise loader.failure
 
     def spare(self, name: str) -> NestAR:
         """The same model on the CPU, for when the device has no memory left."""

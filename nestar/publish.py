@@ -179,18 +179,17 @@ def _card(
     yield f'pipe({class_name}, seed=0{named}).image.save("picture.png")'
     yield from ("```", "", "Or on the page: `python app.py --repo " + repository + "`.", "")
     if checkpoint.defaults:
-        own = ", ".join(f"{name} {value}" for name, value in checkpoint.defaults.items())
-        yield from (f"Settings that pictures begin with: {own}.", "")
+        yield from (f"Settings that pictures begin with: {checkpoint.defaults_in_words}.", "")
     yield from ("## What is here", "")
     yield "| nesting | modules | turns a picture | parameters | images seen in training | lambda |"
     yield "|---|---|---|---|---|---|"
     for name, model in models.items():
         own = model.config.nesting
-        parameters = sum(parameter.numel() for parameter in model.parameters())
         settings = model.record.get("config")
         coordination = settings.get("coordination", "?") if isinstance(settings, Mapping) else "?"
         yield (
-            f"| `{name}` | {own.modules} | {own.evaluations} of {own.n} | {parameters / 1e6:.2f} million "
+            f"| `{name}` | {own.modules} | {own.evaluations} of {own.n} "
+            f"| {model.config.parameters / 1e6:.2f} million "
             f"| {model.outline.images_said} | {coordination if own.modules > 1 else '-'} |"
         )
     yield from ("", "## Data", "", data, "", f"Classes: {', '.join(checkpoint.classes)}.", "")

@@ -83,6 +83,11 @@ class SolverSettings:
         return SOLVER_CALLS[self.solver]
 
     @property
+    def calls(self) -> int:
+        """Network passes a patch."""
+        return self.steps * self.calls_per_step
+
+    @property
     def times(self) -> list[float]:
         """Every time at which a velocity is asked for, in order, then 1 (clean context)."""
         halves = 2 if self.solver == "midpoint" else 1

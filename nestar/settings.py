@@ -22,6 +22,8 @@ RANGES: dict[str, tuple[float, float]] = {
 MAX_SEED = 2**63 - 1
 MOST_LISTED = 24
 """Of allowed names in a refusal; a checkpoint may know a thousand classes."""
+MAX_TEXT = 1000
+"""Characters of a name or seed that are read; names have at most `limits.MAX_SHOWN`, a request millions."""
 
 # Velocity calls per step of each solver.
 SOLVER_CALLS = {"euler": 1, "midpoint": 2, "heun": 2}
@@ -179,11 +181,12 @@ def _available(nestings: Mapping[str, Nesting]) -> str:
 
 def check_choice(name: str, value: object, choices: tuple[str, ...]) -> str:
     """The one of `choices` that `value` names, whatever its case and surrounding whitespace."""
-    if isinstance(value, str):
+    if isinstance(value, str) and len(value) <= MAX_TEXT:
         if value in choices:  # of names that differ in case alone the one that was written
             return value
+        plain = _plain(value)
         for choice in choices:
-            if _plain(choice) == _plain(value):
+            if _plain(choice) == plain:
                 return choice
     raise SettingsError(f"{name} must be one of {_listed(choices)}; got {_show(value)}.")
 
@@ -213,9 +216,8 @@ def check_number(name: str, value: object) -> float:
 def check_seed(value: object, name: str = "seed") -> int:
     """`value` as a seed: a whole number from 0 to MAX_SEED, as int, integral float or string of digits."""
     seed = _whole(value)
-    # At most as many digits as MAX_SEED has: int() refuses thousands of them with an error of its own.
-    if isinstance(value, str) and re.fullmatch(r"0*[0-9]{1,19}", value.strip(), re.ASCII):
-        seed = int(value.strip().lstrip("0") or "0")
+    if isinstance(value, str) and len(value) <= MAX_TEXT and re.fullmatch("[0-9]+", value.strip()):
+        seed = int(value)
     if seed is None or not 0 <= seed <= MAX_SEED:
         raise SettingsError(f"{name} must be a whole number from 0 to {MAX_SEED}, got {_show(value)}.")
     return seed
@@ -253,6 +255,6 @@ def _show(value: object, longest: int = 40) -> str:
     if isinstance(value, Integral) and int(value).bit_length() > 128:  # Python refuses to print huge ones
         return "a number of more than 38 digits"
     if isinstance(value, str):
-        text = repr(value) if value else "nothing"
+        text = repr(value[: longest + 1]) if value else "nothing"
         return text if len(text) <= longest else text[: longest - 3] + "..."
     return str(value) if value is None or isinstance(value, Real) else f"a {type(value).__name__}"

@@ -116,8 +116,7 @@ class ScaledModule(nn.Module):
         cond_dim: int,
     ):
         super().__init__()
-        self.depth, self.heads, self.head_dim = depth, heads, dim // heads
-        self.classes = classes
+        self.heads, self.head_dim = heads, dim // heads
         self.checkpoints = False  # True: a backward pass runs each block again and keeps its input alone
         self.embed = nn.Linear(channels, dim)
         self.position = nn.Parameter(torch.randn(len(positions), dim) * 0.02)

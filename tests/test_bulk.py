@@ -84,6 +84,9 @@ def test_parts_of_other_samples_are_refused(
     monkeypatch.setattr("nestar.engine.products_in", lambda device: "int8")
     assert main(command(weights, out)) == 2
     assert "; now asked for: int8." in capsys.readouterr().err
+    (tmp_path / "samples.parts" / "asked.json").write_text("[]")
+    assert main(command(weights, out)) == 2
+    assert "asked.json must hold a JSON object." in capsys.readouterr().err
 
 
 def test_a_batch_is_within_a_part(weights: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -135,7 +138,7 @@ def test_the_data_itself_is_written_as_samples_are(
     assert main(data) == 2
     assert capsys.readouterr().err == f"nestar: {tmp_path / 'birds'} has other classes than {weights}.\n"
     for flags, said in (
-        (["--steps", "9"], "--steps is of samples; with --data pictures are written as they are."),
+        (["--steps", "9"], "Of samples, not of data: --steps; with --data pictures are written as they are."),
         (["--count", "0"], "--count must be at least 1, got 0."),
     ):
         assert main([*data, *flags]) == 2

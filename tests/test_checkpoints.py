@@ -385,7 +385,7 @@ def test_assemble_keeps_the_names_of_variants(tmp_path: Path) -> None:
 
 def test_assemble_refuses_parts_that_do_not_fit(tmp_path: Path) -> None:
     parts = save_checkpoint(tmp_path / "parts")
-    with pytest.raises(WeightsError, match="4 channels and 3 classes; the checkpoint has 4 and 2"):
+    with pytest.raises(WeightsError, match="3 classes; the checkpoint has 2"):
         assemble(
             tmp_path / "made", classes=CLASSES[:2], tokenizer=parts / "tokenizer", nestings=[parts / K4.name]
         )
@@ -486,10 +486,20 @@ def test_a_borrowed_tokenizer_stays_borrowed(tmp_path: Path, monkeypatch: pytest
     assert own.tokenizer_place is None and (made / "tokenizer").exists()
 
 
+def test_what_the_page_would_refuse_is_not_assembled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    parts = save_checkpoint(tmp_path / "parts")
+    monkeypatch.setattr(checkpoints, "MAX_PIXELS", 63 * 64)
+    with pytest.raises(WeightsError, match=r"for pictures of 4,096 pixels; at most 4,032 are made"):
+        assemble(
+            tmp_path / "made", classes=CLASSES, tokenizer=parts / "tokenizer", nestings=[parts / K4.name]
+        )
+    assert not (tmp_path / "made").exists()
+
+
 def test_nestings_for_pictures_of_two_sizes_make_no_checkpoint(tmp_path: Path) -> None:
     parts = save_checkpoint(tmp_path / "parts")
     small_model(Nesting.nested(2, 2, 2)).save_pretrained(parts / "small")
-    with pytest.raises(WeightsError, match=r"k4-lattice of 64 and .*small of 32 pixels do not go together"):
+    with pytest.raises(WeightsError, match=r"k4-lattice of 64 x 64 and .*small of 32 x 32 pixels do not go"):
         assemble(parts, classes=CLASSES, nestings=[parts / "small"])
 
 
@@ -506,7 +516,7 @@ def test_a_nesting_stays_with_the_latents_it_was_trained_on(tmp_path: Path) -> N
     with torch.no_grad():
         next(other.parameters()).add_(1)
     save_tokenizer(other, tmp_path / "other")
-    message = f"trained on latents {own}; .*other makes "
+    message = f"trained on latents {own}; the tokenizer of .*other makes "
     with pytest.raises(WeightsError, match=message):
         assemble(made.folder, classes=CLASSES, tokenizer=tmp_path / "other")
     assert made.tokenizer().latents_fingerprint == own, "nothing was copied"

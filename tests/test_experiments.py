@@ -610,7 +610,7 @@ def test_the_search_finds_the_best_of_a_separable_objective() -> None:
     start = SolverSettings(steps=7)
     best = search.coordinate_search(score, start, search.search_axes(start))
     assert best == SolverSettings(steps=7, cfg=1.5, temperature=1.15, schedule="linear")
-    assert len(asked) == len(set(asked)) == search.search_rows(search.search_axes(start)) == 10
+    assert len(asked) == len(set(asked)) == search.search_rows(search.search_axes(start)) == 11
     assert {(s.solver, s.steps) for s in asked} == {("heun", 7), ("euler", 14), ("euler", 28)}
 
 
@@ -631,7 +631,7 @@ def test_settings_that_sample_alike_are_asked_once() -> None:
     search.coordinate_search(
         lambda s: asked.append(s) or s.cfg, start, search.search_axes(start), same=one_patch
     )
-    assert len(asked) == 9 and {settings.schedule for settings in asked} == {"constant"}
+    assert len(asked) == 10 and {settings.schedule for settings in asked} == {"constant"}
     guided = SolverSettings(cfg=3.0, schedule="linear")
     assert search.effective(guided, 10) == guided
 
@@ -810,15 +810,33 @@ def test_scaling_compares_with_both_ends() -> None:
         {"part": "latency", "member": name, "seconds_per_picture": value, "pictures_per_second": 1 / value}
         for name, value in seconds.items()
     ]
-    rows.append(row("final", "one-shot, 12 steps", 19.0))  # the same weights: no rival of the members
+    rows.append(row("final", "one-shot, 12 calls", 19.0))  # the same weights: no rival of the members
+    rows.append(rows[-2] | {"member": "one-shot, 12 calls", "seconds_per_picture": 0.025})
     found = scaling.find(rows, [])
     assert (found["best_fid"], found["best_nested"]) == ("ar-raster", "k4-lattice")
     assert found["best_nested_no_worse_than_baselines"] is False
-    assert found["fid_of_best_nested_minus"] == {"ar-raster": 6, "one-shot": -15, "one-shot, 12 steps": 6}
+    assert found["fid_of_best_nested_minus"] == {"ar-raster": 6, "one-shot": -15, "one-shot, 12 calls": 6}
     assert (found["fid_falls_with_k"], found["seconds_rise_with_k"]) == (False, True)
     assert found["speed_up_over_autoregression_one_at_a_time"]["k4-lattice"] == pytest.approx(10)
     assert found["speed_up_over_one_shot_at_a_batch"]["k2-lattice"] == pytest.approx(0.5)
-    assert (found["fastest_one_at_a_time"], found["fastest_at_a_batch"]) == ("one-shot", "one-shot")
+    assert found["speed_up_over_one_shot_at_12_calls_one_at_a_time"]["k2-lattice"] == pytest.approx(0.25)
+    assert found["fastest_one_at_a_time"] == "one-shot, 12 calls"
+    assert found["fastest_at_a_batch"] == "one-shot"
+
+
+@pytest.mark.parametrize(("fid", "said"), [(19.0, False), (24.5, CLOSE), (26.0, True)])
+def test_no_worse_is_said_only_where_no_baseline_may_be_better(fid: float, said: bool | str) -> None:
+    rows = [row("final", "k4-lattice", 25.0), row("final", "one-shot", fid)]
+    assert scaling.find(rows, [])["best_nested_no_worse_than_baselines"] == said
+
+
+def test_one_shot_is_also_shown_with_the_calls_that_a_patch_of_the_others_has() -> None:
+    start = SolverSettings(steps=6, solver="heun", cfg=3.0)
+    searched = replace(start, steps=24, solver="euler", cfg=1.5)
+    assert scaling.other_calls(searched, start) == [replace(start, cfg=1.5)], "24 calls it has itself"
+    assert scaling.other_calls(start, start) == [replace(start, steps=12)]
+    few = replace(start, steps=5, solver="euler")
+    assert scaling.other_calls(few, start) == [start, replace(start, steps=12)]
 
 
 @pytest.mark.parametrize("steps", [20, 25])
@@ -968,7 +986,8 @@ def test_precision_says_what_moves_it_and_what_closes_the_gap() -> None:
     few = [one | {"samples": 24} for one in rows]
     assert precision.find(few, [])["precision_moved_most_by"] == CLOSE
     assert found["gap_in_precision_at_defaults"] is True and found["gap_in_recall_at_defaults"] is True
-    assert found["gap_closed_with_most_recall_at"] == {"constant": 3.0}
+    assert precision.find(few, [])["gap_in_precision_at_defaults"] == CLOSE, "0.9 and 0.72 of 24 samples"
+    assert found["reaches_0.9_of_the_references_precision_with_most_recall_at"] == {"constant": 3.0}
 
 
 def test_independence_reports_whatever_came_out() -> None:

@@ -15,6 +15,7 @@ from nestar import keepsakes
 from nestar.cli import main
 from nestar.model import NestAR, fingerprint_of
 from nestar.settings import MAX_SEED, SampleSettings, SettingsError
+from nestar.ui import kept as kept_module
 from nestar.ui.frames import from_uri, to_uri
 from nestar.ui.kept import KeptRuns, encode
 from tests.small import save_checkpoint
@@ -152,6 +153,23 @@ def test_kept_runs_are_bounded_and_the_one_on_load_stays() -> None:
     ]
     assert kept.animation("first of a") is None
     assert all(kept.animation(run)[1] == "nestar-x.webp" for run in ("on load", "second of c"))
+
+
+def test_an_animation_is_encoded_once_and_does_not_wait_long_for_others(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    made: list[str] = []
+    monkeypatch.setattr(kept_module, "encode", lambda run: made.append(run["run"]) or b"moving")
+    monkeypatch.setattr(kept_module, "ANIMATIONS", 2)
+    kept = KeptRuns(run_value("on load"))
+    for visitor in ("a", "b"):
+        kept.keep(visitor, run_value(visitor))
+    for run in ("on load", "a", "on load", "b", "on load", "a"):
+        assert kept.animation(run) == (b"moving", "nestar-x.webp")
+    assert made == ["on load", "a", "b", "a"], "the one that was not asked for longest was given up"
+    monkeypatch.setattr(kept_module, "TURN_SECONDS", 0.01)
+    with kept._encoding, pytest.raises(TimeoutError):
+        kept.animation("a")
 
 
 def test_a_data_uri_is_read_back() -> None:

@@ -119,6 +119,21 @@ def test_a_request_to_cancel_that_makes_no_sense_is_refused(served: Page, body: 
     assert served.client.post(CANCEL, content=body).status_code == 422
 
 
+def test_the_servers_own_start_passes_through(served: Page) -> None:
+    """Gradio begins in it what gives up old sessions and files."""
+    failed = [
+        flag for name, flag in vars(served.demo.server.lifespan).items() if name.startswith("error_occur")
+    ]
+    assert failed == [False]
+    passed: list[Any] = []
+
+    async def heard(scope: Any, receive: Any, send: Any) -> None:
+        passed.append(scope)
+
+    asyncio.run(Leaving(heard)({"type": "lifespan"}, None, None))
+    assert passed == [{"type": "lifespan"}]
+
+
 def test_an_answer_that_is_complete_is_not_taken_for_a_visitor_who_left() -> None:
     """Servers call both a disconnection. The session may have its next run by then."""
     event = SimpleNamespace(

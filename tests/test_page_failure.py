@@ -4,6 +4,7 @@ import json
 import re
 import threading
 from collections.abc import Callable, Iterator
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -142,9 +143,12 @@ def test_a_healthy_run_is_made_once_for_its_settings(family, monkeypatch):
 
 
 def test_kept_runs_are_bounded():
-    kept = HealthyRuns(limit=2)
-    kept.put("a", 1), kept.put("b", 2), kept.get("a"), kept.put("c", 3)
-    assert (kept.get("a"), kept.get("b"), kept.get("c")) == (1, None, 3)
+    kept = HealthyRuns(pixels=200)
+    one, two, three, huge = (SimpleNamespace(pixels=pixels) for pixels in (100, 100, 100, 1000))
+    kept.put("a", one), kept.put("b", two), kept.get("a"), kept.put("c", three)
+    assert (kept.get("a"), kept.get("b"), kept.get("c")) == (one, None, three)
+    kept.put("d", huge)
+    assert (kept.get("a"), kept.get("d")) == (None, huge), "the last one always stays"
 
 
 def test_stop_ends_a_run_on_either_side(family):

@@ -406,6 +406,36 @@ def test_who_asks_for_a_download_that_is_under_way_hears_of_it_and_can_leave(
     assert models.loaded == {K4.name: model}
 
 
+def test_many_who_ask_for_weights_that_do_not_come_wait_for_one_attempt(
+    pipe: NestARPipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever leaves leaves no thread behind that tries once more, one after another."""
+    monkeypatch.setattr(pipeline_module, "FETCH_PACE", 0.01)
+    monkeypatch.setattr(pipeline_module, "FETCH_SILENCE", 0.0)
+    go, attempts = threading.Event(), []
+
+    def load(name: str, progress: Callable[..., None] | None) -> NestAR:
+        attempts.append(name)
+        if len(attempts) == 1:
+            progress("module_1.safetensors", 5, 10)
+            assert go.wait(60)
+            raise WeightsError("The Hub is silent.")
+        return pipe.models[K4.name]
+
+    models = Models({K4.name: small_model(K4).outline}, load, torch.device("cpu"))
+    before = threading.active_count()
+    callers = [models.fetch(K4.name) for _ in range(5)]
+    assert all(next(word for word in caller if word[0])[1] == 5 for caller in callers)
+    assert threading.active_count() == before + 1
+    go.set()
+    for caller in callers:
+        with pytest.raises(WeightsError, match="silent"):
+            list(caller)
+    assert len(attempts) == 1
+    assert list(models.fetch(K4.name)) in ([], [("", 0, 0)]), "a new attempt has nothing of the old one's"
+    assert len(attempts) == 2 and models.loaded
+
+
 def test_a_call_cancelled_beforehand(pipe: NestARPipeline, calls: list) -> None:
     cancel = threading.Event()
     cancel.set()

@@ -16,10 +16,11 @@ import torch
 from nestar.frames import Frame
 from nestar.pipeline import NestARPipeline
 from nestar.settings import SampleSettings
+from nestar.ui import runs as runs_module
 from nestar.ui import together as together_module
 from nestar.ui.runs import waiting_calls
 from nestar.ui.together import ALIKE, KEPT, MOST, Together
-from tests.small import K2, K4, save_checkpoint
+from tests.small import K2, K4, SIZE, save_checkpoint
 from tests.test_closed_doors import Page
 
 
@@ -157,8 +158,8 @@ def test_a_device_without_memory_for_many_makes_one_at_a_time(
 def test_pictures_that_nobody_fetches_are_given_up(
     pipe: NestARPipeline, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(together_module, "KEPT", 5 * K4.evaluations)
-    assert KEPT >= 4 * MOST * 10
+    monkeypatch.setattr(together_module, "KEPT", 5 * K4.evaluations * SIZE**2)
+    assert KEPT >= 4 * MOST * 10 * 128**2
     waiting = [asked(pipe, seed=seed, steps=1) for seed in range(6)]
     along = Together(pipe, lambda: waiting)
     list(along.stream(asked(pipe, seed=100, steps=1), threading.Event()))
@@ -220,6 +221,17 @@ def test_a_queue_is_served_in_few_batches_and_in_order(page: Page) -> None:
         )
         (completed,) = (each for each in told if each["msg"] == "process_completed")
         assert completed["success"] and completed["output"]["data"][0]["state"] == "finished"
+
+
+def test_a_long_run_gives_way_and_says_so(page: Page, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runs_module, "PATIENCE_SECONDS", 0.0)
+    with ThreadPoolExecutor(2) as pool, page.holding():
+        first = pool.submit(page.call)
+        assert page.begun.wait(60)
+        second = pool.submit(page.call, seed=1)
+        assert "event: error" in first.result(60) and "as others wait" in first.result(60)
+        page.free()
+        assert "event: complete" in second.result(60)
 
 
 def test_what_waits_is_read_where_gradio_keeps_it(page: Page) -> None:

@@ -239,6 +239,7 @@ ABSURD = [
     (SCALE, {"scale": 0}),
     (SCALE, {"scale": float("nan")}),
     (SCALE, {"scale": 1e999}),
+    (SCALE, {"scale": 10**400}),
     (FEATURES, {"hidden": 10**9}),
     (FEATURES, {"fold": 0}),
     (FEATURES, {"channels": [8] * 10**5}),

@@ -39,8 +39,7 @@ def _assemble(arguments: argparse.Namespace) -> int:
     )
     print(f"{checkpoint.folder}: {', '.join(checkpoint.nestings) or 'no nesting yet'}")
     if checkpoint.defaults:
-        own = ", ".join(f"{name} {value}" for name, value in checkpoint.defaults.items())
-        print(f"Pictures begin with {own}.")
+        print(f"Pictures begin with {checkpoint.defaults_in_words}.")
     return 0
 
 

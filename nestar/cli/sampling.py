@@ -137,8 +137,10 @@ def _pictures(arguments: argparse.Namespace) -> int:
     from nestar.data.image_folder import open_pictures
     from nestar.evaluation.bulk import write_pictures
 
-    for name in settings_of(arguments):
-        raise SettingsError(f"--{name} is of samples; with --data pictures are written as they are.")
+    if given := ", ".join(f"--{name}" for name in settings_of(arguments)):
+        raise SettingsError(
+            f"Of samples, not of data: {given}; with --data pictures are written as they are."
+        )
     if arguments.count < 1:
         raise SettingsError(f"--count must be at least 1, got {arguments.count}.")
     checkpoint = open_checkpoints(arguments.repo or default_source(), arguments.revision)[0]

@@ -20,7 +20,7 @@ from nestar.engines import Engines
 from nestar.evaluation.report import SEED_STRIDE
 from nestar.files import whole, write_json
 from nestar.images import to_bytes
-from nestar.model import NestAR
+from nestar.model import NestAR, read_json
 from nestar.processes import Worker, wait_for
 from nestar.sampler import SolverSettings, sample_images
 from nestar.settings import SettingsError
@@ -58,12 +58,13 @@ class Bulk:
 
         Raises:
             SettingsError: parts of other samples lie there; what differs is named.
+            WeightsError: what lies there cannot be read.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         file = self.folder / ASKED_FILE
         asked = json.loads(json.dumps(dict(self.asked)))
         if file.exists():
-            before = json.loads(file.read_text())
+            before = read_json(file)
             different = [key for key in asked.keys() | before.keys() if asked.get(key) != before.get(key)]
             if different:
                 key = min(different)

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from nestar.model import NestAR, WeightsError, read_config
+from nestar.model import NestAR, WeightsError
 from nestar.settings import SettingsError
 from nestar.tokenizer import Tokenizer
 from nestar.training.loop import STATE_FILE, Budget, Cadence, Stop, has_passed, let_go, progress, train
@@ -56,8 +56,7 @@ class _Run:
     def record(self) -> dict[str, Any] | None:
         """How the member was trained, if it is finished: its export says so, and all of it loads."""
         try:
-            NestAR.from_pretrained(self.weights)
-            training = read_config(self.weights / "config.json").get("training", {})
+            training = NestAR.from_pretrained(self.weights).record
         except WeightsError:  # nothing there, or stopped while it was written
             return None
         whole = training.get("finished") and training.get("steps") == self.budget.steps

@@ -14,6 +14,12 @@ ROOM = 64 * 2**20
 """Characters of pictures that are kept in all: a run has 0.1 million as a rule, 2 million at most (see
 `frames.thin`). Of six hundred visitors who make the usual ones each finds the last one here."""
 
+ANIMATIONS = 32
+"""Animations that are kept as they were encoded: whoever asks again for one takes no time of the others."""
+
+TURN_SECONDS = 5.0
+"""How long an animation waits for the one before it; a thread that waits serves nobody."""
+
 
 class KeptRuns:
     """Finished runs by visitor, the oldest given up first, and the run that every visitor sees on load.
@@ -26,6 +32,7 @@ class KeptRuns:
         self._runs: OrderedDict[str | None, dict[str, Any]] = OrderedDict()
         self._lock = threading.Lock()
         self._encoding = threading.Lock()
+        self._encoded: OrderedDict[str, bytes] = OrderedDict()
 
     def keep(self, session: str | None, run: dict[str, Any]) -> None:
         """Keep a visitor's finished run in place of the one before."""
@@ -44,12 +51,25 @@ class KeptRuns:
 
     def animation(self, run_id: object) -> tuple[bytes, str] | None:
         """The growth of a run as WebP and its file name, or None if it is no longer kept. One at a time, so
-        that many clicks cannot take all cores from the sampler."""
+        that many clicks cannot take all cores from the sampler.
+
+        Raises:
+            TimeoutError: others are encoded, too many to wait for.
+        """
         run = self.find(run_id)
         if run is None:
             return None
-        with self._encoding:
-            return encode(run), f"{run['name']}.webp"
+        if not self._encoding.acquire(timeout=TURN_SECONDS):
+            raise TimeoutError("Other animations are being made.")
+        try:
+            if run["run"] not in self._encoded:
+                self._encoded[run["run"]] = encode(run)
+            self._encoded.move_to_end(run["run"])
+            if len(self._encoded) > ANIMATIONS:
+                self._encoded.popitem(last=False)
+            return self._encoded[run["run"]], f"{run['name']}.webp"
+        finally:
+            self._encoding.release()
 
 
 def _characters(run: dict[str, Any]) -> int:

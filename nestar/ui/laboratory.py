@@ -35,8 +35,8 @@ log = logging.getLogger(__name__)
 
 NO_SEAMS = 1.0
 """Of `metrics.seams`: the picture changes no more across token borders than inside tokens."""
-KEPT_RUNS = 32
-"""Healthy runs kept; pictures of 128 pixels take 0.2 MB at most."""
+KEPT = 32 * 4 * 128 * 128
+"""Pixels of the healthy runs that are kept, three bytes each; a run has up to four pictures."""
 
 PICTURES = 16
 """Held-out pictures on which velocities are compared, and how many of them are encoded at once."""
@@ -134,8 +134,8 @@ def consequence(figures: list[dict[str, Any]], labels: list[str], versus: bool) 
 class HealthyRuns:
     """Pictures of finished healthy runs by their settings, so that each is made once; the oldest go first."""
 
-    def __init__(self, limit: int = KEPT_RUNS):
-        self._limit, self._lock = limit, threading.Lock()
+    def __init__(self, pixels: int = KEPT):
+        self._most, self._lock = pixels, threading.Lock()
         self._frames: OrderedDict[SampleSettings, Frame] = OrderedDict()
 
     def get(self, settings: SampleSettings) -> Frame | None:
@@ -147,7 +147,7 @@ class HealthyRuns:
     def put(self, settings: SampleSettings, frame: Frame) -> None:
         with self._lock:
             self._frames[settings] = frame
-            while len(self._frames) > self._limit:
+            while len(self._frames) > 1 and sum(each.pixels for each in self._frames.values()) > self._most:
                 self._frames.popitem(last=False)
 
 

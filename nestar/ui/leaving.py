@@ -29,7 +29,10 @@ class Leaving:
         self.app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        method, path = scope.get("method"), scope["path"].removeprefix(scope.get("root_path", ""))
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)  # the start and end of the server, which have no path
+            return
+        method, path = scope["method"], scope["path"].removeprefix(scope.get("root_path", ""))
         if method == "POST" and path == CANCEL:
             receive = await _cancelling(scope, receive)
             await self.app(scope, receive, send)

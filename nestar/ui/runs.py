@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 
-from nestar.settings import SampleSettings
+from nestar.settings import SampleSettings, SettingsError
 
 if TYPE_CHECKING:
     from nestar.frames import Frame
@@ -28,16 +28,55 @@ Stream = Callable[[SampleSettings, threading.Event], Iterator["Frame"]]
 SAMPLER = {"concurrency_limit": 1, "concurrency_id": "sampler"}
 
 
+PATIENCE_SECONDS = 60.0
+"""What a run may take while others wait for the sampler. The largest that the page's controls ask for, 64
+turns of a hundred steps, takes about as long on two cores; calls by name may ask for twice the steps."""
+
+
+class Turn(threading.Event):
+    """A run's cancel flag: set by hand, or when the run has taken PATIENCE_SECONDS and others wait; alone it
+    may take as long as it likes.
+
+    Attributes:
+        gave_way: whether it was the others who ended it.
+    """
+
+    def __init__(self, others_wait: Callable[[], bool]):
+        super().__init__()
+        self._others_wait = others_wait
+        self._began, self._patience = time.monotonic(), PATIENCE_SECONDS
+        self.gave_way = False
+
+    @property
+    def seconds(self) -> float:
+        """Since it began."""
+        return time.monotonic() - self._began
+
+    def is_for(self, visitors: int) -> None:
+        """So many are served by this run, and each has a right to its time."""
+        self._patience = PATIENCE_SECONDS * visitors
+
+    def is_set(self) -> bool:
+        if not super().is_set() and self.seconds >= self._patience and self._others_wait():
+            self.gave_way = True
+            self.set()
+        return super().is_set()
+
+
 class Runs:
     """Which runs each visitor has going, so that Stop or a closed tab ends them within one solver step.
 
     A visitor may have several: one computes, others wait or were put aside in other parts of the page. Stop
     ends that of its own part.
+
+    Args:
+        others_wait: whether anyone waits for the sampler.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, others_wait: Callable[[], bool] = lambda: False) -> None:
+        self._others_wait = others_wait
         self._lock = threading.Lock()
-        self._cancels: dict[tuple[str | None, str], threading.Event] = {}
+        self._cancels: dict[tuple[str | None, str], Turn] = {}
         self._ended = False
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="sampler")
 
@@ -69,10 +108,14 @@ class Runs:
         return generated if inspect.isgeneratorfunction(function) else called
 
     @contextmanager
-    def run(self, request: gr.Request, part: str = "") -> Iterator[threading.Event]:
+    def run(self, request: gr.Request, part: str = "") -> Iterator[Turn]:
         """The cancel flag of the visitor's new run in a part of the page; set when the block is left,
-        whichever way."""
-        cancel, key = threading.Event(), (request.session_hash, part)
+        whichever way.
+
+        Raises:
+            SettingsError: the run was long, others waited, and so it was ended; once the block is left.
+        """
+        cancel, key = Turn(self._others_wait), (request.session_hash, part)
         with self._lock:
             self._cancels[key] = cancel
             if self._ended:
@@ -84,6 +127,11 @@ class Runs:
             with self._lock:
                 if self._cancels.get(key) is cancel:
                     del self._cancels[key]
+        if cancel.gave_way:
+            raise SettingsError(
+                f"This run was stopped after {cancel.seconds:.0f} s, as others wait: fewer steps, turns or "
+                "pictures take less."
+            )
 
     def stop_in(self, part: str) -> Callable[[gr.Request], None]:
         """What a Stop button calls: sets the cancel flag of the visitor's run in that part, if any."""

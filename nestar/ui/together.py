@@ -14,12 +14,13 @@ from nestar.batches import Rows
 from nestar.frames import Frame
 from nestar.pipeline import NestARPipeline
 from nestar.settings import SampleSettings
+from nestar.ui.runs import Turn
 
 MOST = 8
 """Pictures made at once at most: the visitor whose turn it is waits for all of them."""
 
-KEPT = 640
-"""Frames that wait for their visitors: at 128 x 128 pixels 50 KB each, and a picture has one a patch."""
+KEPT = 640 * 128 * 128
+"""Pixels of frames that wait for their visitors, three bytes each; a picture has a frame a patch."""
 
 ALIKE = ("k", "order", "nesting", "steps", "solver", "schedule")
 """What pictures of one batch have in common, and whether they are guided; they may differ in class, seed,
@@ -63,6 +64,8 @@ class Together:
             cfgs=tuple(each.cfg for each in batch),
             classes=tuple(each.class_name for each in batch),
         )
+        if isinstance(cancel, Turn):
+            cancel.is_for(len(batch))
         made: list[Frame] = []
         for frame in self._pipeline.stream_rows(settings, rows, cancel=cancel):
             made.append(frame)
@@ -100,8 +103,12 @@ class Together:
         with self._lock:
             self._made.setdefault(settings, []).append(frames)
             self._made.move_to_end(settings)
-            while sum(len(frames) for found in self._made.values() for frames in found) > KEPT:
+            while self._pixels > KEPT:
                 self._made.popitem(last=False)
+
+    @property
+    def _pixels(self) -> int:
+        return sum(frame.pixels for found in self._made.values() for frames in found for frame in frames)
 
     def _give_up(self, waiting: Sequence[SampleSettings]) -> None:
         """Drop the pictures of visitors who have left."""

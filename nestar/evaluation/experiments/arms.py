@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from nestar.evaluation.experiments.study import OutOfTime, Study
-from nestar.model import NestAR, WeightsError, read_config
+from nestar.model import NestAR, WeightsError
 from nestar.settings import SettingsError
 from nestar.training.loop import STATE_FILE, Budget, Cadence, let_go, train
 from nestar.training.nesting import LatentPools, NestingTask, NestingTrainConfig
@@ -129,7 +129,7 @@ def _finished(study: Study, arm: Arm, asked: Mapping[str, Any]) -> Trained | Non
         try:
             check_run(folder, asked, NestingTrainConfig, ("device",))
             model = NestAR.from_pretrained(weights)
-            record = read_config(weights / "config.json").get("training", {})
+            record = model.record
         except (SettingsError, WeightsError):  # another run, not exported yet, or stopped while it was
             continue
         if record.get("finished"):

@@ -35,7 +35,7 @@ def solver_axis(centre: SolverSettings) -> list[SolverSettings]:
     return [
         replace(centre, solver=solver, steps=max(1, calls // SOLVER_CALLS[solver]))
         for solver in SOLVER_CALLS
-        for calls in sorted({*CALLS, _calls(centre)})
+        for calls in sorted({*CALLS, centre.calls})
     ]
 
 
@@ -81,7 +81,7 @@ def measure(study: Study) -> None:
     study.expect(sum(map(len, axes.values())) + len(AXES) + 5)
     for axis, points in axes.items():
         for settings in points:
-            study.probe("star", member, model, settings, axis=axis, calls=_calls(settings))
+            study.probe("star", member, model, settings, axis=axis, calls=settings.calls)
     study.finals(member, model, finalists(study.rows, centre))
 
 
@@ -198,10 +198,6 @@ def _is(row: Row, **settings: Any) -> bool:
 
 def _moved(axis: str, settings: SolverSettings) -> dict[str, Any]:
     return {name: getattr(settings, name) for name in FIELDS[axis]}
-
-
-def _calls(settings: SolverSettings) -> int:
-    return settings.steps * settings.calls_per_step
 
 
 def _take(centre: SolverSettings, best: Mapping[str, Row | None]) -> SolverSettings:

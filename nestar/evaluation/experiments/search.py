@@ -10,7 +10,7 @@ from nestar.evaluation.experiments.findings import share_error
 from nestar.sampler import SolverSettings
 from nestar.settings import SCHEDULES
 
-CFGS = (1.0, 1.5, 2.0, 3.0, 4.0)
+CFGS = (1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
 TEMPERATURES = (1.0, 1.15, 1.3)
 
 Axes = Mapping[str, Sequence[Mapping[str, Any]]]
@@ -35,7 +35,7 @@ def as_good(row: Mapping[str, Any], start: Mapping[str, Any]) -> bool:
 def search_axes(start: SolverSettings) -> Axes:
     """What the search tries, in this order. The solver last: Euler's method with as many network passes as
     the start, and with twice as many."""
-    calls = start.steps * start.calls_per_step
+    calls = start.calls
     return {
         "cfg": [{"cfg": cfg} for cfg in CFGS],
         "temperature": [{"temperature": temperature} for temperature in TEMPERATURES],
