@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,11 @@ def read(file: Path) -> dict[str, Any]:
 def result(name: str) -> dict[str, Any]:
     """A benchmark's report; empty where it has not run."""
     return read(RESULTS / f"{name}.json")
+
+
+def other_seeds() -> list[dict[str, Any]]:
+    """Reports of the page's nesting with other seeds than the tables', in the order of these."""
+    return sorted(map(read, RESULTS.glob("seed*_k4-lattice.json")), key=itemgetter("seed"))
 
 
 def experiment(name: str) -> dict[str, Any]:

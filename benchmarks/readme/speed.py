@@ -11,6 +11,9 @@ from benchmarks.readme.imagenet import NO_STEPS, peer_lines, training_lines
 from benchmarks.readme.places import result
 from benchmarks.readme.words import between, spoken, table
 
+YARDSTICK, RIVALS = "k4-lattice", ("ar-raster", "one-shot")
+"""What the others' time is held against, and whose is."""
+
 
 def speed_parts() -> Iterator[str]:
     """What `benchmarks.speed` and `benchmarks.peers` measured."""
@@ -47,11 +50,34 @@ def side_by_side(report: dict[str, Any]) -> Iterator[str]:
         + (" † random weights." if "random" in {member["weights"] for member in members.values()} else "")
         + "".join(f" {sentence}" for sentence in outgrown(members))
     )
+    yield from ("", *in_short(engine, batches))
     for batch in (batches[0], batches[-1]):
         yield ""
         heads = (f"{batch} at a time", "turns", "operations, 10⁹", "s per picture", "share of peak")
         yield from table(
             (*heads, "plain autoregression takes", "one-shot takes"), side_by_side_rows(engine, batch)
+        )
+
+
+def in_short(engine: dict[str, Any], batches: list[str]) -> Iterator[str]:
+    """The two tables in two sentences."""
+    sizes = [member["parameters"] / 1e6 for member in engine["members"].values() if "parameters" in member]
+    told = []
+    for batch in (batches[0], batches[-1]):
+        times = engine["speed_up"][batch].get(YARDSTICK, {})
+        rivals = [
+            f"{engine['members'][name]['label']} takes {times[name]['median']:.2g} times as long"
+            for name in RIVALS
+            if name in times
+        ]
+        if rivals:
+            told.append(f"{batch} at a time, {' and '.join(rivals)}")
+    if told:
+        yield f"Beside *k* = 4, {'; '.join(told)}."
+    if sizes:
+        yield (
+            "All have as many blocks as the *k* = 4 of the page and "
+            f"{min(sizes):.1f} to {max(sizes):.1f} million parameters, more than those compared in quality."
         )
 
 
@@ -75,7 +101,7 @@ def side_by_side_rows(engine: dict[str, Any], batch: str) -> Iterator[list[str]]
             f"{member['operations'] / 1e9:.3g}",
             between({name: seconds / int(batch) for name, seconds in own["seconds"].items()}, ""),
             f"{own['share_of_matrix_rate']:.0%}",
-            *(ratio(engine, name, other, batch) for other in ("ar-raster", "one-shot")),
+            *(ratio(engine, name, other, batch) for other in RIVALS),
         ]
 
 
