@@ -22,7 +22,7 @@ def first_picture_rows(report: dict[str, Any]) -> Iterator[Row]:
     if report["parameters"] != now:
         machine += f", earlier weights, of {report['parameters'] / 1e6:.1f} million parameters"
     for row in report["rows"]:
-        note = f"{machine}, {row['steps']} steps of {row['solver'].capitalize()}, CFG {report['cfg']:g}"
+        note = f"{machine}, {row['steps']} steps of {row['solver'].capitalize()}, guidance {report['cfg']:g}"
         times = {
             "first_frame_seconds": "first patch",
             "first_module_seconds": "first module",

@@ -40,7 +40,7 @@ def side_by_side(report: dict[str, Any]) -> Iterator[str]:
     solver = report["solver"].capitalize()
     yield (
         f"`python -m benchmarks.speed`: the same sampler and cache, {report['runs']} runs in turns, "
-        f"{report['steps']} steps of {solver}, CFG, {report['cores']} cores, device "
+        f"{report['steps']} steps of {solver}, guided, {report['cores']} cores, device "
         f"{report['device']}, without decoding; the modules of *k* = 4 compute in "
         f"{spoken(engine['dtypes'])}. *Share of peak*: of the rate of {engine['rate_dtype']} matrix products "
         f"of {engine['matrix_side']}², {rate:,.0f} billion "

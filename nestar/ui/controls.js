@@ -1,6 +1,6 @@
 // What the controls of "Generate" and "Diversity" do alike: dials with a number and a slider, a seed with its dice.
 const LARGEST_ROLL = 100000;
-const LARGEST_SEED = 2n ** 63n - 1n;
+const LARGEST_SEED = BigInt(props.largest_seed); // as text: a number would end before it
 const NUMBERS = Object.keys(props.sliders);
 const dial = (name) => element.querySelector(`[data-name="${name}"]`);
 const seedField = dial("seed").querySelector("input");

@@ -13,7 +13,7 @@ from nestar.evaluation.diversity import FeatureSpace, stored_results
 from nestar.model import WeightsError
 from nestar.nesting import Nesting
 from nestar.pipeline import NestARPipeline
-from nestar.settings import RANGES, SampleSettings, SettingsError, by_name
+from nestar.settings import MAX_SEED, RANGES, SampleSettings, SettingsError, by_name
 from nestar.ui import diversity_api
 from nestar.ui.answers import fetched, fetching, place_of, refused, run_id, told, unseen_answers
 from nestar.ui.assets import asset, tells
@@ -122,6 +122,7 @@ def lay_out(pipeline: NestARPipeline, desk: Desk, first: Mapping[str, Any]) -> P
                 counts=COUNTS,
                 sliders=SLIDERS,
                 ranges=RANGES,
+                largest_seed=str(MAX_SEED),
                 starts="diversity-generate",
             )
             with gr.Row(elem_id="diversity-actions"):

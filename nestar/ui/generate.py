@@ -16,7 +16,16 @@ from nestar.images import to_pil
 from nestar.model import WeightsError
 from nestar.nesting import Nesting
 from nestar.pipeline import NestARPipeline
-from nestar.settings import RANGES, SOLVER_CALLS, SampleSettings, SettingsError, by_name, find_nesting, typed
+from nestar.settings import (
+    MAX_SEED,
+    RANGES,
+    SOLVER_CALLS,
+    SampleSettings,
+    SettingsError,
+    by_name,
+    find_nesting,
+    typed,
+)
 from nestar.ui import generate_api
 from nestar.ui.answers import fetching, place_of, refused, remark, unseen_answers
 from nestar.ui.assets import asset, tells, template_text
@@ -221,7 +230,11 @@ def lay_out(
             apply_default_css=False,
             elem_id="stage",
             pace={"module": keepsakes.MODULE_MS, "frame": keepsakes.FRAME_MS},
-            keepsake={"keyword": keepsakes.KEYWORD, "longest": keepsakes.MAX_TEXT},
+            keepsake={
+                "keyword": keepsakes.KEYWORD,
+                "longest": keepsakes.MAX_TEXT,
+                "chunks": keepsakes.MAX_CHUNKS,
+            },
             link=LINK_NAMES,
             server_functions=[animation_of],
         )
@@ -238,6 +251,7 @@ def lay_out(
             ),
             sliders=SLIDERS,
             ranges=RANGES,
+            largest_seed=str(MAX_SEED),
             starts=generate_button.elem_id,
         )
     answers = unseen_answers()

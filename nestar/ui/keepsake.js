@@ -1,6 +1,5 @@
 // Pictures that remember their settings, read in the browser, so that nothing is uploaded; saving and linking.
 const PNG_SIGNATURE = [137, 80, 78, 71, 13, 10, 26, 10];
-const MAX_CHUNKS = 256;
 const MAX_KEYWORD = 80;
 
 async function bytesOf(file, from, count) {
@@ -22,11 +21,11 @@ function chunkText(kind, bytes) {
 class Unreadable extends Error {}
 
 // The settings text in a PNG as it stands.
-async function readKept(file, keyword, longest) {
+async function readKept(file, { keyword, longest, chunks }) {
   const signature = await bytesOf(file, 0, PNG_SIGNATURE.length);
   if (PNG_SIGNATURE.some((byte, place) => signature[place] !== byte)) throw new Unreadable("This file is no PNG picture.");
   let at = PNG_SIGNATURE.length;
-  for (let count = 0; count < MAX_CHUNKS && at + 8 <= file.size; count++) {
+  for (let count = 0; count < chunks && at + 8 <= file.size; count++) {
     const head = await bytesOf(file, at, 8 + MAX_KEYWORD);
     const length = new DataView(head.buffer).getUint32(0);
     const kind = String.fromCharCode(...head.subarray(4, 8));

@@ -561,7 +561,7 @@ async function restore(file) {
   }
   let kept;
   try {
-    kept = await readKept(file, props.keepsake.keyword, props.keepsake.longest);
+    kept = await readKept(file, props.keepsake);
   } catch (error) {
     say(error instanceof Unreadable ? error.message : "This file cannot be read.", true);
     return;
