@@ -72,16 +72,16 @@ def build_page(pipeline: NestARPipeline, notice: str = "") -> gr.Blocks:
             gr.HTML(f'<p class="notice" role="status">{escape(notice)}</p>', apply_default_css=False)
         runs = demo.runs
         with gr.Tabs(elem_id="tabs"):
-            with gr.Tab("Generate", id="generate"):
+            with gr.Tab("Generate", id="generate", elem_id="panel-generate"):
                 generate.build(pipeline, runs)
-            with gr.Tab("Diversity", id="diversity-tab"):
+            with gr.Tab("Diversity", id="diversity", elem_id="panel-diversity"):
                 diversity.build(pipeline, runs)
             if can_race(pipeline):
-                with gr.Tab("Race", id="race"):
+                with gr.Tab("Race", id="race", elem_id="panel-race"):
                     race.build(pipeline, runs, demo)
-            with gr.Tab("When it fails", id="failure"):
+            with gr.Tab("When it fails", id="failure", elem_id="panel-failure"):
                 failure.build(pipeline, runs, demo)
-            with gr.Tab("How it works", id="how"):
+            with gr.Tab("How it works", id="how", elem_id="panel-how"):
                 how.build()
         demo.unload(runs.leave)
     if not on_zero_gpu():  # there every call has a process of its own

@@ -50,6 +50,7 @@ from nestar.evaluation.experiments.findings import (
     fid_falls,
     fid_noise,
     kept_the_start,
+    refused,
     share_error,
     share_noise,
 )
@@ -752,6 +753,14 @@ def test_coordination_says_what_lambda_does_and_what_it_does_not() -> None:
     against = coordination.find(worse, described)
     assert against["coordination_lowers_fid"] == dict.fromkeys(names[1:4], False), "the paper: said so"
     assert against["best_arm_by_fid"] == "lambda-0" and against["fid_falls_with_lambda"] is False
+    accuracies = zip(worse, (0.57, 0.568, 0.526, 0.496, 0.6, 0.6), strict=True)
+    seen = [each | {"class_accuracy": share, "precision": 0.7, "recall": 0.2} for each, share in accuracies]
+    told = coordination.find(seen, described)
+    assert told["coordination_costs_class_accuracy"] == dict(
+        zip(names[1:4], (CLOSE, CLOSE, True), strict=True)
+    )
+    assert set(told["coordination_costs_recall"].values()) == {CLOSE}
+    assert "coordination_costs_recall" not in against
     partial_found = coordination.find(finals[:2], described)
     assert not {"fid_falls_with_lambda", "coordination_lowers_fid"} & partial_found.keys()
 
@@ -783,9 +792,10 @@ def test_noise_falls_with_a_root_of_the_samples() -> None:
 
 def test_members_that_kept_the_start_are_told_from_those_that_moved() -> None:
     rows = [row("search", name, 20.0) for name in ("kept", "moved", "refused")]
-    rows += [row("start", "moved", 20.0), row("refused", "refused", 20.0)]
+    rows += [row("start", "moved", 20.0), row("refused", "refused", 18.0)]
     rows += [row("final", name, 20.0) for name in ("kept", "moved", "refused", "never searched")]
-    assert kept_the_start(rows) == ["kept", "refused"]
+    assert kept_the_start(rows) == ["kept"]
+    assert refused(rows) == {"refused": {"fid": -2.0}}
 
 
 @pytest.mark.parametrize(("samples", "said"), [(500, CLOSE), (5000, True)])

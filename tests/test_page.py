@@ -141,6 +141,20 @@ def test_the_dials_say_what_a_link_asked_for_without_a_position_for_it(visit, pi
     assert before == 0 and page.locator('.dial[data-name="k"] output').inner_text() != k
 
 
+def test_the_open_tab_stands_in_the_address_and_comes_back(visit):
+    """Gradio loads the page anew after a lost connection."""
+    page = visit(at="?mine=1").page
+    page.get_by_role("tab", name="How it works").first.click()
+    expect(page.get_by_role("tabpanel", name="How it works")).to_be_visible()
+    assert page.url.endswith("/?mine=1#how")
+    page.reload()
+    expect(page.get_by_role("tab", name="How it works").first).to_have_attribute("aria-selected", "true")
+    expect(page.get_by_role("tabpanel", name="How it works")).to_be_visible()
+    page.get_by_role("tab", name="Generate").first.click()
+    expect(page.get_by_role("tabpanel", name="Generate")).to_be_visible()
+    assert page.url.endswith("/?mine=1")
+
+
 def test_the_table_of_nestings_goes_as_menus_do(visit):
     page = visit().page
     table = page.locator(".nestings table")
@@ -229,10 +243,13 @@ def test_on_a_phone_the_class_of_a_link_is_in_sight(visit):
     ],
 )
 def test_a_field_that_would_be_refused_is_marked(visit, label, bad, good):
-    field = visit().page.get_by_label(label, exact=True)
+    page = visit().page
+    field = page.get_by_label(label, exact=True)
+    allowed = page.locator("#dials .dial", has=field).locator(".allowed")
     for value, invalid in ((bad, "true"), (good, "false")):
         field.fill(value)
         expect(field).to_have_attribute("aria-invalid", invalid)
+        expect(allowed).to_contain_text(re.compile(r"rom -?\d+ to \d+\.$" if invalid == "true" else "^$"))
 
 
 # ---- a run ---------------------------------------------------------------------------------------
@@ -635,6 +652,18 @@ def test_a_sentence_over_the_picture_can_be_sent_away(visit, how):
     message = page.locator(".message")
     expect(message).to_be_visible()
     message.click() if how == "click" else page.keyboard.press("Escape")
+    expect(message).to_be_hidden()
+
+
+def test_a_link_over_the_picture_can_be_selected_with_the_mouse(visit):
+    page = visit().page
+    page.evaluate("() => void (navigator.clipboard.writeText = () => Promise.reject(new Error('none')))")
+    page.get_by_role("button", name="Copy link").click()
+    message = page.locator(".message")
+    expect(message).to_contain_text("Copy this link: http")
+    message.click()
+    expect(message).to_be_visible()
+    page.keyboard.press("Escape")
     expect(message).to_be_hidden()
 
 

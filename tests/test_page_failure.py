@@ -25,6 +25,7 @@ from nestar.ui import laboratory as laboratory_module
 from nestar.ui.failure import signatures_to_json
 from nestar.ui.generate import first_settings
 from nestar.ui.laboratory import METERS, HealthyRuns, Laboratory, consequence, experiment_panels
+from nestar.ui.runs import Turn
 from nestar.ui.signatures import HOT, STRONG, compared, unequal
 from tests.conftest import schemes, served, tab_visitors, visitors
 from tests.small import CLASSES, K2, K4, small_model, small_tokenizer
@@ -383,6 +384,21 @@ def hold(family, monkeypatch) -> Iterator[Hold]:
     holding.released.set()
 
 
+def test_a_run_that_others_ended_says_so(visit, monkeypatch):
+    """Its last pictures say no more than that it was stopped, and the visitor has pressed nothing."""
+
+    def gives_way(turn: Turn) -> bool:
+        turn.gave_way = True
+        turn.set()
+        return True
+
+    monkeypatch.setattr(Turn, "is_set", gives_way)
+    page = visit()
+    page.locator(".failing [name=seed]").fill("98")
+    button(page, "hot").click()
+    expect(row(page, "hot").locator(".said")).to_contain_text("as others wait")
+
+
 def test_the_button_of_the_run_stops_it(visit, hold):
     page = visit()
     hold.after(1)
@@ -462,7 +478,9 @@ def test_it_fits_a_phone_and_can_be_read(visit):
 @pytest.fixture(scope="module")
 def bare_url() -> Iterator[str]:
     """A page with k = 4 alone, for classes that are not Tiny Worlds'."""
-    with served(app.build_page(pipeline_of(K4, classes=("flower", "<b>${fish}</b>")))) as address:
+    pipeline = pipeline_of(K4, classes=("flower", "<b>${fish}</b>"))
+    pipeline.defaults = {"steps": 3}  # one of the numbers that fail
+    with served(app.build_page(pipeline)) as address:
         yield address
 
 
@@ -474,6 +492,13 @@ def test_what_cannot_be_shown_is_off_and_says_why(browser, bare_url):
         expect(row(page, "separate").locator(".reason")).to_have_text(
             f"There are no weights for {APART} here."
         )
+        expect(row(page, "separate").locator(".pair")).to_be_hidden()
+        expect(button(page, "steps-3")).to_be_disabled()
+        expect(row(page, "steps-3").locator(".reason")).to_have_text(
+            "3 steps: These weights begin so themselves: steps must be above 3, with which it fails, got 3."
+        )
+        expect(button(page, "steps-1")).to_be_enabled()
+        expect(row(page, "steps-1").locator(".pair")).to_be_visible()
         expect(button(page, "k")).to_be_disabled()
         expect(page.locator(".measure")).to_be_disabled()
         expect(page.locator(".aligning .said")).to_contain_text("other classes")

@@ -361,6 +361,35 @@ def test_dragging_over_the_plot_chooses_the_number_of_tokens(visit_how):
     expect(tokens).to_have_text("2 × 2 = 4")
 
 
+def finger_down(part) -> None:
+    """What the browser tells while it cannot know yet whether the finger is about to scroll."""
+    part.dispatch_event(
+        "pointerdown", {"pointerType": "touch", "bubbles": True, "buttons": 1, "clientX": 300}
+    )
+
+
+def test_a_finger_that_scrolls_changes_nothing_and_a_tap_does(visit_how):
+    page = visit_how(**PHONE)
+    chart = panel(page, "turns").locator('.chart[data-name="turns"]')
+    chart.scroll_into_view_if_needed()
+    chart.evaluate("chart => (chart.setPointerCapture = () => {})")  # of a pointer that is made up
+    tokens = panel(page, "nest").locator('[data-name="tokens"]')
+    before = tokens.inner_text()
+    finger_down(chart)
+    expect(tokens).to_have_text(before)
+    chart.tap(position={"x": chart.bounding_box()["width"] - 10, "y": 100})
+    expect(tokens).to_have_text("64 × 64 = 4096")
+
+    cell = panel(page, "checks").locator(".select button").nth(3)
+    cell.scroll_into_view_if_needed()
+    finger_down(cell)
+    expect(cell).to_have_attribute("aria-pressed", "false")
+    page.evaluate("dispatchEvent(new PointerEvent('pointercancel'))")
+    for pressed in ("true", "false"):
+        cell.tap()
+        expect(cell).to_have_attribute("aria-pressed", pressed)
+
+
 # How far the mixed picture is from the picture itself: the mean absolute difference, 0 ... 255.
 PICTURE_ERROR = """async (canvas, source) => {
   const picture = new Image();

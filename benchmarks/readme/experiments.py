@@ -15,7 +15,11 @@ from nestar.evaluation.experiments.study import arms_said
 from nestar.training.presets import NESTINGS
 
 HEADLINES: dict[str, tuple[str, ...]] = {
-    "coordination": ("difference_falls_with_lambda", "coordination_lowers_fid"),
+    "coordination": (
+        "difference_falls_with_lambda",
+        "coordination_lowers_fid",
+        "coordination_costs_class_accuracy",
+    ),
     "scaling": (
         "fid",
         "best_fid",

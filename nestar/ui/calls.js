@@ -18,6 +18,7 @@ function escaped(text) {
 // when no more comes; `call`, `failed`, `ask`: see `attend`; `halted`: see `followStops`.
 function followCalls({ call, say, show, draw, sentence, late, paused, stopped, failed, halted, ask }) {
   let ignoring = false; // it was stopped while it waited: the answer, if one still comes, is not wanted
+  let byHand = false; // the visitor has stopped it
   let send = null; // what was asked for while a Stop was on its way
   // Before `attend`'s: a call that Stop has ended has not failed.
   const stops = followStops({
@@ -37,7 +38,7 @@ function followCalls({ call, say, show, draw, sentence, late, paused, stopped, f
     // `asked`: what is asked for, not null; `call()` sends it, if it is not sent by others or already under way.
     start(asked, call) {
       calls.asked = asked;
-      ignoring = false;
+      ignoring = byHand = false;
       say("");
       show();
       if (stops.pending()) send = call ?? send;
@@ -52,6 +53,7 @@ function followCalls({ call, say, show, draw, sentence, late, paused, stopped, f
     stop(halt = () => {}) {
       if (!calls.busy()) return;
       const waited = calls.asked !== null;
+      byHand = true;
       send = null;
       stops.begin();
       halt();
@@ -72,8 +74,9 @@ function followCalls({ call, say, show, draw, sentence, late, paused, stopped, f
       if (!next?.run) return;
       if (calls.asked !== null && late?.(next)) return;
       if (next.state === "refused") {
-        // One that comes when nothing is on its way answers a call that Stop has ended: between two slices, say.
-        if (!ignoring && calls.busy()) calls.breakOff(next.message);
+        // One that comes when nothing is on its way answers a call that Stop has ended, between two slices, say;
+        // or it tells why the server has stopped the call itself.
+        if (!ignoring && (calls.busy() || !byHand)) calls.breakOff(next.message);
         ignoring = false;
         return;
       }

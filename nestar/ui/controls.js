@@ -41,18 +41,32 @@ function wireNumbers(set) {
   });
 }
 
-// What the server would refuse is marked; its sentence says why.
+// What the server would refuse is marked, and what it would take is said.
+function judge(name, input, isFine, allowed) {
+  input.setAttribute("aria-invalid", String(!isFine));
+  let said = dial(name).querySelector(".allowed");
+  if (!said) {
+    said = document.createElement("p");
+    said.className = "allowed";
+    said.setAttribute("role", "status");
+    dial(name).append(said);
+  }
+  const sentence = isFine ? "" : allowed;
+  if (said.textContent !== sentence) said.textContent = sentence; // the same again would be read out again
+}
+
 function mark(name) {
   const number = dial(name).querySelector('input[type="number"]');
   const [least, most] = props.ranges[name];
   const value = asTyped(number.value);
   const isWhole = name !== "steps" || Number.isInteger(value);
-  number.setAttribute("aria-invalid", String(!(value >= least && value <= most && isWhole) || value === ""));
+  const isFine = value !== "" && value >= least && value <= most && isWhole;
+  judge(name, number, isFine, `${name === "steps" ? "Whole numbers from" : "From"} ${least} to ${most}.`);
 }
 
 function markSeed() {
   const isSeed = /^\s*\d+\s*$/.test(seedField.value) && BigInt(seedField.value) <= LARGEST_SEED;
-  seedField.setAttribute("aria-invalid", String(!isSeed));
+  judge("seed", seedField, isSeed, `Whole numbers from 0 to ${LARGEST_SEED}.`);
 }
 
 function showNumbers(value) {

@@ -60,7 +60,7 @@ followRuns({
   },
   draw(found) {
     const { class_name, number, of } = found;
-    showImage(find(".real"), found.image, `The nearest of the first ${of} training pictures: ${class_name}, number ${number}`);
+    showImage(find(".real"), found.image, `The nearest of the first ${of.toLocaleString("en")} training pictures: ${class_name}, number ${number}`);
     find(".real-label").textContent = `Nearest of the first ${of.toLocaleString("en")} training pictures`;
     find(".ruler").innerHTML = ruler(found);
     find(".ruler").hidden = false;

@@ -22,10 +22,15 @@ function rowHtml({ title, why, failures }) {
       `<button type="button" class="press" data-failure="${name}" data-label="${escaped(button)}"` +
       `${reason ? " disabled" : ""}>${escaped(button)}</button>`,
   );
-  const hint = (kind) => {
-    const said = failures.map((each) => each[kind]).find(Boolean); // a button may be out of use beside others
-    return said ? `<p class="hint ${kind}">${escaped(said)}</p>` : "";
-  };
+  // A button may be out of use beside others.
+  const hint = (kind) =>
+    [...new Set(failures.map((each) => each[kind]).filter(Boolean))]
+      .map((said) => {
+        const own = failures.filter((each) => each[kind] === said);
+        const whose = own.length < failures.length ? `${own.map((each) => each.button).join(", ")}: ` : "";
+        return `<p class="hint ${kind}">${escaped(whose + said)}</p>`;
+      })
+      .join("");
   return (
     `<li class="signature" data-failures="${failures.map((each) => each.name).join(" ")}">` +
     `<div class="about"><h2>${escaped(title)}</h2><p>${escaped(why)}</p>` +

@@ -34,6 +34,7 @@ function contextQuestion(box) {
   const selected = new Set(); // places
   let task = 0; // which of the module's patches is asked for
   let painting = null; // whether the pointer that is down selects or clears
+  let touched = null; // the cell that a finger came down on, until it is marked
 
   function ask() {
     const { patch } = tasks[task];
@@ -84,19 +85,24 @@ function contextQuestion(box) {
     if (!button) return;
     button.releasePointerCapture?.(event.pointerId); // a finger's capture would keep it on this cell
     painting = button.getAttribute("aria-pressed") !== "true";
-    mark(Number(button.dataset.place), painting);
+    touched = event.pointerType === "touch" ? button : null; // marked once it moves across or has tapped: it may scroll
+    if (!touched) mark(Number(button.dataset.place), painting);
   });
   find(".select").addEventListener("pointermove", (event) => {
     if (painting === null || !event.buttons) return;
     const button = document.elementFromPoint(event.clientX, event.clientY)?.closest(".select button");
-    if (button) mark(Number(button.dataset.place), painting);
+    if (!button || button === touched) return;
+    if (touched) mark(Number(touched.dataset.place), painting);
+    touched = null;
+    mark(Number(button.dataset.place), painting);
   });
   addEventListener("pointerup", () => (painting = null));
-  addEventListener("pointercancel", () => (painting = null));
+  addEventListener("pointercancel", () => (painting = touched = null));
   find(".select").addEventListener("click", (event) => {
     const button = event.target.closest("button");
-    // Of the keyboard: the pointer has marked the cell already.
-    if (!button || event.detail !== 0) return;
+    // Of the keyboard, or a tap: the mouse has marked the cell already.
+    if (!button || (event.detail !== 0 && button !== touched)) return;
+    touched = null;
     mark(Number(button.dataset.place), button.getAttribute("aria-pressed") !== "true");
   });
   find(".select").addEventListener("keydown", (event) => {

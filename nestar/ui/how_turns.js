@@ -144,7 +144,10 @@ function turnsPanel(panel, choice) {
 
   function drag(event) {
     if (event.type === "pointermove" && !event.buttons) return;
-    if (event.type === "pointerdown") turns.setPointerCapture(event.pointerId);
+    if (event.type === "pointerdown") {
+      turns.setPointerCapture(event.pointerId);
+      if (event.pointerType === "touch") return; // the page may be about to scroll: a tap or a move across chooses
+    }
     const x = event.clientX - turns.getBoundingClientRect().left;
     const side = Math.round(Math.sqrt(logScale(turns.clientWidth, turns.clientHeight).tokensAt(x)));
     choice.change({ side: Math.min(MOST, Math.max(LEAST, side)) });
@@ -152,6 +155,7 @@ function turnsPanel(panel, choice) {
 
   turns.addEventListener("pointerdown", drag);
   turns.addEventListener("pointermove", drag);
+  turns.addEventListener("click", drag);
   choice.listen(draw);
   drawWhenSeen(turns, draw);
 }

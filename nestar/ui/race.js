@@ -159,7 +159,10 @@ function verdict() {
   if (!nested) return `${missing}${moved}`.trim();
   const times = calls.value.lanes
     .filter((lane) => lane !== nested && lane.state === "finished")
-    .map((lane) => `${lane.label} took ${Number((lane.seconds / nested.seconds).toPrecision(2))} times that`);
+    .map((lane) => {
+      const ratio = Number((lane.seconds / nested.seconds).toPrecision(2));
+      return `${lane.label} took ${ratio === 1 ? "as long" : `${ratio} times that`}`;
+    });
   const { class_name, seed } = calls.value.settings;
   const whose = `${class_name}, seed ${seed}: `;
   return `${whose}${[`${nested.label}, took ${nested.seconds.toFixed(2)} s`, ...times].join("; ")}.${missing}${moved}`;

@@ -241,7 +241,7 @@ function busy() {
 }
 
 function setState(state) {
-  stage.dataset.state = state;
+  stage.dataset.state = waiting ? "waiting" : state; // a replay may end meanwhile
   stage.classList.toggle("playing", playing);
   document.getElementById("studio")?.classList.toggle("busy", busy());
   nameButton();
@@ -291,7 +291,7 @@ function tick() {
     timer = setTimeout(tick, pace(run.frames[shown]));
   } else if (run.state !== "running") {
     rest();
-    announce();
+    if (!waiting) announce();
   }
 }
 
@@ -311,8 +311,10 @@ function announce() {
   if (run.state === "stopped") status.textContent = `Stopped after ${count}.`;
 }
 
-function say(sentence, alarming) {
+// `stays`: a click into it selects, and does not send it away.
+function say(sentence, alarming, stays = false) {
   const message = find(".message");
+  message.classList.toggle("stays", stays);
   message.hidden = !sentence;
   message.setAttribute("aria-live", alarming ? "assertive" : "polite");
   if (message.textContent !== sentence) message.textContent = sentence; // the same again would be read out again
@@ -506,7 +508,9 @@ document.addEventListener("click", (event) => {
 document.addEventListener("input", (event) => {
   if (event.target.closest?.("#classes, #dials")) hush();
 });
-find(".message").addEventListener("click", hush);
+find(".message").addEventListener("click", ({ target }) => {
+  if (!target.closest(".message").matches(".stays")) hush();
+});
 document.addEventListener("keydown", (event) => {
   if (event.key === "Escape") hush();
 });
@@ -518,6 +522,7 @@ const KEEPS = {
   animation: async (button) => {
     // Not disabled, which would take the keyboard's place from it.
     button.setAttribute("aria-disabled", "true");
+    say("The animation is being made.", false);
     let answer;
     try {
       answer = await server.animation_of(run.run);
@@ -525,7 +530,7 @@ const KEEPS = {
       answer = { message: "The animation did not come: the connection was lost." };
     }
     if (answer.uri) download(answer.uri, answer.name);
-    else say(answer.message, true);
+    say(answer.uri ? "" : answer.message, true);
     button.removeAttribute("aria-disabled");
   },
   link: () => trigger("address"), // answered by the document's nestar:share with what stands in all controls
@@ -548,7 +553,7 @@ document.addEventListener("nestar:share", async ({ detail }) => {
   rememberInAddress(detail);
   const copied = await copyText(address);
   const framed = window.parent !== window; // then the window's address is another
-  if (!copied) say(`Copy this link: ${address}`, false);
+  if (!copied) say(`Copy this link: ${address}`, false, true);
   else if (framed) say("Link copied: it brings these settings back.", false);
   else say("Link copied: it brings these settings back, and so does the address of this page.", false);
 });

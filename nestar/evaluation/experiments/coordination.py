@@ -13,9 +13,11 @@ from nestar.data.pools import held_out_tokens
 from nestar.evaluation.experiments.alignment import TIMES, velocity_alignment
 from nestar.evaluation.experiments.arms import Arm, Trained, trained
 from nestar.evaluation.experiments.findings import (
+    SHARES,
     by_member,
     clearly_least,
     clearly_less,
+    clearly_more,
     falls,
     fid_falls,
     known,
@@ -113,6 +115,13 @@ def find(rows: list[Row], arms: list[Row]) -> dict[str, Any]:
         "coordination_lowers_fid": {name: clearly_less(final[name], final[ours[0]]) for name in ours[1:]}
         if whole
         else None,
+        **{
+            f"coordination_costs_{share}": {
+                name: clearly_more(final[ours[0]], final[name], share) for name in ours[1:]
+            }
+            for share in ("class_accuracy", *SHARES)
+            if whole and all(share in final[name] for name in ours)
+        },
         "fid_falls_with_lambda": fid_falls([final[name] for name in ours]) if whole else None,
         "mean_difference_of_pair": apart,
         "difference_falls_with_lambda": {

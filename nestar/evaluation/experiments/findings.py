@@ -77,9 +77,13 @@ def clearly_less(one: Row, other: Row) -> bool | str:
 
 
 def clearly_more(one: Row, other: Row, share: str) -> bool | str:
-    """Whether a row's precision or recall is more than another's, where chance does not forbid to say so."""
+    """Whether a row's precision, recall or class accuracy is more than another's, where chance lets one say
+    so."""
     shares = one[share], other[share]
-    if abs(shares[0] - shares[1]) <= share_noise(sum(shares) / 2, min(one["samples"], other["samples"])):
+    chance = share_noise(sum(shares) / 2, min(one["samples"], other["samples"]))
+    if share == "class_accuracy":  # of samples that are recognised or not, each by itself
+        chance /= SHARE_ERROR
+    if abs(shares[0] - shares[1]) <= chance:
         return CLOSE
     return shares[0] > shares[1]
 
@@ -127,8 +131,21 @@ def rises(values: Sequence[float]) -> bool | None:
 def kept_the_start(rows: Iterable[Row]) -> list[str]:
     """Members of whose settings a search found none better than those that it began with."""
     rows = list(rows)
-    searched, left = ({row["member"] for row in pick(rows, part=part)} for part in ("search", "start"))
-    return [row["member"] for row in pick(rows, part="final") if row["member"] in searched - left]
+    searched, left, refused = (
+        {row["member"] for row in pick(rows, part=part)} for part in ("search", "start", "refused")
+    )
+    return [row["member"] for row in pick(rows, part="final") if row["member"] in searched - left - refused]
+
+
+def refused(rows: Iterable[Row]) -> dict[str, dict[str, float]]:
+    """What settings that a search found, and the finalists' samples refused, would change, by member."""
+    rows = list(rows)
+    final = {row["member"]: row for row in pick(rows, part="final")}
+    return {
+        row["member"]: minus(row, final[row["member"]], ("fid", *SHARES))
+        for row in pick(rows, part="refused")
+        if row["member"] in final
+    }
 
 
 def by_member(rows: Iterable[Row], figure: str) -> dict[str, float]:

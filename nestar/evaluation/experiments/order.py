@@ -17,6 +17,7 @@ from nestar.evaluation.experiments.findings import (
     lowest,
     minus,
     pick,
+    refused,
 )
 from nestar.evaluation.experiments.rows import Row
 from nestar.evaluation.experiments.study import Experiment, Study
@@ -44,7 +45,8 @@ def find(rows: list[Row], arms: list[Row]) -> dict[str, Any]:
                 if share in lattice
             },
             "lattice_minus_raster": minus(lattice, raster, COMPARED),
-            "settings_stayed_where_the_search_began": kept_the_start(rows),
+            "search_found_none_better": kept_the_start(rows),
+            "found_and_refused": refused(rows),
             "best_settings": {row["member"]: row["settings"] for row in finals},
         }
     )

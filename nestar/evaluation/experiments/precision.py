@@ -38,8 +38,8 @@ NOISED_SHARES = (0.0, 0.2, 0.5, 1.0)
 REACHED = 0.9
 """Share of the references' precision that an axis is asked for: the aim of the README, less than no gap."""
 
-TRAINED = ("noise",)
-"""Axes whose rows are arms, which can be compared with each other only."""
+OTHER_MODELS = ("noise", "k")
+"""Axes whose rows are other weights, arms or nestings: what precision moves along them is not a setting's."""
 
 AXES = {
     "constant": "guidance, constant schedule",
@@ -118,7 +118,7 @@ def find(rows: list[Row], arms: list[Row]) -> dict[str, Any]:
     }
     default = lowest(pick(finals, which="defaults"))
     precise = lowest(pick(finals, which="most precise")) or default
-    reached = {axis: _reaching(own) for axis, own in axes.items() if axis not in TRAINED}
+    reached = {axis: _reaching(own) for axis, own in axes.items() if axis not in OTHER_MODELS}
     found = {
         "precision_span_of_axis": spans["precision"],
         "recall_span_of_axis": spans["recall"],
@@ -147,9 +147,9 @@ def span(rows: list[Row], figure: str) -> float:
 
 
 def moved_most(axes: Mapping[str, list[Row]]) -> str | None:
-    """The axis along which precision changes most, if by clearly more than along the next; arms, which are
-    other models, stay out."""
-    own = {axis: rows for axis, rows in axes.items() if len(rows) > 1 and axis not in TRAINED}
+    """The setting along which precision changes most, if by clearly more than along the next; other models
+    stay out."""
+    own = {axis: rows for axis, rows in axes.items() if len(rows) > 1 and axis not in OTHER_MODELS}
     if len(own) < 2:
         return None
     most, next_ = sorted(own, key=lambda axis: -span(own[axis], "precision"))[:2]

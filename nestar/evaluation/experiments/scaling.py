@@ -21,6 +21,7 @@ from nestar.evaluation.experiments.findings import (
     known,
     lowest,
     pick,
+    refused,
     rises,
 )
 from nestar.evaluation.experiments.latency import BATCH
@@ -84,7 +85,8 @@ def find(rows: list[Row], arms: list[Row]) -> dict[str, Any]:
         ),
         "best_nested_no_worse_than_baselines": _no_worse(best, baselines) if best and baselines else None,
         "fid_falls_with_k": fid_falls(ours),
-        "settings_stayed_where_the_search_began": kept_the_start(rows),
+        "search_found_none_better": kept_the_start(rows),
+        "found_and_refused": refused(rows),
         "seconds_rise_with_k": rises([single[name] for name in nested if name in single]),
         "fastest_one_at_a_time": _first(single),
         "fastest_at_a_batch": _first({name: 1 / rate for name, rate in many.items()}),

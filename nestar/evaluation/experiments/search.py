@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from nestar.evaluation.experiments.findings import share_error
+from nestar.evaluation.experiments.findings import clearly_more, share_error
 from nestar.sampler import SolverSettings
 from nestar.settings import SCHEDULES
 
@@ -30,6 +30,12 @@ def as_good(row: Mapping[str, Any], start: Mapping[str, Any]) -> bool:
     return all(
         row[name] >= start[name] - max(SLACK, share_error(start[name], start["samples"])) for name in KEPT
     )
+
+
+def pays(row: Mapping[str, Any], start: Mapping[str, Any]) -> bool:
+    """Whether a row has less precision or recall than the start by more than chance may make: what a finalist
+    must not, however low its FID."""
+    return any(clearly_more(start, row, name) is True for name in KEPT)
 
 
 def search_axes(start: SolverSettings) -> Axes:

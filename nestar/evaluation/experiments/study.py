@@ -41,6 +41,7 @@ from nestar.evaluation.experiments.search import (
     as_good,
     coordinate_search,
     effective,
+    pays,
     search_axes,
     search_rows,
 )
@@ -225,6 +226,7 @@ class Study:
             "start": asdict(start),
             "by": "fid",
             "with_precision_and_recall_within": SLACK,
+            "finalists": "of no more FID, and of no clearly less precision or recall",
             "else": "the start",
             "samples": self.options.samples,
             "seed": self.options.search_seed,
@@ -238,7 +240,7 @@ class Study:
                 settings: self.final(member, model, settings) for settings in dict.fromkeys([begun, found])
             }
             self.bar.update(2 - len(rows))
-            proved = as_good(rows[found], rows[begun]) and rows[found]["fid"] <= rows[begun]["fid"]
+            proved = not pays(rows[found], rows[begun]) and rows[found]["fid"] <= rows[begun]["fid"]
             best[member] = found if proved else begun
             for settings, row in rows.items():
                 if settings != best[member]:
