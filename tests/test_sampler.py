@@ -85,14 +85,19 @@ def test_finished_tokens_stay_as_they_are() -> None:
 
 
 def reference(model: NestAR, settings: SolverSettings, noise_NC: Tensor) -> Tensor:
-    """The same by definition: no cache, no batch of two, every context token at t = 1, Euler or Heun."""
-    nesting = model.config.nesting
+    """The same by definition: no cache, no batch of two, every context token at t = 1, solvers and guidance
+    written out."""
+    nesting, evaluation = model.config.nesting, 0
     x = noise_NC[None, list(nesting.flat)].clone()
     for module, scale in zip(model.scaled_modules, nesting.scales, strict=True):
         for patch in scale.generated:
             sizes = [p.size for p in scale.patches[: patch.index]]
+            rising = settings.schedule == "linear" and nesting.evaluations > 1
+            share = evaluation / (nesting.evaluations - 1) if rising else 1
+            cfg = 1 + (settings.cfg - 1) * share
+            evaluation += 1
 
-            def velocity(y: Tensor, step: int, module=module, patch=patch, sizes=sizes) -> Tensor:
+            def velocity(y: Tensor, step: float, module=module, patch=patch, sizes=sizes, cfg=cfg) -> Tensor:
                 t = torch.ones(1, len(sizes))
                 t[:, -1] = step / settings.steps
                 tokens = torch.cat([x[:, : patch.start], y], 1)
@@ -100,13 +105,15 @@ def reference(model: NestAR, settings: SolverSettings, noise_NC: Tensor) -> Tens
                     module(tokens, t, torch.tensor([ids]), sizes)[:, patch.start :]
                     for ids in (0, model.config.classes)
                 )
-                return v_u + settings.cfg * (v_c - v_u)
+                return v_u + cfg * (v_c - v_u)
 
             y = x[:, patch.start : patch.stop].clone()
             for step in range(settings.steps):
                 v = velocity(y, step)
                 if settings.solver == "heun":
                     v = (v + velocity(y + v / settings.steps, step + 1)) / 2
+                if settings.solver == "midpoint":
+                    v = velocity(y + v / (2 * settings.steps), step + 0.5)
                 y += v / settings.steps
             x[:, patch.start : patch.stop] = y
     return x
@@ -118,7 +125,9 @@ def reference(model: NestAR, settings: SolverSettings, noise_NC: Tensor) -> Tens
     [(False, 1, 2e-5), (True, math.inf, 0.05), (True, 1, 0.05)],
     ids=["float32", "bf16", "bf16-attention-as-products"],
 )
-@pytest.mark.parametrize("solver", ["euler", "heun"])
+@pytest.mark.parametrize(
+    ("solver", "schedule"), [("euler", "constant"), ("heun", "linear"), ("midpoint", "linear")]
+)
 @torch.inference_mode()
 def test_sampling_equals_its_definition(
     nesting: Nesting,
@@ -126,6 +135,7 @@ def test_sampling_equals_its_definition(
     products_from: float,
     atol: float,
     solver: str,
+    schedule: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """In float64; a token's channels are of size 1 or so."""
@@ -133,7 +143,7 @@ def test_sampling_equals_its_definition(
     monkeypatch.setattr(engine, "PRODUCTS_FROM", products_from)
     model = make_model(nesting)
     noise = grid_noise([7], nesting.n, CHANNELS)[0]
-    settings = replace(FEW, solver=solver)
+    settings = replace(FEW, solver=solver, schedule=schedule)
     got = patches(run(model, settings, seeds=(7,)))[-1].sequence_BNC
     expected = reference(model.double(), settings, noise.double()).float()
     torch.testing.assert_close(got, expected, atol=atol, rtol=1e-4)

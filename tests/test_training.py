@@ -513,7 +513,7 @@ def test_coordination_reaches_both_modules(cache: Path) -> None:
 
 
 def test_coordination_brings_velocities_together(cache: Path) -> None:
-    """Where it outweighs all else, as here, the modules' difference shrinks on rows not trained on."""
+    """Where it outweighs all else, as here, the modules' difference shrinks under noise not trained on."""
     task = nesting_task(cache, coordination=1000.0)
     fill(task.model, 0)
     before = task.train_step(1000, 0.0)["c1"]
@@ -543,9 +543,29 @@ def test_a_tokenizer_learns(cache: Path) -> None:
 
 
 def test_the_same_seed_trains_the_same_nesting_and_another_one_does_not(cache: Path) -> None:
-    one, again, other = (steps(nesting_task(cache, seed=seed), 2)[0] for seed in (0, 0, 1))
+    def trained(seed: int) -> dict[str, torch.Tensor]:
+        task = nesting_task(cache, seed=seed)
+        fill(task.model, 0)  # they begin alike
+        return steps(task, 2)[0]
+
+    one, again, other = (trained(seed) for seed in (0, 0, 1))
     assert_equal_states(one, again)
     assert any(not torch.equal(one[name], other[name]) for name in one)
+
+
+def test_a_run_that_begins_with_anothers_weights_draws_what_that_one_has_not(cache: Path) -> None:
+    first = nesting_task(cache)
+    init = NestAR(first.model.config)
+    init.record = {"steps": 3, "init": {"steps": 2}}
+    later = nesting_task(cache, init=init)
+    for mine, its in zip(later._rows(0), first._rows(5), strict=True):
+        assert torch.equal(mine, its)
+    assert not torch.equal(later._rows(0)[0], first._rows(0)[0])
+    drawn = [later._noise(0, 1), first._noise(5, 1), first._noise(0, 1)]
+    one, same, other = (generator.initial_seed() for generator in drawn)
+    assert one == same != other
+    later.ema.module.load_state_dict(first.ema.module.state_dict())
+    assert later.validate() == first.validate(), "held-out noise is the same in every run"
 
 
 def test_budget() -> None:

@@ -33,7 +33,7 @@ from nestar.flow import (
     flow_matching_loss,
     shared_patch_losses,
 )
-from nestar.model import NestAR, NestARConfig, WeightsError
+from nestar.model import NestAR, NestARConfig, WeightsError, summed_over_runs
 from nestar.nesting import Nesting, Scale
 from nestar.processes import ALONE, Group, Worker
 from nestar.sampler import sample_images
@@ -331,8 +331,9 @@ class NestingTask:
     """What `training.loop.train` needs to train a nesting on latents.
 
     What a row shows, at which times and under which noise, and whether its label is dropped, are functions
-    of the seed and of its place in the run (step and row, and so epoch and place in it): any number of
-    processes and of accumulated parts takes the same steps, up to the order of additions.
+    of the seed and of its place in the run (step and row, and so epoch and place in it), counted from behind
+    the steps that `init` has taken: any number of processes and of accumulated parts takes the same steps, up
+    to the order of additions.
 
     Args:
         init: gives the first weights.
@@ -382,6 +383,7 @@ class NestingTask:
                 "autoguidance."
             )
         seen = 0 if init is None else pictures_before(init)
+        self.steps_before = 0 if init is None else int(summed_over_runs(init.record, "steps"))
         self.pictures_before = seen if pools.made_of else max(seen, config.pool_from + config.pool)
         self.latents, self.class_ids = pools.latents_NChw, pools.class_ids_N.to(device)
         if isinstance(self.latents, Tensor):
@@ -440,7 +442,8 @@ class NestingTask:
 
     def _rows(self, step: int) -> tuple[Tensor, Tensor]:
         """Which latents the rows of this step's batch show, and whose label is dropped; on the CPU."""
-        rows, batch = step_generator(self.config.seed, step, torch.device("cpu")), self.config.batch
+        step, batch = self.steps_before + step, self.config.batch
+        rows = step_generator(self.config.seed, step, torch.device("cpu"))
         if self.epochs is None:
             index_B = torch.randint(len(self.latents), (batch,), generator=rows)
         else:
@@ -471,7 +474,7 @@ class NestingTask:
                 class_ids_B.repeat(draws),
                 clean_share=self.config.clean_share,
                 guide=self.guides.get(scale.number),
-                generator=self._generator(step, scale.number),
+                generator=self._noise(step, scale.number),
                 part=part,
             )
             loss.backward()
@@ -501,7 +504,7 @@ class NestingTask:
             x_BNC[: len(part)],
             class_ids_B[: len(part)],
             coordination_tokens=self.config.coordination_tokens,
-            generator=self._generator(step, SHARED + m),
+            generator=self._noise(step, SHARED + m),
             part=part,
         )
         share = len(part) / rows
@@ -513,6 +516,10 @@ class NestingTask:
             return {}
         (share * (weight * first + self.config.coordination * coordination)).backward()
         return {f"c{m}": share * coordination.detach()}
+
+    def _noise(self, step: int, part: int) -> torch.Generator:
+        """What a training step draws; not what the run drew that its first weights come from."""
+        return self._generator(self.steps_before + step, part)
 
     def _generator(self, step: int, part: int) -> torch.Generator:
         return step_generator(self.config.seed * PARTS + part, step, self.device)
