@@ -883,7 +883,8 @@ def test_the_sampler_experiment_combines_the_best_of_each_axis_and_counts_the_co
         star("guidance", 23.0, cfg=3.0, schedule="linear"),
         star("guidance", 22.0, recall=0.4, cfg=4.0, schedule="linear"),
         star("temperature", 26.0),
-        star("temperature", 27.0, temperature=1.1),
+        star("temperature", 27.0, temperature=1.1) | {"precision": 0.93},
+        star("temperature", 29.0, recall=0.4, temperature=0.8) | {"precision": 0.99},
     ]
     best = replace(centre, steps=50, cfg=3.0, schedule="linear")
     quick_one = replace(best, steps=25)
@@ -894,6 +895,7 @@ def test_the_sampler_experiment_combines_the_best_of_each_axis_and_counts_the_co
         "best temperature": centre,
         "least FID": replace(centre, solver="heun", steps=1),
         "most recall": replace(centre, solver="heun", steps=5),
+        "most precision, recall kept": replace(centre, temperature=1.1),
         "best of all axes": best,
         "the same, quick": quick_one,
     }, "25 calls are within two hundredths of the best; what pays with recall is but the least FID"
@@ -924,8 +926,8 @@ def test_the_sampler_experiment_combines_the_best_of_each_axis_and_counts_the_co
     found = sampler.find(rows + finals, [])
     assert found["least_fid_of_axis"]["solver"] == {"solver": "heun", "steps": 1}
     close = CLOSE
-    assert found["fid_falls_with_euler_steps"] == found["linear_schedule_better_than_constant"] == close
-    assert found["second_order_better_than_euler_at_equal_calls"] == {"10": close}
+    assert found["fid_falls_with_steps"]["euler"] == found["linear_schedule_better_than_constant"] == close
+    assert found["less_fid_than_euler_at_equal_calls"] == {"midpoint": {}, "heun": {"10": close}}
     assert found["defaults_clearly_bettered"] == close
     paid = [one | {"recall": 0.4} if one["settings"]["cfg"] == 3.0 else one for one in rows]
     assert not sampler.find(paid + finals, [])["linear_schedule_better_than_constant"], "it pays with recall"

@@ -38,7 +38,8 @@ HEADLINES: dict[str, tuple[str, ...]] = {
         "lattice_minus_raster",
     ),
     "sampler": (
-        "second_order_better_than_euler_at_equal_calls",
+        "less_fid_than_euler_at_equal_calls",
+        "fid_falls_with_steps",
         "least_fid_at",
         "defaults_clearly_bettered",
         "cheapest_that_is_not_clearly_worse",

@@ -78,7 +78,7 @@ def measure(study: Study) -> None:
         "quick_within": TOLERANCE,
         "precision_and_recall_kept_within": SLACK,
     }
-    study.expect(sum(map(len, axes.values())) + len(AXES) + 5)
+    study.expect(sum(map(len, axes.values())) + len(AXES) + 6)
     for axis, points in axes.items():
         for settings in points:
             study.probe("star", member, model, settings, axis=axis, calls=settings.calls)
@@ -87,15 +87,19 @@ def measure(study: Study) -> None:
 
 def finalists(rows: list[Row], centre: SolverSettings) -> dict[str, SolverSettings]:
     """The defaults; the best of each axis, all of them together, and the same with few calls; what has the
-    least FID of all, whatever that costs; and what has the most recall."""
+    least FID of all, whatever that costs; what has the most recall; and the most precision at no less recall.
+    """
     star = pick(rows, part="star")
     best = {axis: lowest(kept(rows, axis, centre)) for axis in AXES}
     varied = max(star, key=lambda row: row["recall"])
+    start = next(row for row in star if row["settings"] == asdict(centre))
+    precise = max((row for row in star if as_good(row, start)), key=lambda row: row["precision"])
     return {
         "defaults": centre,
         **{f"best {axis}": SolverSettings(**row["settings"]) for axis, row in best.items() if row},
         "least FID": SolverSettings(**lowest(star)["settings"]),
         "most recall": SolverSettings(**varied["settings"]),
+        "most precision, recall kept": SolverSettings(**precise["settings"]),
         "best of all axes": _take(centre, best),
         "the same, quick": _take(centre, best | {"solver": quick(rows, centre)}),
     }
@@ -119,13 +123,20 @@ def find(rows: list[Row], arms: list[Row]) -> dict[str, Any]:
     star, finals = pick(rows, part="star"), pick(rows, part="final")
     least = {axis: lowest(pick(star, axis=axis)) for axis in AXES}
     solver = pick(star, axis="solver")
-    euler = sorted((row for row in solver if _is(row, solver="euler")), key=lambda row: row["calls"])
+    by_solver = {
+        name: sorted((row for row in solver if _is(row, solver=name)), key=lambda row: row["calls"])
+        for name in SOLVER_CALLS
+    }
     found = {
         "least_fid_of_axis": {
             axis: {name: row["settings"][name] for name in FIELDS[axis]} for axis, row in least.items() if row
         },
-        "fid_falls_with_euler_steps": fid_falls(euler),
-        "second_order_better_than_euler_at_equal_calls": _second_order(solver),
+        "fid_falls_with_steps": known({name: fid_falls(own) for name, own in by_solver.items()}),
+        "less_fid_than_euler_at_equal_calls": {
+            name: _against_euler(own, by_solver["euler"])
+            for name, own in by_solver.items()
+            if name != "euler"
+        },
     }
     default, winner = lowest(pick(finals, which="defaults")), lowest(finals)
     if default:
@@ -208,14 +219,10 @@ def _take(centre: SolverSettings, best: Mapping[str, Row | None]) -> SolverSetti
     return replace(centre, **moved)
 
 
-def _second_order(solver: list[Row]) -> dict[str, bool | str]:
-    """By calls per patch: whether midpoint or Heun beats Euler there; only where the calls are the same."""
-    answers = {}
-    for row in solver:
-        others = [one for one in pick(solver, calls=row["calls"]) if not _is(one, solver="euler")]
-        if _is(row, solver="euler") and others:
-            answers[str(row["calls"])] = clearly_less(lowest(others), row)
-    return answers
+def _against_euler(rows: list[Row], euler: list[Row]) -> dict[str, bool | str]:
+    """By calls per patch: whether a solver beats Euler there; only where the calls are the same."""
+    at = {row["calls"]: row for row in euler}
+    return {str(row["calls"]): clearly_less(row, at[row["calls"]]) for row in rows if row["calls"] in at}
 
 
 def _linear(guidance: list[Row], centre: Mapping[str, Any]) -> bool | str | None:
