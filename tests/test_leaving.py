@@ -130,7 +130,8 @@ def test_the_servers_own_start_passes_through(served: Page) -> None:
     async def heard(scope: Any, receive: Any, send: Any) -> None:
         passed.append(scope)
 
-    asyncio.run(Leaving(heard)({"type": "lifespan"}, None, None))
+    with ThreadPoolExecutor(1) as elsewhere:  # here the browser's loop may run
+        elsewhere.submit(asyncio.run, Leaving(heard)({"type": "lifespan"}, None, None)).result(60)
     assert passed == [{"type": "lifespan"}]
 
 
