@@ -542,6 +542,41 @@ def test_a_tokenizer_learns(cache: Path) -> None:
     assert task.validate()["psnr"] > held["psnr"] + 1
 
 
+@pytest.mark.parametrize(("nested", "teaching"), [(True, {0, 1, 2}), (False, set())])
+def test_nested_tokens_are_learned_from_grids_in_lattice_order(
+    cache: Path, nested: bool, teaching: set[int]
+) -> None:
+    """Which of four steps teach the encoder, where all rows show unfinished grids."""
+    task = tokenizer_task(cache, nested=nested, fill_share=1.0)
+    latents, images = torch.zeros(8, 16, 4, 4, requires_grad=True), torch.zeros(8, 3, 64, 64)
+    grids = [task._with_fills(latents, images, step, torch.Generator())[0] for step in range(4)]
+    led = [torch.autograd.grad(grid.sum(), latents)[0].any() for grid in grids]
+    assert {step for step in range(4) if led[step]} == teaching
+
+
+def test_nested_tokens_are_shown_when_a_module_of_any_nesting_closes(cache: Path) -> None:
+    task = tokenizer_task(cache, nested=True)
+    fills = [task._fill(step, torch.Generator().manual_seed(step)) for step in range(400)]
+    assert sum(nesting.order == "lattice" for nesting, _ in fills) == 300
+    closing = [known for step, (_, known) in enumerate(fills) if step % 4 < 2]
+    n = fills[0][0].n
+    assert set(closing) == {2**power for power in range(1, n.bit_length() - 1)}
+    assert {known for _, known in fills} == set(range(1, n)), "and all others now and then"
+
+
+def test_noise_on_latents_is_measured_in_their_deviation(cache: Path) -> None:
+    """On half of the whole grids; those of the first rows are unfinished."""
+    task = tokenizer_task(cache, noise=0.5, fill_share=0.25)
+    latents = 7 * torch.randn(400, 16, 8, 8, generator=torch.Generator().manual_seed(0))
+    added = task._noised(latents, torch.Generator().manual_seed(1)) - latents
+    strength = added.std((1, 2, 3)) / 7
+    assert not strength[:100].any()
+    noised = strength[100:][strength[100:] > 0]
+    assert 100 < len(noised) < 200
+    assert noised.mean().item() == pytest.approx(0.25, abs=0.03) and 0.45 < noised.max() < 0.52
+    assert tokenizer_task(cache)._noised(latents, torch.Generator()) is latents
+
+
 def test_the_same_seed_trains_the_same_nesting_and_another_one_does_not(cache: Path) -> None:
     first = nesting_task(cache).model.state_dict()
 

@@ -15,6 +15,8 @@ TOKENIZERS: dict[str, TokenizerConfig] = {
     "tiny-worlds-decoder": TokenizerConfig(
         decoder_only=True, seed=1, optimizer=replace(TokenizerConfig().optimizer, lr=1e-3, muon_lr=3e-3)
     ),
+    # Not of the embedded tokenizer: whose first tokens tell of the whole picture.
+    "tiny-worlds-nested": TokenizerConfig(nested=True, fill_share=0.4, noise=0.5),
     "smoke": TokenizerConfig(size=64, channels=(16, 16, 32), batch=8, pool=64, held_out=16),
 }
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,10 @@ class TokenizerConfig:
     """The embedded tokenizer: 128x128 images to an 8x8 grid of 16 channels (f16, the paper's ratio).
 
     Attributes:
+        nested: the encoder learns from what the first tokens in lattice order show, too (nested dropout,
+            arXiv 1402.0915): they then tell of the whole picture, and the later ones of its details.
+        noise: on half of the whole grids, of a strength even up to this share of the latents' deviation:
+            tokens that a sampler misses by a little decode to the same picture (after arXiv 2507.15856).
         decoder_only: leave the encoder as it is, so that nestings trained on its latents go on fitting.
     """
 
@@ -39,6 +43,8 @@ class TokenizerConfig:
     mse_weight: float = 4.0  # beside L1: brings the squared error, and so PSNR, level with it
     kl_weight: float = 1e-4
     fill_share: float = 0.2  # of each batch, decoded from an unfinished grid
+    nested: bool = False
+    noise: float = 0.0
     held_out: int = 256
     decoder_only: bool = False
     seed: int = 0
@@ -104,7 +110,7 @@ class TokenizerTask:
             mean, logvar = mean.float(), logvar.float()
             noise = torch.randn(mean.shape, generator=generator, device=self.device)
             sampled = mean + (0.5 * logvar).exp() * noise
-            latents, target = self._with_fills(sampled, images, step, host)
+            latents, target = self._with_fills(self._noised(sampled, generator), images, step, host)
             rebuilt = self.tokenizer.decode_raw(latents).float()
         error = rebuilt - target
         l1, mse = error.abs().mean(), error.square().mean()
@@ -119,6 +125,30 @@ class TokenizerTask:
         """How many of a batch's rows show unfinished grids; they come first."""
         return round(self.config.fill_share * rows)
 
+    def _noised(self, latents_BChw: Tensor, generator: torch.Generator) -> Tensor:
+        """Add noise to half of the rows that show whole grids. It is measured in the latents' deviation, with
+        its gradient, so that no growth of theirs outruns it."""
+        if not self.config.noise:
+            return latents_BChw
+        first = self._filled(len(latents_BChw))
+        whole_BChw = latents_BChw[first:]
+        drawn_B111 = torch.rand(len(whole_BChw), 1, 1, 1, generator=generator, device=self.device)
+        strength_B111 = self.config.noise * (2 * drawn_B111 - 1).relu() * whole_BChw.std()
+        noise_BChw = torch.randn(whole_BChw.shape, generator=generator, device=self.device)
+        return torch.cat([latents_BChw[:first], whole_BChw + strength_B111 * noise_BChw])
+
+    def _fill(self, step: int, generator: torch.Generator) -> tuple[Nesting, int]:
+        """The order of a step's unfinished grids, and how many of their tokens are known: every other time
+        so many as when a module closes. Tokens that are to be nested are so for every power of two, and in
+        three steps of four in lattice order."""
+        nested = self.config.nested
+        nesting = self.fills[step % 4 == 3 if nested else step % 2]
+        known = int(torch.randint(1, nesting.n, (), generator=generator))
+        if step % 4 < 2:
+            closing = (replace(nesting, k=2) if nested else nesting).scales[:-1]
+            known = closing[step // 4 % len(closing)].tokens
+        return nesting, known
+
     def _with_fills(
         self, latents_BChw: Tensor, images: Tensor, step: int, generator: torch.Generator
     ) -> tuple[Tensor, Tensor]:
@@ -126,7 +156,7 @@ class TokenizerTask:
 
         Known places keep the picture's own detail where they are contiguous (raster); everything else is
         the picture at the resolution that the known tokens amount to. Through these rows' pictures the
-        encoder is not trained.
+        encoder is not trained, but for those in lattice order where tokens are to be nested.
 
         Args:
             generator: on the CPU: how much is known decides shapes.
@@ -134,11 +164,11 @@ class TokenizerTask:
         rows = self._filled(len(images))
         if rows == 0:
             return latents_BChw, images
-        nesting = self.fills[step % 2]
-        known = int(torch.randint(1, nesting.n, (), generator=generator))
-        if step % 4 < 2:  # every other time a power of k: what stands when a module closes
-            known = nesting.scales[step // 4 % (len(nesting.scales) - 1)].tokens
-        grid = filled(tokens_of(latents_BChw[:rows].detach(), nesting), nesting, known)
+        nesting, known = self._fill(step, generator)
+        shown_BChw = latents_BChw[:rows]
+        if not (self.config.nested and nesting.order == "lattice"):
+            shown_BChw = shown_BChw.detach()
+        grid = filled(tokens_of(shown_BChw, nesting), nesting, known)
         target = as_coarse(images[:rows], nesting, known)
         return torch.cat([grid, latents_BChw[rows:]]), torch.cat([target, images[rows:]])
 
