@@ -8,6 +8,7 @@ import re
 import shutil
 import socket
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -304,9 +305,13 @@ def test_a_silent_hub_and_a_dead_one(hub: StandInHub, loader: Loader, pages: Loa
     """
     assert "origin" in loader.load("user/weights")
     hub.stop()
-    with socket.create_server(("127.0.0.1", hub.server.server_port), backlog=16):  # accepts, never answers
+    with (
+        socket.create_server(("127.0.0.1", hub.server.server_port), backlog=16),  # accepts, never answers
+        ThreadPoolExecutor() as threads,
+    ):
+        waiting = threads.submit(pages.load, "user/new", page=embedded)
         silent = [loader.load("user/weights"), loader.load("user/new")]
-        unheard = pages.load("user/new", page=embedded)
+        unheard = waiting.result()
     dead = [loader.load("user/weights"), loader.load("user/new", "v1")]
     assert [answer[0].get("origin") for answer in (silent, dead)] == [f"user/weights@{COMMIT[:7]}"] * 2
     for answer in (unheard, pages.load("user/new", page=embedded)):
