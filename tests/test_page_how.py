@@ -12,13 +12,13 @@ import app
 from nestar.nesting import Nesting
 from nestar.pipeline import NestARPipeline
 from nestar.ui import how
-from nestar.ui.assets import asset
+from nestar.ui.assets import scripts
 from tests.conftest import schemes, served, tab_visitors, visitors
 from tests.small import save_checkpoint
 from tests.test_page import CONTRAST, PHONE, contrast
 
 # Declarations only: all that runs on its own is in how.js.
-SCRIPT = "".join(asset(name) for name in how.SCRIPTS if name != "how.js")
+SCRIPT = scripts(*(name for name in how.SCRIPTS if name != "how.js"))
 
 
 @pytest.fixture(scope="module")

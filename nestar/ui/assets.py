@@ -35,6 +35,11 @@ def asset(name: str) -> str:
     return (FOLDER / name).read_text(encoding="utf-8")
 
 
+def scripts(*names: str) -> str:
+    """These files of a panel's, one after another, behind what all panels' scripts share."""
+    return "".join(map(asset, ("common.js", *names)))
+
+
 def tells(event: str) -> str:
     """JavaScript that tells the page's scripts of an event."""
     return f"() => {{ document.dispatchEvent(new Event('nestar:{event}')); }}"

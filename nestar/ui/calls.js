@@ -2,10 +2,6 @@
 // button to its end, say what it waits for, and notice when no answer will come.
 const find = (selector) => element.querySelector(selector);
 
-function plural(count, word) {
-  return `${count} ${word}${count === 1 ? "" : "s"}`;
-}
-
 function escaped(text) {
   return String(text).replace(/[&<>"']/g, (character) => `&#${character.charCodeAt(0)};`);
 }

@@ -16,7 +16,7 @@ from nestar.pipeline import NestARPipeline
 from nestar.settings import MAX_SEED, RANGES, SampleSettings, SettingsError, by_name
 from nestar.ui import diversity_api
 from nestar.ui.answers import fetched, fetching, place_of, refused, run_id, told, unseen_answers
-from nestar.ui.assets import asset, tells
+from nestar.ui.assets import asset, scripts, tells
 from nestar.ui.diversity_api import SIBLINGS
 from nestar.ui.diversity_desk import ASKED, MEASURED_AT, PARENTS, Desk
 from nestar.ui.frames import paced
@@ -100,7 +100,7 @@ def panel(template: str, script: tuple[str, ...], elem_id: str, **props: Any) ->
     return gr.HTML(
         props.pop("value", None),
         html_template=asset(template),
-        js_on_load="".join(asset(name) for name in script),
+        js_on_load=scripts(*script),
         apply_default_css=False,
         elem_id=elem_id,
         **props,

@@ -10,14 +10,6 @@ function tellParent() {
   document.dispatchEvent(new CustomEvent("nestar:diversity-parent", { detail }));
 }
 
-// On a phone Generate can be pressed far from the grid.
-function bringIntoView() {
-  const { top, bottom } = section.getBoundingClientRect();
-  if (bottom > 0.25 * innerHeight && top < 0.5 * innerHeight) return;
-  const still = matchMedia("(prefers-reduced-motion: reduce)").matches;
-  section.scrollIntoView({ block: "start", behavior: still ? "auto" : "smooth" });
-}
-
 followRuns({
   name: "diversity-grid",
   button: "diversity-generate",
@@ -26,7 +18,7 @@ followRuns({
       laySheet(current.samples.map((sample) => `seed ${sample.seed}`));
       parent = -1;
       document.dispatchEvent(new Event("nestar:diversity-fresh"));
-      bringIntoView();
+      bringIntoView(section, "start");
     }
     fillSheet(current);
     find(".progress").textContent = progress(current);

@@ -9,7 +9,7 @@ import gradio as gr
 from nestar.pipeline import NestARPipeline
 from nestar.settings import SampleSettings, SettingsError, by_name, check_choice
 from nestar.ui.answers import fetched, fetching, place_of, sentences, told, unseen_answers
-from nestar.ui.assets import asset, tells
+from nestar.ui.assets import asset, scripts, tells
 from nestar.ui.generate import first_settings
 from nestar.ui.laboratory import METERS, PICTURES, Laboratory, experiment_panels
 from nestar.ui.runs import SAMPLER, Runs
@@ -27,7 +27,7 @@ def build(pipeline: NestARPipeline, runs: Runs, page: gr.Blocks) -> None:
     rows = gr.HTML(
         None,
         html_template=asset("failure.html"),
-        js_on_load="".join(map(asset, ("fields.js", "stops.js", "calls.js", "failure.js"))),
+        js_on_load=scripts("fields.js", "stops.js", "calls.js", "failure.js"),
         apply_default_css=False,
         elem_id="failures",
         classes=pipeline.classes,
@@ -38,7 +38,7 @@ def build(pipeline: NestARPipeline, runs: Runs, page: gr.Blocks) -> None:
     panel = gr.HTML(
         None,
         html_template=asset("alignment.html"),
-        js_on_load="".join(map(asset, ("token_map.js", "stops.js", "calls.js", "alignment.js"))),
+        js_on_load=scripts("token_map.js", "stops.js", "calls.js", "alignment.js"),
         apply_default_css=False,
         elem_id="alignment",
         reason=no_velocities,

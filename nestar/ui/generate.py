@@ -28,7 +28,7 @@ from nestar.settings import (
 )
 from nestar.ui import generate_api
 from nestar.ui.answers import fetching, place_of, refused, remark, unseen_answers
-from nestar.ui.assets import asset, tells, template_text
+from nestar.ui.assets import asset, scripts, tells, template_text
 from nestar.ui.doors import said
 from nestar.ui.frames import data_uri, plans_to_json, to_uri
 from nestar.ui.grown import Grown
@@ -51,7 +51,6 @@ LINK_NAMES = {"class": "class_name"} | {name: name for name in CONTROLS}
 SHARE = """(class_name, dials) => {
   document.dispatchEvent(new CustomEvent("nestar:share", {detail: {class_name, ...dials}}));
 }"""
-STAGE_SCRIPTS = ("token_map.js", "norm_plot.js", "keepsake.js", "stops.js", "stage.js")
 # Of a stranger's file, no more than this many characters are repeated.
 MAX_CAVEAT = 120
 # The run that stands on the page before the first click.
@@ -226,7 +225,7 @@ def lay_out(
         stage = gr.HTML(
             first_run,
             html_template=asset("stage.html"),
-            js_on_load="".join(map(asset, STAGE_SCRIPTS)),
+            js_on_load=scripts("token_map.js", "norm_plot.js", "keepsake.js", "stops.js", "stage.js"),
             apply_default_css=False,
             elem_id="stage",
             pace={"module": keepsakes.MODULE_MS, "frame": keepsakes.FRAME_MS},
@@ -241,7 +240,7 @@ def lay_out(
         dials = gr.HTML(
             controls(first),
             html_template=asset("dials.html").replace("<!-- solver -->", solver_steps(first.solver)),
-            js_on_load="".join(map(asset, ("fields.js", "controls.js", "dials.js"))),
+            js_on_load=scripts("fields.js", "controls.js", "dials.js"),
             apply_default_css=False,
             elem_id="dials",
             plans=plans_to_json(

@@ -8,7 +8,7 @@ import torch
 
 from nestar.data import tiny_worlds
 from nestar.images import to_pil
-from nestar.ui.assets import asset
+from nestar.ui.assets import asset, scripts
 from nestar.ui.frames import data_uri
 
 # In the order of the page; `how.js` starts what the others define. token_map.js has the colours of modules.
@@ -48,7 +48,7 @@ def build() -> None:
     """Lay out the tab."""
     gr.HTML(
         html_template=asset("how.html").replace("<!-- icons -->", PLAY_ICONS),
-        js_on_load="".join(asset(name) for name in SCRIPTS),
+        js_on_load=scripts(*SCRIPTS),
         apply_default_css=False,
         elem_id="how",
         picture=picture(),

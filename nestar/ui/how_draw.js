@@ -1,9 +1,5 @@
 // What the panels of "How it works" share: words, canvases that follow their size and the colour scheme, a player.
 
-function plural(count, word) {
-  return `${count} ${word}${count === 1 ? "" : "s"}`;
-}
-
 // Tokens start ... stop - 1 as a reader counts them, from 1: "5" or "5…8".
 function span(start, stop) {
   return stop - start === 1 ? `${stop}` : `${start + 1}…${stop}`;

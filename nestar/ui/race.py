@@ -9,7 +9,7 @@ import gradio as gr
 from nestar.pipeline import NestARPipeline
 from nestar.settings import SampleSettings, SettingsError, by_name
 from nestar.ui.answers import fetched, fetching, place_of, sentences, told, unseen_answers
-from nestar.ui.assets import asset, tells
+from nestar.ui.assets import asset, scripts, tells
 from nestar.ui.frames import nesting_to_json, spaced
 from nestar.ui.generate import first_settings
 from nestar.ui.lanes import IDEAS, LIMIT_SECONDS, SLICE_SECONDS, Entrant, PausedRaces, Race, Starter
@@ -26,7 +26,7 @@ def build(pipeline: NestARPipeline, runs: Runs, page: gr.Blocks) -> None:
     panel = gr.HTML(
         None,
         html_template=asset("race.html"),
-        js_on_load="".join(map(asset, ("token_map.js", "fields.js", "stops.js", "calls.js", "race.js"))),
+        js_on_load=scripts("token_map.js", "fields.js", "stops.js", "calls.js", "race.js"),
         apply_default_css=False,
         elem_id="race",
         classes=pipeline.classes,

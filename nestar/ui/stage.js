@@ -25,10 +25,6 @@ let ignoring = false; // Stop was pressed while waiting: the answer, if one stil
 let again = false; // Generate was pressed while a Stop was on its way
 let remarked = ""; // the remark on this run that was made already
 
-function plural(count, word) {
-  return `${count} ${word}${count === 1 ? "" : "s"}`;
-}
-
 // ---- what is on screen --------------------------------------------------------------------------
 
 function pictureOf(index) {
@@ -363,14 +359,6 @@ function rememberInAddress(settings) {
   history.replaceState(history.state, "", linkTo(settings, props.link, new URL(location.href)));
 }
 
-function bringIntoView() {
-  // On a phone Generate can be pressed far below the picture.
-  const { top, bottom } = find(".picture").getBoundingClientRect();
-  if (bottom > 0.25 * innerHeight && top < 0.5 * innerHeight) return;
-  const still = matchMedia("(prefers-reduced-motion: reduce)").matches;
-  find(".picture").scrollIntoView({ block: "center", behavior: still ? "auto" : "smooth" });
-}
-
 function update() {
   const value = props.value;
   if (!value || !value.run) return;
@@ -399,7 +387,7 @@ function update() {
       return;
     }
     rememberInAddress(run.settings);
-    bringIntoView();
+    bringIntoView(find(".picture"), "center");
     playing = true; // before anything is shown, so that the first patch's tokens are marked as running
     show(-1);
     find(".title").textContent = "Module 1 is at work";
