@@ -253,7 +253,8 @@ def test_a_gpu_whose_memory_is_too_small_is_one_sentence(
     [
         (
             ["tokenizer", "--preset", "imagenet", "--steps", "1"],
-            "Unknown preset 'imagenet': allowed are tiny-worlds, tiny-worlds-decoder, smoke.",
+            "Unknown preset 'imagenet': allowed are tiny-worlds, tiny-worlds-decoder, tiny-worlds-nested, "
+            "smoke.",
         ),
         (["nesting"], "Give --minutes or --steps, one of the two."),
         (["nesting", "--steps", "1", "--minutes", "1"], "Give --minutes or --steps, one of the two."),
