@@ -374,6 +374,8 @@ def test_report_is_whole_and_repeatable(tiny):
         "class_accuracy_by_class",
         "precision_by_class",
         "recall_by_class",
+        "redrawn",
+        "redrawn_by_class",
         "seams",
         "diversity",
         "vendi",
@@ -381,7 +383,7 @@ def test_report_is_whole_and_repeatable(tiny):
     }
     for part in (report, report["reference"], report["reconstruction"]):
         assert figures <= part.keys()
-        for name in ("class_accuracy", "precision", "recall"):
+        for name in ("class_accuracy", "precision", "recall", "redrawn"):
             by_class = part[f"{name}_by_class"]
             assert set(by_class) == set(CLASSES)  # six pictures each
             assert sum(by_class.values()) / len(CLASSES) == pytest.approx(part[name])

@@ -127,7 +127,14 @@ def two_nestings(tmp_path, monkeypatch) -> Path:
             tmp_path / "assets" / nesting.name / "config.json",
             {"nesting": nesting.to_dict(), "training": training},
         )
-        figures = {"class_accuracy": 0.9, "precision": 0.8, "recall": 0.7, "fid": 12.34, "seams": 1.1}
+        figures = {
+            "class_accuracy": 0.9,
+            "precision": 0.8,
+            "recall": 0.7,
+            "fid": 12.34,
+            "redrawn": 21.0,
+            "seams": 1.1,
+        }
         more = {"samples": 500, "seed": 0, "reference": figures | {"fid": 5.0}}
         write(tmp_path / f"results/evaluate_{nesting.name}.json", figures | more)
     return tmp_path
@@ -135,10 +142,10 @@ def two_nestings(tmp_path, monkeypatch) -> Path:
 
 def test_the_family_stands_beside_each_other_with_what_it_saw(two_nestings):
     lines = list(family.family_parts())
-    measured = "90.0% | 0.800 | 0.700 | 12.3 | 1.10 |"
+    measured = "90.0% | 0.800 | 0.700 | 12.3 | 21.0 | 1.10 |"
     assert f"| `{K4.name}` | 750 (single modules 100 more) | {K4.evaluations} | {measured}" in lines
     assert f"| `{K2.name}` | 350 (single modules 42 more) | {K2.evaluations} | {measured}" in lines
-    assert "| real pictures |  |  | 90.0% | 0.800 | 0.700 | 5.0 | 1.10 |" in lines
+    assert "| real pictures |  |  | 90.0% | 0.800 | 0.700 | 5.0 | 21.0 | 1.10 |" in lines
     assert not any("k9" in line for line in lines)
 
 
@@ -262,3 +269,15 @@ def test_the_readme_stands_as_its_command_writes_it():
 @pytest.mark.parametrize("name", NAMES)
 def test_every_experiment_is_explained_in_the_readme(name):
     assert f"`{name}`" in (places.ROOT / "README.md").read_text()
+
+
+def test_classes_whose_samples_fall_short_of_their_drawings_are_named():
+    real = {"fish": 20.0, "city": 26.0, "cactus": 24.0}
+    sampled = {"fish": 19.5, "city": 23.0, "cactus": 22.9}
+    sets = [{"redrawn": sum(own.values()) / 3, "redrawn_by_class": own} for own in (sampled, real)]
+    report = {"samples": 2000, "seed": 0, "settings": {}, **sets[0]}
+    report |= {"reference": sets[1], "reconstruction": sets[1]}
+    whole, short = quality.redrawn_rows(report, count=2)
+    assert whole[1:3] == ("21.8 dB", "23.3 dB / 23.3 dB")
+    assert short[1:3] == ("city 23.0, cactus 22.9", "26.0, 24.0 / 26.0, 24.0")
+    assert list(quality.redrawn_rows({"samples": 2000})) == [], "reports of before it was measured"

@@ -7,7 +7,16 @@ import torch
 from torch import Tensor
 
 from benchmarks import thumbnails
-from nestar.data.tiny_worlds import CLASSES, DRAWING, FACTORS, MAX_FACTORS, draw, draw_indices, uniform
+from nestar.data.tiny_worlds import (
+    CLASSES,
+    DRAWING,
+    FACTORS,
+    MAX_FACTORS,
+    draw,
+    draw_factors,
+    draw_indices,
+    uniform,
+)
 from nestar.images import to_bytes
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -114,3 +123,15 @@ def test_bad_requests_are_refused():
 def test_no_class_is_given_away_by_colour_alone():
     """A multinomial logistic classifier on 4x4 thumbnails is above chance but below 80 %."""
     assert 2 / len(CLASSES) < thumbnails.accuracy() < 0.80
+
+
+def test_factors_are_drawn_again_and_seeds_decide_the_rest() -> None:
+    ids, seeds = draw_indices(0, 2 * len(CLASSES), 3)
+    scene = draw(ids, seeds, 32)
+    assert torch.equal(draw_factors(ids, scene.factors, seeds, 32), scene.images)
+    others = draw_factors(ids, scene.factors, seeds + 1, 32)
+    apart = (others - scene.images).square().mean((1, 2, 3))
+    unlike = (draw(ids, seeds + 1, 32).images - scene.images).square().mean((1, 2, 3))
+    assert 0 < apart.mean() < 0.3 * unlike.mean(), "decoration is less than factors are"
+    with pytest.raises(ValueError, match="of one shape"):
+        draw_factors(ids, scene.factors, seeds[1:], 32)

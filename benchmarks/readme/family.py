@@ -16,6 +16,7 @@ FAMILY_COLUMNS = {
     "precision": ("precision", ".3f"),
     "recall": ("recall", ".3f"),
     "fid": ("FID", ".1f"),
+    "redrawn": ("drawn again, dB", ".1f"),
     "seams": ("seams", ".2f"),
 }
 """What the README shows of every embedded nesting, and how."""
@@ -42,9 +43,10 @@ def family_parts() -> Iterator[str]:
     yield (
         "*Precision*: the share of samples that look like real pictures; *recall*: the share of real "
         "pictures that look like samples, hence variety; *FID*: distance from real pictures, less is better; "
-        "*seams*: how much sharper edges are between tokens than inside them, 1 = no more. All but seams are "
-        "taken in features of our own network, which reads the classes and factors of Tiny Worlds: no other "
-        "paper's figures compare with them. "
+        "*drawn again*: how near a picture is to what Tiny Worlds draws of the factors read from it (PSNR), "
+        "low where its lines do not meet; *seams*: how much sharper edges are between tokens than inside "
+        "them, 1 = no more. All but seams are taken by our own network, which reads the classes and factors "
+        "of Tiny Worlds: no other paper's figures compare with them. "
         f"FIDs of so many samples that are less than {fid_noise(samples):.0%} apart may differ by chance. "
         f"Each by `python -m nestar evaluate --nesting NAME --samples {samples}` (seed {seed}, the "
         "default settings, chosen for k = 4). *Images seen* counts repeats. Weights that have seen fewer "

@@ -28,6 +28,7 @@ def quality_rows() -> Iterator[Row]:
         label = f"FID on own features, of {each['samples']:,} samples"
         yield label, f"{each['fid']:.2f}", beside(each, "fid", ".2f"), "", evaluation_of(each)
     if report:
+        yield from redrawn_rows(report)
         command, seams, psnr = evaluation_of(report), report["seams"], report["tokenizer_psnr"]
         name = "seams across token borders (1 = none)"
         yield name, f"{seams:.3f}", beside(report, "seams", ".3f"), goal("seams", seams), command
@@ -80,6 +81,28 @@ def weakest_rows(report: dict[str, Any], count: int = 4) -> Iterator[Row]:
             "",
             evaluation_of(report),
         )
+
+
+def redrawn_rows(report: dict[str, Any], count: int = 4) -> Iterator[Row]:
+    """Whether pictures are near what Tiny Worlds draws of the factors read from them, and the classes whose
+    samples fall short of their real pictures by most."""
+    if "redrawn" not in report:
+        return
+    sets = (report, report["reference"], report["reconstruction"])
+    what = f"PSNR to drawings of the factors read, where these agree, of {report['samples']:,} samples"
+    sampled, *real = (f"{each['redrawn']:.1f} dB" for each in sets)
+    yield what, sampled, " / ".join(real), "", evaluation_of(report)
+    by_class = [each["redrawn_by_class"] for each in sets]
+    short = sorted(by_class[0], key=lambda name: by_class[0][name] - by_class[1][name])[:count]
+    real = [", ".join(f"{each[name]:.1f}" for name in short) for each in by_class[1:]]
+    named = ", ".join(f"{name} {by_class[0][name]:.1f}" for name in short)
+    yield (
+        "the same of the classes that fall short by most, dB",
+        named,
+        " / ".join(real),
+        "",
+        evaluation_of(report),
+    )
 
 
 def factor_distance_rows(report: dict[str, Any]) -> Iterator[Row]:

@@ -898,22 +898,44 @@ def draw(
     Raises ValueError for a class outside CLASSES or tensors that do not match.
     """
     class_ids, seeds = torch.as_tensor(class_ids), torch.as_tensor(seeds)
+    _check(class_ids, seeds)
+    device = torch.device(device) if device is not None else seeds.device
+    class_ids, seeds = class_ids.to(device), seeds.to(device)
+    images = torch.empty(len(seeds), 3, size, size, device=device)
+    factors = torch.empty(len(seeds), MAX_FACTORS, device=device)
+    for name, rows, own in _chunks(class_ids, seeds):
+        factors[rows] = factor_values(name, own)
+        images[rows] = _paint(name, own, factors[rows], size)
+    return Scene(images, factors)
+
+
+@torch.no_grad()
+def draw_factors(class_ids: Tensor, factors: Tensor, seeds: Tensor, size: int = 128) -> Tensor:
+    """Draw pictures (B, 3, size, size) of classes (B,) with factors (B, MAX_FACTORS), on the seeds' device.
+    Seeds (B,) decide what no factor does.
+
+    Raises ValueError as `draw` does.
+    """
+    _check(class_ids, seeds)
+    images = torch.empty(len(seeds), 3, size, size, device=seeds.device)
+    for name, rows, own in _chunks(class_ids, seeds):
+        images[rows] = _paint(name, own, factors[rows], size)
+    return images
+
+
+def _check(class_ids: Tensor, seeds: Tensor) -> None:
     if class_ids.shape != seeds.shape or class_ids.ndim != 1:
         raise ValueError(
             f"class_ids and seeds must be of one shape (B,), not {class_ids.shape} and {seeds.shape}"
         )
     if len(class_ids) and (class_ids.min() < 0 or class_ids.max() >= len(CLASSES)):
         raise ValueError(f"class_ids must lie in 0 … {len(CLASSES) - 1}")
-    device = torch.device(device) if device is not None else seeds.device
-    class_ids, seeds = class_ids.to(device), seeds.to(device)
-    images = torch.empty(len(seeds), 3, size, size, device=device)
-    factors = torch.empty(len(seeds), MAX_FACTORS, device=device)
-    chunk = CPU_CHUNK if device.type == "cpu" else DEVICE_CHUNK
+
+
+def _chunks(class_ids: Tensor, seeds: Tensor) -> Iterator[tuple[str, Tensor, Tensor]]:
+    """Parts of a batch, each of one class: its name, rows, and the seeds of these. The class enters them, so
+    that one seed gives unrelated factors in each class."""
+    chunk = CPU_CHUNK if seeds.device.type == "cpu" else DEVICE_CHUNK
     for class_id in class_ids.unique().tolist():
-        name = CLASSES[class_id]
         for rows in (class_ids == class_id).nonzero()[:, 0].split(chunk):
-            # The class enters the seed, so that one seed gives unrelated factors in each class.
-            own = seeds[rows] * len(CLASSES) + class_id
-            factors[rows] = factor_values(name, own)
-            images[rows] = _paint(name, own, factors[rows], size)
-    return Scene(images, factors)
+            yield CLASSES[class_id], rows, seeds[rows] * len(CLASSES) + class_id

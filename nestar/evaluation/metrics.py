@@ -170,8 +170,13 @@ def class_accuracy(logits_NK: Tensor, class_ids_N: Tensor) -> tuple[float, dict[
 
 def shares_by_class(hits_N: Tensor, class_ids_N: Tensor) -> dict[str, float]:
     """By name, the share of each class's pictures that are hits."""
+    return means_by_class(hits_N, class_ids_N)
+
+
+def means_by_class(values_N: Tensor, class_ids_N: Tensor) -> dict[str, float]:
+    """By name, the mean over each class's pictures."""
     return {
-        CLASSES[i]: hits_N[class_ids_N == i].double().mean().item() for i in class_ids_N.unique().tolist()
+        CLASSES[i]: values_N[class_ids_N == i].double().mean().item() for i in class_ids_N.unique().tolist()
     }
 
 

@@ -23,6 +23,7 @@ from nestar.data.pools import HELD_OUT_SEED, held_out_tokens
 from nestar.engines import Engines
 from nestar.evaluation import metrics
 from nestar.evaluation.previews import coarse_to_fine, preview_psnr, psnr_of_tokens
+from nestar.evaluation.redrawing import redrawn_psnr
 from nestar.model import NestAR, fingerprint_of
 from nestar.nesting import Nesting
 from nestar.sampler import SolverSettings, sample_images
@@ -54,13 +55,15 @@ class PictureFeatures(Protocol):
 class Description:
     """A set of pictures as the metrics see it, on the CPU; the pictures themselves are not kept.
 
-    Logits and factors are None where the network that described it knows no classes of Tiny Worlds.
+    Logits, factors and how near drawings of these are stand where the network that described it knows the
+    classes of Tiny Worlds, else None.
     """
 
     class_ids_N: Tensor
     features_ND: Tensor
     logits_NK: Tensor | None
     factors_NF: Tensor | None
+    redrawn_N: Tensor | None  # dB, see `redrawing`
     across_N: Tensor  # gradient across token borders
     inside_N: Tensor  # gradient elsewhere
 
@@ -297,8 +300,11 @@ def describe(
     for images in batches:
         ids = class_ids_N[start : start + len(images)].to(device)
         start += len(images)
-        read = (*features.describe(images.to(device), ids), *metrics.seam_gradients(images, stride))
-        parts.append(tuple(None if value is None else value.cpu() for value in read))
+        images = images.to(device)
+        *read, factors = features.describe(images, ids)
+        redrawn = None if factors is None else redrawn_psnr(images, ids, factors)
+        values = (*read, factors, redrawn, *metrics.seam_gradients(images, stride))
+        parts.append(tuple(None if value is None else value.cpu() for value in values))
     columns = (None if column[0] is None else torch.cat(column) for column in zip(*parts, strict=True))
     return Description(class_ids_N, *columns)
 
@@ -324,6 +330,9 @@ def compare(real: Description, fake: Description) -> dict[str, Any]:
             "precision_by_class": metrics.shares_by_class(fakes_N, fake.class_ids_N),
             "recall_by_class": metrics.shares_by_class(reals_N, real.class_ids_N),
         }
+    if fake.redrawn_N is not None:
+        figures["redrawn"] = fake.redrawn_N.double().mean().item()
+        figures["redrawn_by_class"] = metrics.means_by_class(fake.redrawn_N, fake.class_ids_N)
     if real.factors_NF is not None and fake.factors_NF is not None:
         figures["coverage"] = metrics.factor_coverage(
             real.factors_NF, real.class_ids_N, fake.factors_NF, fake.class_ids_N

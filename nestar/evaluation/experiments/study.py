@@ -71,6 +71,7 @@ FIGURES = (
     "precision",
     "recall",
     "class_accuracy",
+    "redrawn",
     "seams",
     "diversity",
     "vendi",
