@@ -1,8 +1,8 @@
 """Does a picture show one scene? Tiny Worlds draws again what the feature network reads from it.
 
 A picture whose parts belong together is near what is drawn of its own factors; a fish with two heads is near
-no fish. Features of whole pictures, and so FID, precision and recall, hardly tell: they say what is in a
-picture, not whether its lines meet.
+no fish. It is pixels that are compared, where FID, precision and recall compare features of whole pictures.
+A picture whose factors are misread is far, too: what drawn pictures reach is the ceiling.
 """
 
 from __future__ import annotations
