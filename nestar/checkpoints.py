@@ -5,8 +5,8 @@ A checkpoint folder holds
     config.json            format version, classes, image size, names of the nestings; `defaults`, if there:
                            settings that pictures of these weights begin with ({"steps": 50,
                            "solver": "euler", "cfg": 2.3}), in place of the general ones
-    tokenizer/             diffusers' AutoencoderKL, and tokenizer.json (fold, scale, and whether it was
-                           trained on unfinished grids: "fills", see `Tokenizer`); or none, where the
+    tokenizer/             diffusers' AutoencoderKL, and tokenizer.json (fold, scale, and how unfinished
+                           grids were trained on: "fills", "nested", see `Tokenizer`); or none, where the
                            config's `tokenizer` names another repository: {"repository": "user/repo",
                            "revision": …, "folder": …, "patch": 1, "scale": 0.2325}
     <nesting>/             config.json and module_<m>.safetensors, one folder a nesting
@@ -377,7 +377,8 @@ def load_tokenizer(folder: Path) -> Tokenizer:
         patch, scale = _fold_and_scale(described)
     except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise WeightsError(f"{file} lacks a valid {first_line(error)}.", file) from None
-    return build_tokenizer(folder, patch=patch, scale=scale, fills=described.get("fills") is True)
+    fills, nested = (described.get(name) is True for name in ("fills", "nested"))
+    return build_tokenizer(folder, patch=patch, scale=scale, fills=fills, nested=nested)
 
 
 def _fold_and_scale(described: Mapping[str, Any]) -> tuple[int, float]:
@@ -394,7 +395,9 @@ def _fold_and_scale(described: Mapping[str, Any]) -> tuple[int, float]:
     return patch, scale
 
 
-def build_tokenizer(folder: Path, *, patch: int, scale: float, fills: bool = False) -> Tokenizer:
+def build_tokenizer(
+    folder: Path, *, patch: int, scale: float, fills: bool = False, nested: bool = False
+) -> Tokenizer:
     """A tokenizer of an AutoencoderKL in diffusers format; the rest as for `Tokenizer`."""
     config, weights = (folder / name for name in TOKENIZER_FILES)
     network = read_json(config)
@@ -415,7 +418,8 @@ def build_tokenizer(folder: Path, *, patch: int, scale: float, fills: bool = Fal
 
     # Not diffusers' own loader: where tensors are missing it only warns, and goes on with random values.
     autoencoder = build_from(build, lambda built: {weights: built})
-    return Tokenizer(autoencoder, patch=patch, scale=scale, fills=fills).float().eval()
+    tokenizer = Tokenizer(autoencoder, patch=patch, scale=scale, fills=fills, nested=nested)
+    return tokenizer.float().eval()
 
 
 def check_fit(outline: Outline, file: Path, tokenizer: Tokenizer, makes: str, origin: str) -> None:

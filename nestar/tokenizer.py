@@ -52,11 +52,21 @@ class Tokenizer(nn.Module):
             turn near-dead channels into amplified noise.
         fills: whether the decoder has been trained on grids whose unknown places were filled; others answer
             with bands and ghosts, so that their previews are softened afterwards.
+        nested: whether the encoder has been trained to have the first tokens in lattice order tell of the
+            whole picture, see `training.tokenizer.TokenizerConfig`.
     """
 
-    def __init__(self, autoencoder: AutoencoderKL, *, patch: int, scale: float = 1.0, fills: bool = False):
+    def __init__(
+        self,
+        autoencoder: AutoencoderKL,
+        *,
+        patch: int,
+        scale: float = 1.0,
+        fills: bool = False,
+        nested: bool = False,
+    ):
         super().__init__()
-        self.fills = fills
+        self.fills, self.nested = fills, nested
         self.autoencoder = autoencoder
         self.patch = patch
         self.scale = scale

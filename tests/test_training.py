@@ -175,14 +175,16 @@ def test_exported_latents_have_unit_variance(cache: Path, tmp_path: Path) -> Non
     )
 
 
-def test_a_decoder_is_trained_on_for_the_same_latents(cache: Path, tmp_path: Path) -> None:
-    tokenizer_task(cache).export(tmp_path / "first", {"steps": 0})
+@pytest.mark.parametrize("nested", [False, True])
+def test_a_decoder_is_trained_on_for_the_same_latents(cache: Path, tmp_path: Path, nested: bool) -> None:
+    tokenizer_task(cache, nested=nested).export(tmp_path / "first", {"steps": 0})
     first = load_tokenizer(tmp_path / "first/tokenizer")
     task = tokenizer_task(cache, init=first, decoder_only=True)
     train(task, Budget(steps=2, warmup_steps=1), tmp_path / "run", cadence=QUIET)
     second = load_tokenizer(tmp_path / "run/tokenizer")
     assert torch.equal(second.encode(task.held_out), first.encode(task.held_out))
     assert second.scale == first.scale
+    assert second.nested == first.nested == nested
     assert second.latents_fingerprint == first.latents_fingerprint
     assert second.fingerprint != first.fingerprint
 

@@ -73,8 +73,14 @@ class TokenizerTask:
         if init is not None:
             start_from(autoencoder, init.autoencoder)
         autoencoder.encoder.requires_grad_(not config.decoder_only)
-        self.scale = init.scale if config.decoder_only else None  # else measured in the end
-        self.tokenizer = Tokenizer(autoencoder.to(device), patch=config.patch, fills=config.fill_share > 0)
+        kept = init if config.decoder_only else None  # its latents stay
+        self.scale = kept.scale if kept else None  # else measured in the end
+        self.tokenizer = Tokenizer(
+            autoencoder.to(device),
+            patch=config.patch,
+            fills=config.fill_share > 0,
+            nested=kept.nested if kept else config.nested,
+        )
         self.ema = MovingAverage(self.tokenizer, config.optimizer.ema)
         self.optimizer = MuonAdamW(
             [item for item in self.tokenizer.autoencoder.named_parameters() if item[1].requires_grad],
@@ -222,7 +228,8 @@ class TokenizerTask:
         described = {
             "patch": self.config.patch,
             "scale": scale,
-            "fills": self.config.fill_share > 0,
+            "fills": tokenizer.fills,
+            "nested": tokenizer.nested,
             "training": {**record, "products": products_in(self.device), "config": asdict(self.config)},
         }
         write_json(folder / "tokenizer" / "tokenizer.json", described)
