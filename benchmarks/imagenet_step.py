@@ -23,6 +23,7 @@ from benchmarks.common import RESULTS, positive, sentences, write_report
 from benchmarks.machine import significant, wait_for
 from nestar.checkpoints import resolve_device
 from nestar.engine import products_in
+from nestar.files import CACHE
 from nestar.registry import SIDE, SIZES
 from nestar.tokenizer import Tokenizer, build_autoencoder
 from nestar.training.loop import let_go
@@ -72,7 +73,7 @@ def measure(name: str, device: torch.device, batch: int | None, rows: int, steps
         config,
         tokenizer,
         device,
-        Path("runs/cache"),
+        CACHE,
         pools=pools_of(config, tokenizer.channels),
         compile_modules=device.type == "cuda",  # as `train` does
         accumulate=config.batch // rows,

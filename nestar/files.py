@@ -13,6 +13,11 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from torch import Tensor
 
+RUNS = Path("runs")
+"""Where trainings write, unless told otherwise; git ignores it."""
+CACHE = RUNS / "cache"
+"""Where pictures and latents lie that were drawn beforehand."""
+
 
 @contextmanager
 def whole(file: Path, shared: bool = False) -> Iterator[Path]:

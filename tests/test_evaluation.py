@@ -12,7 +12,7 @@ from torch import Tensor
 
 from nestar.data import tiny_worlds
 from nestar.data.pools import HELD_OUT_SEED
-from nestar.data.tiny_worlds import CLASSES, FACTORS, MAX_FACTORS, draw, draw_indices
+from nestar.data.tiny_worlds import CLASSES, FACTORS, MAX_FACTORS, draw, draw_indices, known_factors
 from nestar.evaluation import metrics, report
 from nestar.evaluation.features import (
     ABSENT,
@@ -30,7 +30,7 @@ from nestar.model import NestAR, NestARConfig, WeightsError
 from nestar.nesting import Nesting
 from nestar.sampler import SolverSettings, sample_images
 from nestar.tokenizer import Tokenizer, build_autoencoder
-from nestar.training.features import FeaturesConfig, FeaturesTask, augment, known_factors
+from nestar.training.features import FeaturesConfig, FeaturesTask, augment
 from nestar.training.loop import Budget, train
 
 EMBEDDED = Path(__file__).parents[1] / "assets" / "features"

@@ -27,7 +27,6 @@ SAMPLING = {
 }
 """Settings of a sample that are flags, and what `--help` says of them."""
 DEFAULTS = {field.name: field.default for field in fields(SampleSettings)}
-RUNS = Path("runs")
 INTERRUPTED = 130
 """Exit status of what was stopped by hand: a shell's of a command that SIGINT ended."""
 

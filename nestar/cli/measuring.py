@@ -6,8 +6,8 @@ import argparse
 import json
 from pathlib import Path
 
-from nestar.cli.common import RUNS, add_settings, add_source, make_way, pipeline_of, settings_of
-from nestar.files import write_json
+from nestar.cli.common import add_settings, add_source, make_way, pipeline_of, settings_of
+from nestar.files import CACHE, write_json
 from nestar.settings import SettingsError, find_nesting
 
 
@@ -69,7 +69,7 @@ def add_index(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--features", type=Path, help="feature network's folder (default: the embedded one)")
     parser.add_argument("--tokenizer", type=Path, help="tokenizer's folder (default: the embedded one)")
     parser.add_argument(
-        "--cache", type=Path, default=RUNS / "cache", help="where these pictures may lie already drawn"
+        "--cache", type=Path, default=CACHE, help="where these pictures may lie already drawn"
     )
     parser.add_argument("--out", type=Path, help="folder to write (default: assets/neighbours)")
     parser.set_defaults(run=_index)

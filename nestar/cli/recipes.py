@@ -9,7 +9,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nestar.cli.common import RUNS, check_batch, numbers
+from nestar.cli.common import check_batch, numbers
+from nestar.files import CACHE
 from nestar.nesting import ORDERS, ORDERS_OF_KIND, Nesting
 from nestar.settings import SettingsError
 
@@ -63,9 +64,7 @@ def add_train_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--tokenizer", type=Path, help="for nestings: tokenizer folder (default: the embedded one)"
     )
-    parser.add_argument(
-        "--cache", type=Path, default=RUNS / "cache", help="where pools of images and latents lie"
-    )
+    parser.add_argument("--cache", type=Path, default=CACHE, help="where pools of images and latents lie")
     parser.add_argument(
         "--init", type=Path, help="start a new run from these weights (a tokenizer's or nesting's folder)"
     )

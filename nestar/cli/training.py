@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nestar.cli.common import INTERRUPTED, RUNS, check_batch, numbers
+from nestar.cli.common import INTERRUPTED, check_batch, numbers
 from nestar.cli.recipes import (
     FAMILY_IMAGES,
     GUIDED,
@@ -22,6 +22,7 @@ from nestar.cli.recipes import (
     recipe_of,
     refuse_flags,
 )
+from nestar.files import RUNS
 from nestar.settings import SettingsError
 
 if TYPE_CHECKING:

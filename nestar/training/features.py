@@ -56,7 +56,8 @@ class FeaturesTask:
         )
         self.pool = ImagePool(cache, config.pool, config.network.size, device=device)
         class_ids, seeds = tiny_worlds.draw_indices(0, config.pool, TRAIN_SEED)
-        self.class_ids, self.factors = class_ids.to(device), known_factors(class_ids, seeds).to(device)
+        self.class_ids = class_ids.to(device)
+        self.factors = tiny_worlds.known_factors(class_ids, seeds).to(device)
         self.held_ids, held_seeds = tiny_worlds.draw_indices(0, config.held_out, HELD_OUT_SEED)
         scene = tiny_worlds.draw(self.held_ids, held_seeds, config.network.size)
         self.held_images, self.held_factors = to_bytes(scene.images), scene.factors
@@ -121,18 +122,6 @@ class FeaturesTask:
             "config": asdict(self.config),
         }
         self.ema.module.save_pretrained(folder / "features", record=described)
-
-
-def known_factors(class_ids_N: Tensor, seeds_N: Tensor) -> Tensor:
-    """The factors (N, F) that `tiny_worlds.draw` returns with these pictures, without drawing them.
-
-    60 000 pictures take minutes to draw at any size, their factors a second; a test holds the two equal.
-    """
-    factors = torch.empty(len(seeds_N), tiny_worlds.MAX_FACTORS)
-    for class_id, name in enumerate(tiny_worlds.CLASSES):
-        rows = class_ids_N == class_id
-        factors[rows] = tiny_worlds.factor_values(name, seeds_N[rows] * len(tiny_worlds.CLASSES) + class_id)
-    return factors
 
 
 def augment(images_B3HW: Tensor, config: FeaturesConfig, generator: torch.Generator) -> Tensor:

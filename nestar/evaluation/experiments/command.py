@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 
 from nestar.evaluation.experiments import NAMES
 from nestar.evaluation.experiments.defaults import (
-    CACHE,
     FINAL_SAMPLES,
     IMAGES,
     MEMBER,
@@ -20,6 +19,7 @@ from nestar.evaluation.experiments.defaults import (
     RUNS,
     SAMPLES,
 )
+from nestar.files import CACHE
 from nestar.settings import SampleSettings, SettingsError, check_integer, check_seed
 
 if TYPE_CHECKING:

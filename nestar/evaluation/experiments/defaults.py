@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+from nestar import files
+
 SAMPLES = 1000
 """Of a grid's or search's rows."""
 FINAL_SAMPLES = 5000
@@ -13,5 +15,4 @@ PRESET = "tiny-worlds-k4"
 IMAGES = 200_000
 """Each training arm sees."""
 RESULTS = Path("benchmarks/results/experiments")
-RUNS = Path("runs/experiments")
-CACHE = Path("runs/cache")
+RUNS = files.RUNS / "experiments"

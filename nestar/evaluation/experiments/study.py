@@ -26,7 +26,6 @@ from nestar.checkpoints import alike
 from nestar.data.tiny_worlds import CLASSES
 from nestar.engine import has_bf16
 from nestar.evaluation.experiments.defaults import (
-    CACHE,
     FINAL_SAMPLES,
     IMAGES,
     MEMBER,
@@ -53,7 +52,7 @@ from nestar.evaluation.report import (
     picture_size,
     shares_of,
 )
-from nestar.files import write_json
+from nestar.files import CACHE, write_json
 from nestar.model import NestAR, fingerprint_of
 from nestar.nesting import Nesting
 from nestar.pipeline import NestARPipeline
