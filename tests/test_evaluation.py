@@ -375,6 +375,7 @@ def test_report_is_whole_and_repeatable(tiny):
         "precision_by_class",
         "recall_by_class",
         "redrawn",
+        "redrawn_error",
         "redrawn_by_class",
         "seams",
         "diversity",
@@ -387,6 +388,7 @@ def test_report_is_whole_and_repeatable(tiny):
             by_class = part[f"{name}_by_class"]
             assert set(by_class) == set(CLASSES)  # six pictures each
             assert sum(by_class.values()) / len(CLASSES) == pytest.approx(part[name])
+        assert 0 < part["redrawn_error"] < part["redrawn"]
     assert 0 < report["sampling_seconds"] <= report["seconds"]
     # An untrained decoder makes nothing like Tiny Worlds; one half of them is like the other.
     assert report["reference"]["fid"] < report["reconstruction"]["fid"]

@@ -133,6 +133,7 @@ def two_nestings(tmp_path, monkeypatch) -> Path:
             "recall": 0.7,
             "fid": 12.34,
             "redrawn": 21.0,
+            "redrawn_error": 0.1,
             "seams": 1.1,
         }
         more = {"samples": 500, "seed": 0, "reference": figures | {"fid": 5.0}}
@@ -147,6 +148,7 @@ def test_the_family_stands_beside_each_other_with_what_it_saw(two_nestings):
     assert f"| `{K2.name}` | 350 (single modules 42 more) | {K2.evaluations} | {measured}" in lines
     assert "| real pictures |  |  | 90.0% | 0.800 | 0.700 | 5.0 | 21.0 | 1.10 |" in lines
     assert not any("k9" in line for line in lines)
+    assert any("by chance, and so may pictures drawn again within 0.3 dB." in line for line in lines)
 
 
 def test_figures_are_drawn_anew_from_their_reports_alone(two_nestings):

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from benchmarks.readme import embedded, places
 from benchmarks.readme.words import table
-from nestar.evaluation.experiments.findings import fid_noise
+from nestar.evaluation.experiments.findings import STANDARD_ERRORS, fid_noise
 from nestar.model import summed_over_runs, trained_on
 from nestar.nesting import Nesting
 
@@ -47,12 +47,21 @@ def family_parts() -> Iterator[str]:
         "low where it is no such scene or is misread; *seams*: how much sharper edges are between tokens "
         "than inside them, 1 = no more. All but seams are taken by our own network, which reads the classes "
         "and factors of Tiny Worlds: no other paper's figures compare with them. "
-        f"FIDs of so many samples that are less than {fid_noise(samples):.0%} apart may differ by chance. "
+        f"FIDs of so many samples that are less than {fid_noise(samples):.0%} apart may differ by chance"
+        f"{redrawn_chance(reports.values())}. "
         f"Each by `python -m nestar evaluate --nesting NAME --samples {samples}` (seed {seed}, the "
         "default settings, chosen for k = 4). *Images seen* counts repeats. Weights that have seen fewer "
         "images draw worse for that alone."
     )
     yield from other_seeds()
+
+
+def redrawn_chance(reports: Iterable[dict[str, Any]]) -> str:
+    """What chance may make of pictures drawn again: as many errors of a difference as of FIDs."""
+    errors = [report["redrawn_error"] for report in reports if "redrawn_error" in report]
+    if not errors:
+        return ""
+    return f", and so may pictures drawn again within {STANDARD_ERRORS * 2**0.5 * max(errors):.1f} dB"
 
 
 def other_seeds() -> Iterator[str]:

@@ -331,7 +331,9 @@ def compare(real: Description, fake: Description) -> dict[str, Any]:
             "recall_by_class": metrics.shares_by_class(reals_N, real.class_ids_N),
         }
     if fake.redrawn_N is not None:
-        figures["redrawn"] = fake.redrawn_N.double().mean().item()
+        redrawn_N = fake.redrawn_N.double()
+        figures["redrawn"] = redrawn_N.mean().item()
+        figures["redrawn_error"] = redrawn_N.std().item() / len(redrawn_N) ** 0.5  # of that mean
         figures["redrawn_by_class"] = metrics.means_by_class(fake.redrawn_N, fake.class_ids_N)
     if real.factors_NF is not None and fake.factors_NF is not None:
         figures["coverage"] = metrics.factor_coverage(
