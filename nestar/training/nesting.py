@@ -87,10 +87,10 @@ class NestingTrainConfig:
 
     nesting: Nesting = field(default_factory=lambda: Nesting.nested(8, 8, 4))
     size: int = 128
-    dim: int = 192
-    heads: int = 6
-    blocks: int = 12
-    cond_dim: int = 104
+    dim: int = NestARConfig.dim
+    heads: int = NestARConfig.heads
+    blocks: int = NestARConfig.blocks
+    cond_dim: int = NestARConfig.cond_dim
     classes: int = len(tiny_worlds.CLASSES)
     batch: int = 128
     pool: int = 180_000
