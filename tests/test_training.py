@@ -185,6 +185,8 @@ def test_a_decoder_is_trained_on_for_the_same_latents(cache: Path, tmp_path: Pat
     assert torch.equal(second.encode(task.held_out), first.encode(task.held_out))
     assert second.scale == first.scale
     assert second.nested == first.nested == nested
+    known = {task._fill(4 * step, torch.Generator())[1] for step in range(8)}
+    assert known == ({2, 4, 8} if nested else {4}), "when modules of any nesting, or of k = 4, close"
     assert second.latents_fingerprint == first.latents_fingerprint
     assert second.fingerprint != first.fingerprint
 

@@ -31,7 +31,8 @@ class TokenizerConfig:
             arXiv 1402.0915): they then tell of the whole picture, and the later ones of its details.
         noise: on half of the whole grids, of a strength even up to this share of the latents' deviation:
             tokens that a sampler misses by a little decode to the same picture (after arXiv 2507.15856).
-        decoder_only: leave the encoder as it is, so that nestings trained on its latents go on fitting.
+        decoder_only: leave the encoder as it is, so that nestings trained on its latents go on fitting. They
+            stay nested, or not, whatever `nested` says.
     """
 
     size: int = 128
@@ -145,9 +146,9 @@ class TokenizerTask:
 
     def _fill(self, step: int, generator: torch.Generator) -> tuple[Nesting, int]:
         """The order of a step's unfinished grids, and how many of their tokens are known: every other time
-        so many as when a module closes. Tokens that are to be nested are so for every power of two, and in
-        three steps of four in lattice order."""
-        nested = self.config.nested
+        so many as when a module closes. Nested tokens are so for every power of two, and in three steps of
+        four in lattice order."""
+        nested = self.tokenizer.nested
         nesting = self.fills[step % 4 == 3 if nested else step % 2]
         known = int(torch.randint(1, nesting.n, (), generator=generator))
         if step % 4 < 2:
@@ -162,7 +163,7 @@ class TokenizerTask:
 
         Known places keep the picture's own detail where they are contiguous (raster); everything else is
         the picture at the resolution that the known tokens amount to. Through these rows' pictures the
-        encoder is not trained, but for those in lattice order where tokens are to be nested.
+        encoder is not trained, but for those in lattice order where tokens are nested.
 
         Args:
             generator: on the CPU: how much is known decides shapes.
@@ -172,7 +173,7 @@ class TokenizerTask:
             return latents_BChw, images
         nesting, known = self._fill(step, generator)
         shown_BChw = latents_BChw[:rows]
-        if not (self.config.nested and nesting.order == "lattice"):
+        if not (self.tokenizer.nested and nesting.order == "lattice"):
             shown_BChw = shown_BChw.detach()
         grid = filled(tokens_of(shown_BChw, nesting), nesting, known)
         target = as_coarse(images[:rows], nesting, known)
