@@ -780,6 +780,8 @@ def test_fids_within_the_noise_of_so_many_samples_are_not_ranked(
     assert clearly_least([more, less]) == ("a" if said is True else CLOSE)
     assert fid_falls([more, less]) == said
     assert fid_falls([less, more, less]) == (CLOSE if said == CLOSE else False)
+    between = {**more, "fid": less["fid"] * 1.001}
+    assert fid_falls([more, between, less]) == said and fid_falls([more, less, between]) == CLOSE
     assert clearly_least([less]) is fid_falls([less]) is None
 
 
@@ -999,7 +1001,8 @@ def test_precision_says_what_moves_it_and_what_closes_the_gap() -> None:
     assert precision.find(few, [])["precision_moved_most_by"] == CLOSE
     assert found["gap_in_precision_at_defaults"] is True and found["gap_in_recall_at_defaults"] is True
     assert precision.find(few, [])["gap_in_precision_at_defaults"] == CLOSE, "0.9 and 0.72 of 24 samples"
-    assert found["reaches_0.9_of_the_references_precision_with_most_recall_at"] == {"constant": 3.0}
+    of_reference = rows[-1]["precision_of_reference"]
+    assert found["precision_over_the_references"] == {"defaults": of_reference}, "of finalists alone"
 
 
 def test_independence_reports_whatever_came_out() -> None:

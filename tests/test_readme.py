@@ -174,6 +174,11 @@ def test_a_ratio_to_a_baseline_that_is_badly_used_is_marked():
     assert speed.ratio(engine, "k4-lattice", "ar-raster", "1") == "20 x (18 to 21.5) °"
     assert speed.ratio(engine, "k2-lattice", "ar-raster", "1") == "20 x (18 to 21.5)"
     assert speed.ratio(engine, "ar-raster", "one-shot", "1") == ""
+    members["ar-raster"]["label"] = "plain autoregression"
+    assert list(speed.in_short(engine, ["1"])) == [
+        "Beside *k* = 4, 1 at a time, plain autoregression takes 20 times as long °; "
+        "1 at a time, plain autoregression takes 20 times as long °."
+    ]
 
 
 def test_members_measured_otherwise_are_not_put_beside_each_other(two_nestings):

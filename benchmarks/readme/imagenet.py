@@ -41,8 +41,8 @@ def peer_lines(report: dict[str, Any]) -> Iterator[str]:
         f"peers as timing models written from their papers.{timed} Nobody has trained NestAR-B or -L, so "
         "nothing here says which quality they reach, and 50 steps of Euler a patch are our choice. The last "
         f"columns divide a peer's operations by those of {OURS['B']} (for B) or of {OURS['L']} (for L and "
-        f"DiT-XL/2), which is no larger than the MAR of its letter; in brackets by those of {WHOLE_L}, where "
-        "it is nearer in size to the peer:"
+        "DiT-XL/2), each no larger than the MAR of its letter. In brackets they are divided by those of the "
+        f"whole {WHOLE_L} where it is nearer in size to the peer, and so the fairer measure:"
     )
     yield ""
     heads = ("", "shape", "parameters, 10⁶", "operations, 10¹²", "times NestAR, k = 4", "times NestAR, k = 2")

@@ -67,6 +67,7 @@ def in_short(engine: dict[str, Any], batches: list[str]) -> Iterator[str]:
         times = engine["speed_up"][batch].get(YARDSTICK, {})
         rivals = [
             f"{engine['members'][name]['label']} takes {times[name]['median']:.2g} times as long"
+            + unfair(engine, YARDSTICK, name, batch)
             for name in RIVALS
             if name in times
         ]
@@ -110,10 +111,15 @@ def ratio(engine: dict[str, Any], name: str, other: str, batch: str) -> str:
     found = engine["speed_up"][batch].get(name, {}).get(other)
     if found is None:
         return ""
+    return between(found, " x") + unfair(engine, name, other, batch)
+
+
+def unfair(engine: dict[str, Any], name: str, other: str, batch: str) -> str:
+    """The mark of a ratio to a baseline that uses much less of the machine than the nesting."""
     own, others = (
         engine["members"][each]["batches"][batch]["share_of_matrix_rate"] for each in (name, other)
     )
-    return between(found, " x") + ("" if others >= engine["fair_from"] * own else " °")
+    return "" if others >= engine["fair_from"] * own else " °"
 
 
 def streamed(report: dict[str, Any]) -> Iterator[str]:

@@ -23,7 +23,7 @@ def result_parts() -> Iterator[str]:
     """All that was measured of pictures, of the page and of training, a table each."""
     yield (
         "Of the embedded *k* = 4; targets are our own. FID is on our own features and falls with the number "
-        "of samples, so only figures of these tables with as many samples compare."
+        "of samples, so compare only those of equally many samples."
     )
     yield ""
     heads = ("pictures", "measured", "real pictures / through the tokenizer, or other", "target", "from")

@@ -114,12 +114,14 @@ def falls(values: Sequence[float]) -> bool | None:
 
 
 def fid_falls(rows: Sequence[Row]) -> bool | str | None:
-    """Whether FID goes down from the first row to the last, and from none to the next clearly up; None of
-    fewer than two."""
+    """Whether FID goes down from the first row to the last, which has the least of all, and from none to the
+    next clearly up; None of fewer than two."""
     if len(rows) < 2:
         return None
     if any(clearly_less(before, after) is True for before, after in pairwise(rows)):
         return False
+    if lowest(rows) is not rows[-1]:
+        return CLOSE
     return clearly_less(rows[-1], rows[0])
 
 

@@ -35,9 +35,6 @@ FAMILY = ("k2-lattice", "k4-lattice", "k8-lattice", "ar-raster", "one-shot")
 NOISED_SHARES = (0.0, 0.2, 0.5, 1.0)
 """Shares of training rows whose context is noised; the recipe's own is 0.2."""
 
-REACHED = 0.9
-"""Share of the references' precision that an axis is asked for: the aim of the README, less than no gap."""
-
 OTHER_MODELS = ("noise", "k")
 """Axes whose rows are other weights, arms or nestings: what precision moves along them is not a setting's."""
 
@@ -56,7 +53,6 @@ def measure(study: Study) -> None:
         "design": "one thing at a time around the defaults; arms of context noise only with each other",
         "member": options.nesting,
         "defaults": asdict(centre),
-        "aim_as_share_of_reference": REACHED,
     }
     if options.base.nesting.evaluations == 1:
         raise SettingsError("The recipe's nesting is one patch: there is no context to be noised.")
@@ -118,21 +114,15 @@ def find(rows: list[Row], arms: list[Row]) -> dict[str, Any]:
     }
     default = lowest(pick(finals, which="defaults"))
     precise = lowest(pick(finals, which="most precise")) or default
-    reached = {axis: _reaching(own) for axis, own in axes.items() if axis not in OTHER_MODELS}
     found = {
         "precision_span_of_axis": spans["precision"],
         "recall_span_of_axis": spans["recall"],
         "precision_moved_most_by": moved_most(axes),
-        f"reaches_{REACHED}_of_the_references_precision_with_most_recall_at": {
-            axis: row["value"] for axis, row in reached.items() if row
-        },
+        **{f"{share}_over_the_references": _over_the_references(finals, share) for share in SHARES},
     }
     if default and default.get("precision_of_reference") is not None:
-        share = default["precision_of_reference"]
         found |= {
             "precision_at_defaults": default["precision"],
-            "precision_over_the_references_at_defaults": share,
-            "recall_over_the_references_at_defaults": default["recall_of_reference"],
             **{f"gap_in_{name}_at_defaults": _gap(default, name) for name in SHARES},
             "most_precise_settings": precise["settings"],
             "most_precise_minus_defaults": minus(precise, default, ("precision", "recall", "fid")),
@@ -159,18 +149,18 @@ def moved_most(axes: Mapping[str, list[Row]]) -> str | None:
     return most if ahead > chance else CLOSE
 
 
+def _over_the_references(finals: list[Row], share: str) -> dict[str, float]:
+    """What each finalist has of the references' precision or recall."""
+    key = f"{share}_of_reference"
+    return {row["which"]: row[key] for row in finals if row.get(key) is not None}
+
+
 def _gap(row: Row, share: str) -> bool | str:
     """Whether drawn pictures have clearly more of a share than a row has."""
     of_reference = row[f"{share}_of_reference"]
     if not of_reference:
         return True
     return clearly_more(row | {share: row[share] / of_reference}, row, share)
-
-
-def _reaching(rows: list[Row]) -> Row | None:
-    """Of the rows that have REACHED of the references' precision, the one of most recall."""
-    enough = [row for row in rows if (row.get("precision_of_reference") or 0) >= REACHED]
-    return max(enough, key=lambda row: row["recall"], default=None)
 
 
 def draw(report: Mapping[str, Any]) -> Figure | None:
