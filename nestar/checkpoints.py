@@ -28,6 +28,7 @@ from typing import Any
 
 import torch
 from diffusers import AutoencoderKL
+from diffusers.utils import SAFETENSORS_WEIGHTS_NAME
 
 from nestar.files import write_json
 from nestar.hub import HubRepository, Progress
@@ -56,7 +57,7 @@ from nestar.settings import SOLVING, SampleSettings, SettingsError, check_solvin
 from nestar.tokenizer import Tokenizer
 
 EMBEDDED = Path(__file__).resolve().parent.parent / "assets"
-TOKENIZER_FILES = ("config.json", "diffusion_pytorch_model.safetensors")
+TOKENIZER_FILES = ("config.json", SAFETENSORS_WEIGHTS_NAME)
 """What diffusers stores of an AutoencoderKL."""
 TOGETHER = "together"
 """Variant of a nesting's weights that saw as many images as its family, see `alike`."""

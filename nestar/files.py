@@ -1,14 +1,17 @@
-"""Files that are written whole or not at all."""
+"""Files that are written whole or not at all, and where runs put theirs."""
 
 from __future__ import annotations
 
 import json
 import os
+import shutil
 import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from nestar.settings import SettingsError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -24,25 +27,48 @@ def whole(file: Path, shared: bool = False) -> Iterator[Path]:
     """Where to write what becomes `file` when the block ends. A kill at any moment, a full disk or a failure
     leaves what stood there before.
 
-    Links are followed, and what is no file (a device, a pipe) is written to as it is.
+    It is written in a folder of its own: safetensors writes files of other names first, and leaves them there
+    when it is killed. Links are followed, and what is no file (a device, a pipe) is written to as it is.
 
     Args:
         shared: other processes may be writing the same file, of other machines, too. What a kill leaves half
-            written then stays there, where it otherwise is in the next one's way, and written over.
+            written then stays there, where the next one clears it away otherwise.
     """
     file = file.resolve()
     if file.exists() and not file.is_file():
         yield file
         return
-    partial = file.with_name(f"{file.name}.{uuid.uuid4().hex}.partial" if shared else f"{file.name}.partial")
-    try:
+    own = f".{uuid.uuid4().hex}" if shared else ""
+    with _scratch(file.with_name(f"{file.name}{own}.partial")) as folder:
+        partial = folder / file.name
         yield partial
         # safetensors makes files that nobody else may read, and who serves them may be another user.
         partial.chmod(0o666 & ~_umask())
         os.replace(partial, file)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
+
+
+@contextmanager
+def together(folder: Path, last: str) -> Iterator[Path]:
+    """Where to write files that take their places in `folder` when the block ends: `last`, without which the
+    others are not read, is away from before the first of them comes until all have. Nothing is touched before
+    all are written, and a kill while they move leaves no old and new ones that would pass for one."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with _scratch(folder / "new.partial") as scratch:
+        yield scratch
+        (folder / last).unlink(missing_ok=True)
+        for file in sorted(scratch.iterdir(), key=lambda file: file.name == last):
+            os.replace(file, folder / file.name)
+
+
+@contextmanager
+def _scratch(folder: Path) -> Iterator[Path]:
+    """An empty folder, gone when the block ends; one that a kill has left there is cleared first."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def write_json(file: Path, value: Mapping[str, Any], allow_nan: bool = True, *, shared: bool = False) -> None:
@@ -73,6 +99,22 @@ def write_tensors(
 
     with whole(file, shared) as partial:
         save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, partial, metadata)
+
+
+def make_way(file: Path | None) -> None:
+    """Refuse a file that cannot be written before minutes of work, not after them."""
+    if file is None:
+        return
+    try:
+        file = file.resolve()  # of a link to nowhere, what would be made
+        file.parent.mkdir(parents=True, exist_ok=True)
+        new = not file.exists()
+        with file.open("a"):
+            pass
+        if new:
+            file.unlink()
+    except OSError as error:
+        raise SettingsError(f"{file} cannot be written ({error.strerror}).") from None
 
 
 def _umask() -> int:

@@ -18,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import nn
 
-from nestar.files import write_json, write_tensors
+from nestar.files import together, write_json, write_tensors
 from nestar.limits import MAX_CLASSES, MAX_JSON, MAX_PARAMETERS, MAX_TOKENS, check_sizes, shortened, tail
 from nestar.nesting import Nesting
 from nestar.transformer import ScaledModule
@@ -222,18 +222,13 @@ class NestAR(nn.Module):
     def save_pretrained(
         self, folder: str | Path, dtype: torch.dtype = torch.bfloat16, record: Mapping[str, Any] | None = None
     ) -> None:
-        """Write each module's weights and, once all are there, the config with `record` (default: the model's
-        own) beside it."""
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        config = folder / "config.json"
-        config.unlink(missing_ok=True)  # old and new modules together would pass for one model
-        for number, module in enumerate(self.scaled_modules, 1):
-            tensors = {name: value.to(dtype) for name, value in module.state_dict().items()}
-            write_tensors(folder / module_file(number), tensors)
-        write_json(
-            config, {**self.config.to_dict(), "training": dict(self.record if record is None else record)}
-        )
+        """Write each module's weights, and the config with `record` (default: the model's own)."""
+        training = dict(self.record if record is None else record)
+        with together(Path(folder), last="config.json") as place:
+            for number, module in enumerate(self.scaled_modules, 1):
+                tensors = {name: value.to(dtype) for name, value in module.state_dict().items()}
+                write_tensors(place / module_file(number), tensors)
+            write_json(place / "config.json", {**self.config.to_dict(), "training": training})
 
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> NestAR:

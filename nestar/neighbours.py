@@ -30,7 +30,7 @@ from nestar.checkpoints import EMBEDDED
 from nestar.data import tiny_worlds
 from nestar.data.pools import HELD_OUT_SEED, TRAIN_SEED, ImagePool
 from nestar.evaluation.diversity import FeatureSpace
-from nestar.files import write_json, write_tensors
+from nestar.files import together, write_json, write_tensors
 from nestar.images import from_bytes, to_bytes, to_pil
 from nestar.model import FORMAT_VERSION, WeightsError, read_config, read_header
 from nestar.tokenizer import Tokenizer
@@ -125,8 +125,7 @@ class NeighbourIndex:
         }
 
     def save(self, folder: Path) -> None:
-        """Write the index, last the config that names it."""
-        folder.mkdir(parents=True, exist_ok=True)
+        """Write the index, and the config that names it."""
         stored = {
             "format_version": FORMAT_VERSION,
             "images": len(self.codes),
@@ -136,8 +135,9 @@ class NeighbourIndex:
             "features": self.features,
             "tokenizer": self.tokenizer,
         }
-        write_tensors(folder / WEIGHTS_FILE, {name: getattr(self, name) for name in TENSORS})
-        write_json(folder / "config.json", stored)
+        with together(folder, last="config.json") as place:
+            write_tensors(place / WEIGHTS_FILE, {name: getattr(self, name) for name in TENSORS})
+            write_json(place / "config.json", stored)
 
 
 def load_index(folder: Path, space: FeatureSpace) -> NeighbourIndex:

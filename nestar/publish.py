@@ -187,10 +187,12 @@ def _card(
         own = model.config.nesting
         settings = model.record.get("config")
         coordination = settings.get("coordination", "?") if isinstance(settings, Mapping) else "?"
+        if own.modules == 1 or model.record.get("autoguided"):  # no neighbours, or none that were compared
+            coordination = "-"
         yield (
             f"| `{name}` | {own.modules} | {own.evaluations} of {own.n} "
             f"| {model.config.parameters / 1e6:.2f} million "
-            f"| {model.outline.images_said} | {coordination if own.modules > 1 else '-'} |"
+            f"| {model.outline.images_said} | {coordination} |"
         )
     yield from ("", "## Data", "", data, "", f"Classes: {', '.join(checkpoint.classes)}.", "")
     yield from ("## Measured", "")

@@ -15,8 +15,10 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL
+from diffusers.utils import SAFETENSORS_WEIGHTS_NAME
 from torch import Tensor, nn
 
+from nestar.files import write_tensors
 from nestar.model import fingerprint_of
 from nestar.nesting import Nesting
 
@@ -128,10 +130,11 @@ class Tokenizer(nn.Module):
         return images if self.fills or known == nesting.n else as_coarse(images, nesting, known)
 
     def save_pretrained(self, folder: str | Path, dtype: torch.dtype = torch.bfloat16) -> None:
-        """Write the network in diffusers format, in `dtype`."""
-        copy = AutoencoderKL.from_config(self.autoencoder.config)
-        copy.load_state_dict(self.autoencoder.state_dict())
-        copy.to(dtype).save_pretrained(str(folder), safe_serialization=True)
+        """Write the network in diffusers' format, in `dtype`. Its own `save_pretrained` makes files that no
+        other user may read."""
+        self.autoencoder.save_config(str(folder))
+        tensors = {name: value.to(dtype) for name, value in self.autoencoder.state_dict().items()}
+        write_tensors(Path(folder) / SAFETENSORS_WEIGHTS_NAME, tensors, {"format": "pt"})
 
 
 def tokens_of(latents_BChw: Tensor, nesting: Nesting) -> Tensor:

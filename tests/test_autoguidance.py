@@ -146,6 +146,8 @@ def test_the_command_refuses_by_range(by: str, tmp_path: Path, capsys: pytest.Ca
     call = ["train", "nesting", "--preset", "smoke", "--steps", "1", "--folder", str(tmp_path)]
     assert main([*call, "--autoguidance", by]) == 2
     assert "--autoguidance must be a number from 0 to 4" in capsys.readouterr().err
+    assert main([*call, "--autoguidance", "1", "--coordination", "0.5"]) == 2
+    assert "With --autoguidance neighbours are not coordinated" in capsys.readouterr().err
 
 
 def test_other_parts_have_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -218,6 +218,12 @@ def test_a_place_that_cannot_be_used_is_one_sentence(
     file.touch()
     train = ["train", "nesting", "--preset", "smoke", "--steps", "1"]
     assert refusal(capsys, *train, "--folder", str(file)) == f"--folder: {file} is a file."
+    cache = ["--cache", str(tmp_path / "cache")]
+    said = refusal(capsys, *train, "--folder", str(file / "run"), *cache)
+    assert said == f"{file / 'run/run.json'} cannot be written (Not a directory)."
+    said = refusal(capsys, "train", "family", "--folder", str(file / "family"), *cache)
+    assert said == f"{file / 'family/tiny-worlds-k4/run.json'} cannot be written (Not a directory)."
+    assert not (tmp_path / "cache").exists(), "refused before anything was drawn"
     k4 = f"{weights}/{K4.name}"
     extrapolate = ["extrapolate", k4, "--away-from", k4, "--by", "1", "--out", str(file / "out")]
     assert refusal(capsys, *extrapolate) == f"{file / 'out'} cannot be used (Not a directory)."

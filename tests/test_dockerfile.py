@@ -51,7 +51,7 @@ def place() -> Iterator[Path]:
     shutil.copy(ROOT / "app.py", folder / "app")
     shutil.copytree(ROOT / "nestar", folder / "app/nestar")
     save_checkpoint(folder / "app/assets", [K4])
-    for path in (folder / "app").rglob("*"):  # as git lays them; safetensors writes for its own user alone
+    for path in (folder / "app").rglob("*"):  # as git lays them
         path.chmod(0o755 if path.is_dir() else 0o644)
     for name in ("tmp", "hf"):
         (folder / name).mkdir()

@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from nestar.files import append_line, whole, write_json, write_tensors
+from nestar.files import append_line, together, whole, write_json, write_tensors
 
 
 def test_a_failure_leaves_what_stood_there_and_nothing_beside(tmp_path: Path) -> None:
@@ -21,6 +21,54 @@ def test_a_failure_leaves_what_stood_there_and_nothing_beside(tmp_path: Path) ->
         assert json.loads(file.read_text()) == {"a": 1}
         raise RuntimeError
     assert json.loads(file.read_text()) == {"a": 1} and list(tmp_path.iterdir()) == [file]
+
+
+def test_what_a_kill_leaves_is_cleared_by_the_next(tmp_path: Path) -> None:
+    """safetensors writes beside its target, under names of its own."""
+    file = tmp_path / "state.safetensors"
+    left = tmp_path / "state.safetensors.partial"
+    left.mkdir()
+    (left / ".tmpXYZ").write_text("half")
+    write_tensors(file, {"x": torch.zeros(1)})
+    assert list(tmp_path.iterdir()) == [file]
+
+
+def test_files_that_belong_together_come_together(tmp_path: Path) -> None:
+    folder = tmp_path / "weights"
+
+    def write(text: str, fails: bool = False) -> None:
+        with together(folder, last="config.json") as place:
+            (place / "config.json").write_text(text)
+            if fails:
+                raise OSError
+            (place / "module.txt").write_text(text)
+
+    write("old")
+    folder.joinpath("README").touch()
+    with pytest.raises(OSError):
+        write("new", fails=True)
+    assert {file.name: file.read_text() for file in folder.iterdir()} == {
+        "config.json": "old",
+        "module.txt": "old",
+        "README": "",
+    }
+    write("new")
+    assert folder.joinpath("config.json").read_text() == folder.joinpath("module.txt").read_text() == "new"
+
+
+def test_the_last_is_away_while_the_others_come(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    moved = []
+
+    def seen(source: Path, target: Path) -> None:
+        moved.append((target.name, tmp_path.joinpath("a-config").exists()))
+        target.write_text(source.read_text())
+
+    tmp_path.joinpath("a-config").touch()
+    monkeypatch.setattr("nestar.files.os.replace", seen)
+    with together(tmp_path, last="a-config") as place:
+        for name in ("a-config", "b", "c"):
+            place.joinpath(name).touch()
+    assert sorted(moved[:2]) == [("b", False), ("c", False)] and moved[2:] == [("a-config", False)]
 
 
 @pytest.mark.parametrize("mask, mode", [(0o022, 0o644), (0o077, 0o600)])

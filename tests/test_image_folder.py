@@ -291,6 +291,24 @@ def test_what_is_refused_is_refused_before_pictures_are_encoded(
     assert not Path("elsewhere").exists()
 
 
+def test_weights_of_other_classes_are_refused_before_pictures_are_encoded(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    save_tokenizer(small_tokenizer(), tmp_path / "tokenizer")
+    train = ["train", "nesting", "--preset", "smoke", "--data", str(root), "--tokenizer", "tokenizer"]
+    train += ["--steps", "1", "--device", "cpu"]
+    assert main([*train, "--folder", "first"]) == 0
+    config = Path("first/k4-lattice/config.json")
+    stored = json.loads(config.read_text())
+    stored["training"]["classes"][0] = "another"
+    config.write_text(json.dumps(stored))
+    train += ["--modules", "2", "--init", "first/k4-lattice", "--folder", "second", "--cache", "elsewhere"]
+    assert main(train) == 2
+    assert "--init was trained on other classes" in capsys.readouterr().err
+    assert not Path("elsewhere").exists()
+
+
 def test_a_telephones_picture_stands_upright(tmp_path: Path) -> None:
     """Its file lies on its side and says so."""
     upright = Image.new("RGB", (16, 16), "white")

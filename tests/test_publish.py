@@ -92,6 +92,12 @@ def test_the_card_says_how_to_load_what_is_here_and_what_was_measured(folder):
     assert "do not say what" in card and "Classes: flower, fish, hot-air balloon." in card
 
 
+def test_the_card_has_no_lambda_of_weights_whose_neighbours_were_not_compared(folder):
+    record = RECORD | {"autoguided": [{"modules": [2], "by": 2.0}]}
+    small_model(K4).save_pretrained(folder / K4.name, record=record)
+    assert "| 1,000 | - |" in prepare(folder, REPOSITORY).card
+
+
 @pytest.mark.parametrize("foreign", [(), ("tokenizer",), ("features",)])
 def test_the_card_leaves_out_what_another_decoder_made_or_other_features_measured(folder, foreign):
     file = folder / f"results/evaluate_{K4.name}.json"

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from nestar import cli, engine, transformer
-from nestar.checkpoints import load_tokenizer
+from nestar.checkpoints import TOKENIZER_FILES, load_tokenizer
 from nestar.cli import INTERRUPTED, main
 from nestar.cli.training import compiles
 from nestar.data import pools, tiny_worlds
@@ -243,6 +243,13 @@ def test_some_modules_alone_need_the_others(
         assert sentence in capsys.readouterr().err
     assert main([*train, "--split", "2,2,2"]) == 2
     assert "a split of 6 blocks names a number of at least 1 for each of 2 modules" in capsys.readouterr().err
+
+
+def test_who_serves_a_tokenizer_may_be_another_user(cache: Path, tmp_path: Path) -> None:
+    tokenizer_task(cache).export(tmp_path, {"steps": 0})
+    modes = {file.name: file.stat().st_mode & 0o044 for file in (tmp_path / "tokenizer").iterdir()}
+    assert set(modes) == {*TOKENIZER_FILES, "tokenizer.json"}
+    assert set(modes.values()) == {0o044}
 
 
 def test_a_decoder_alone_needs_a_tokenizer(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

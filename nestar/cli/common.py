@@ -1,11 +1,10 @@
-"""What the commands share: where weights come from, sampling settings, refusals before long work."""
+"""What the commands share: where weights come from, sampling settings, numbers given on the line."""
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Iterable
 from dataclasses import fields
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nestar.nesting import ORDERS
@@ -88,19 +87,3 @@ def numbers(text: str) -> tuple[int, ...]:
 def check_batch(arguments: argparse.Namespace) -> None:
     if arguments.batch is not None and arguments.batch < 1:
         raise SettingsError(f"--batch must be at least 1, got {arguments.batch}.")
-
-
-def make_way(file: Path | None) -> None:
-    """Refuse a file that cannot be written before minutes of work, not after them."""
-    if file is None:
-        return
-    try:
-        file = file.resolve()  # of a link to nowhere, what would be made
-        file.parent.mkdir(parents=True, exist_ok=True)
-        new = not file.exists()
-        with file.open("a"):
-            pass
-        if new:
-            file.unlink()
-    except OSError as error:
-        raise SettingsError(f"{file} cannot be written ({error.strerror}).") from None

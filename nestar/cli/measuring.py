@@ -6,8 +6,8 @@ import argparse
 import json
 from pathlib import Path
 
-from nestar.cli.common import add_settings, add_source, make_way, pipeline_of, settings_of
-from nestar.files import CACHE, write_json
+from nestar.cli.common import add_settings, add_source, pipeline_of, settings_of
+from nestar.files import CACHE, make_way, write_json
 from nestar.settings import SettingsError, find_nesting
 
 

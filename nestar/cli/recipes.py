@@ -202,6 +202,8 @@ def recipe_of(arguments: argparse.Namespace) -> tuple[str, Any]:
             raise SettingsError(f"{flag} is of Tiny Worlds; of a folder (--data) all pictures are used.")
     if arguments.accumulate is not None and arguments.accumulate < 1:
         raise SettingsError(f"--accumulate must be at least 1, got {arguments.accumulate}.")
+    if given.get("autoguidance") and "coordination" in given:
+        raise SettingsError("With --autoguidance neighbours are not coordinated: leave out --coordination.")
     if not 0 <= given.get("coordination", 0) < math.inf:
         given_value = arguments.coordination
         raise SettingsError(f"--coordination must be a finite number of at least 0, got {given_value}.")

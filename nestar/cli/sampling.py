@@ -11,11 +11,10 @@ from nestar.cli.common import (
     add_settings,
     add_source,
     check_batch,
-    make_way,
     pipeline_of,
     settings_of,
 )
-from nestar.files import whole
+from nestar.files import make_way, whole
 from nestar.settings import RANGES, SampleSettings, SettingsError, find_nesting, typed
 
 

@@ -22,7 +22,7 @@ from nestar.cli.recipes import (
     recipe_of,
     refuse_flags,
 )
-from nestar.files import RUNS
+from nestar.files import RUNS, make_way
 from nestar.settings import SettingsError
 
 if TYPE_CHECKING:
@@ -87,7 +87,7 @@ def _train_part(
 ) -> dict[str, Any]:
     """Train what the recipe says, together with the group's other processes; returns the closing record."""
     from nestar.training.loop import STATE_FILE, train
-    from nestar.training.runs import asked_for, check_run, write_run
+    from nestar.training.runs import RUN_FILE, asked_for, check_run, write_run
 
     folder = arguments.folder or RUNS / _run_name(arguments, name, config)
     if folder.exists() and not folder.is_dir():
@@ -102,6 +102,8 @@ def _train_part(
     asked = asked_for(config, device, **more)
     if (folder / STATE_FILE).exists():
         check_run(folder, asked, type(config))
+    if group.leads:
+        make_way(folder / RUN_FILE)
     if pictures is not None:
         weights["pools"] = _encoded(arguments, config, pictures, weights, device, group.worker)
     task = _task(arguments, config, device, weights, group)
@@ -296,10 +298,11 @@ def _encoded(
     worker: Worker,
 ) -> LatentPools:
     """The latents of --data, once nothing is left to refuse for which they need not be there."""
-    from nestar.training.nesting import LatentPools, check_weights
+    from nestar.training.nesting import LatentPools, check_classes, check_weights
 
     tokenizer = weights["tokenizer"]
     check_weights(config, tokenizer, weights["init"], weights.get("away_from"))
+    check_classes(config, weights["init"], pictures[0].classes)
     pools = LatentPools.of_folder(
         *pictures, config.size, tokenizer.to(device), arguments.cache, worker=worker
     )

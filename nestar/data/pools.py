@@ -180,7 +180,8 @@ def latent_pool(
     def pictures(part: slice, device: torch.device) -> Tensor:
         if images is not None:
             return images.batch(torch.arange(part.start, part.stop)).to(device)
-        return tiny_worlds.draw(class_ids[part], seeds[part], size, device).images
+        drawn = tiny_worlds.draw(class_ids[part], seeds[part], size, device).images
+        return from_bytes(to_bytes(drawn))  # as they would lie in a pool
 
     parts = file.with_suffix(".parts")
     if not file.exists():
@@ -189,6 +190,7 @@ def latent_pool(
         shards = encode_share(parts, tokenizer, count, pictures, worker=worker, shard=shard, batch=batch)
         if worker.rank == 0:
             _join(shards, file, class_ids)
+        wait_for(shards, unless=file)  # each that comes renews the patience
         wait_for([file])
     if worker.rank == 0:
         shutil.rmtree(parts, ignore_errors=True)

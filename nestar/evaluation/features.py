@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nestar.data.tiny_worlds import CLASSES, FACTORS, MAX_FACTORS
-from nestar.files import write_json, write_tensors
+from nestar.files import together, write_json, write_tensors
 from nestar.limits import check_sizes
 from nestar.model import WeightsError, build_from, first_line, read_json
 
@@ -186,13 +186,12 @@ class FeatureNetwork(nn.Module):
     def save_pretrained(
         self, folder: str | Path, dtype: torch.dtype = torch.bfloat16, record: Mapping[str, Any] | None = None
     ) -> None:
-        """Write the weights, and the config with `record` (how it was trained, what it reaches) beside it."""
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
+        """Write the weights, and the config with `record` (how it was trained, what it reaches)."""
         stored = {**asdict(self.config), "factors": factor_names(), "training": dict(record or {})}
-        write_json(folder / "config.json", stored)
         tensors = {name: value.to(dtype) for name, value in self.state_dict().items()}
-        write_tensors(folder / WEIGHTS_FILE, tensors)
+        with together(Path(folder), last="config.json") as place:
+            write_tensors(place / WEIGHTS_FILE, tensors)
+            write_json(place / "config.json", stored)
 
 
 def load_features(folder: str | Path) -> FeatureNetwork:

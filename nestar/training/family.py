@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 
+from nestar.files import make_way
 from nestar.model import NestAR, WeightsError
 from nestar.settings import SettingsError
 from nestar.tokenizer import Tokenizer
@@ -103,6 +104,7 @@ def train_family(
     _check_runs(runs, records, folder)
     waiting = [run for run in runs if records[run.member] is None]
     if waiting and not has_passed(deadline):
+        make_way(waiting[0].folder / RUN_FILE)
         pools = LatentPools.load(waiting[0].config, tokenizer, cache)
         with Stop() as stop:
             for run in waiting:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -317,6 +317,16 @@ def check_weights(
         check_earlier(init, away_from, config.trained)
 
 
+def check_classes(config: NestingTrainConfig, init: NestAR | None, classes: Sequence[str]) -> None:
+    """Raises WeightsError where modules that stay as `init` has them, or are taught by it, know others."""
+    known = init.record.get("classes") if init and (config.modules or config.autoguidance) else None
+    if known is not None and known != list(classes):
+        raise WeightsError(
+            "--init was trained on other classes: all its modules have to be trained on, without "
+            "autoguidance."
+        )
+
+
 def pictures_before(weights: NestAR) -> int:
     """How many pictures of Tiny Worlds' stream, from its first, weights may have been trained on. Records of
     before this was noted are of Tiny Worlds."""
@@ -367,6 +377,7 @@ class NestingTask:
         checkpoint_activations: bool = False,
     ):
         check_weights(config, tokenizer, init, away_from)
+        check_classes(config, init, pools.classes if pools else tiny_worlds.CLASSES)
         self.config, self.device, self.tokenizer, self.group = config, device, tokenizer, group
         self.parts = parts_of(config.batch, group.worker, accumulate)
         pools = pools or LatentPools.load(config, tokenizer, cache, group.worker)
@@ -375,13 +386,6 @@ class NestingTask:
         if held != (config.pool, config.held_out, config.classes):
             expected = config.pool, config.held_out, config.classes
             raise ValueError(f"The pools hold {held} latents and classes, expected {expected}.")
-        stays = init is not None and (config.modules or config.autoguidance)
-        known = init.record.get("classes") if stays else None
-        if known is not None and known != list(pools.classes):
-            raise WeightsError(
-                "--init was trained on other classes: all its modules have to be trained on, without "
-                "autoguidance."
-            )
         seen = 0 if init is None else pictures_before(init)
         self.steps_before = 0 if init is None else int(summed_over_runs(init.record, "steps"))
         self.pictures_before = seen if pools.made_of else max(seen, config.pool_from + config.pool)

@@ -13,7 +13,7 @@ from nestar.data import tiny_worlds
 from nestar.data.pools import CPU, HELD_OUT_SEED, ImagePool
 from nestar.engine import autocast, products_in
 from nestar.evaluation import metrics
-from nestar.files import write_json
+from nestar.files import together, whole, write_json
 from nestar.images import to_bytes
 from nestar.nesting import Nesting
 from nestar.settings import SettingsError
@@ -225,7 +225,6 @@ class TokenizerTask:
             with autocast(self.device):
                 latents = torch.cat([tokenizer.encode(x.to(self.device)) for x in self.held_out.split(64)])
             scale = round(1 / latents.std().item(), 6)
-        tokenizer.save_pretrained(folder / "tokenizer")
         described = {
             "patch": self.config.patch,
             "scale": scale,
@@ -233,7 +232,9 @@ class TokenizerTask:
             "nested": tokenizer.nested,
             "training": {**record, "products": products_in(self.device), "config": asdict(self.config)},
         }
-        write_json(folder / "tokenizer" / "tokenizer.json", described)
+        with together(folder / "tokenizer", last="tokenizer.json") as place:
+            tokenizer.save_pretrained(place)
+            write_json(place / "tokenizer.json", described)
 
 
 def save_grid(images_B3HW: Tensor, columns: int, path: Path) -> None:
@@ -242,4 +243,5 @@ def save_grid(images_B3HW: Tensor, columns: int, path: Path) -> None:
 
     rows = len(images_B3HW) // columns
     sheet = to_bytes(images_B3HW[: rows * columns].float().cpu()).unflatten(0, (rows, columns))
-    Image.fromarray(sheet.permute(0, 3, 1, 4, 2).flatten(2, 3).flatten(0, 1).numpy()).save(path)
+    with whole(path) as partial:
+        Image.fromarray(sheet.permute(0, 3, 1, 4, 2).flatten(2, 3).flatten(0, 1).numpy()).save(partial)
