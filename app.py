@@ -84,7 +84,9 @@ def build_page(pipeline: NestARPipeline, notice: str = "") -> gr.Blocks:
             with gr.Tab("How it works", id="how", elem_id="panel-how"):
                 how.build()
         demo.unload(runs.leave)
-    if not on_zero_gpu():  # there every call has a process of its own
+    if on_zero_gpu():  # there every call has a process of its own, and only this thread may load
+        pipeline.models.load_all()
+    else:
         pipeline.record(RECORDED)
     compute_on_one_thread(demo, runs)
     # Closed to calls that would pass by the queue and compute beside it.
@@ -97,12 +99,15 @@ def open_page(source: str | None, revision: str | None, device: str) -> gr.Block
 
     Weights are loaded and tried on a thread that ends. Each thread that has run torch keeps OpenMP workers,
     and with those of two threads there are more than cores: GNU's OpenMP then lets all of them sleep at every
-    step, and a picture takes 2.4 times as long.
+    step, and a picture takes 2.4 times as long. On ZeroGPU calls compute in processes of their own, and what
+    stands for its GPU meanwhile does so on the main thread alone.
 
     Raises:
         WeightsError: the embedded weights cannot be used either, a revision of them was asked for, or there
             is no such device.
     """
+    if on_zero_gpu():
+        return _opened(source, revision, device)
     with ThreadPoolExecutor(1) as opener:
         return opener.submit(_opened, source, revision, device).result()
 

@@ -461,7 +461,7 @@ class _Buffers:
 
 
 def _matrix(layer: torch.nn.Linear, dtype: torch.dtype) -> Tensor:
-    """A linear layer's matrix, (inputs, outputs), in memory in this order."""
+    """A linear layer's matrix as (inputs, outputs): a view, which in memory stays (outputs, inputs)."""
     return layer.weight.to(dtype).t()
 
 

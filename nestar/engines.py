@@ -13,6 +13,7 @@ import logging
 import threading
 from collections import defaultdict
 from collections.abc import Iterator
+from contextlib import nullcontext
 from functools import lru_cache
 from typing import Any
 
@@ -88,17 +89,19 @@ class Engines:
     def record(self, samples: int, *, guided: bool, recorder: Recorder = cuda_graph) -> bool:
         """Record every pass of a run of so many samples; once more, and two such runs at a time have them.
         Whether that succeeded: otherwise such runs go on as before."""
-        copies = 2 if guided else 1
+        device, copies = self.model.device, 2 if guided else 1
         class_ids_R = torch.zeros(copies * samples, dtype=torch.long)
-        t_1T = torch.tensor([[0.5, 1.0]], device=self.model.device)
+        t_1T = torch.tensor([[0.5, 1.0]], device=device)
         gc.collect()  # what is collected while a graph is recorded could spoil it
         ready: dict[int, Engine] = {}
         try:
-            for scale in self.model.config.nesting.scales:
-                engine = ready[scale.number] = self._fresh(scale.number, class_ids_R, t_1T, copies)
-                engine.store_L3RHNE.normal_()
-                for start, size, alone in passes_of(scale):
-                    engine.record(start, size, alone, recorder)
+            # Streams are the current GPU's, which need not be the model's.
+            with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
+                for scale in self.model.config.nesting.scales:
+                    engine = ready[scale.number] = self._fresh(scale.number, class_ids_R, t_1T, copies)
+                    engine.store_L3RHNE.normal_()
+                    for start, size, alone in passes_of(scale):
+                        engine.record(start, size, alone, recorder)
         except RuntimeError as error:  # one of them is that no memory is left
             log.warning("Passes of %s are not recorded: %s", self.model.config.nesting.name, error)
             return False

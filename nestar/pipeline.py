@@ -246,6 +246,8 @@ class NestARPipeline:
             models = Models(outlines, lambda name, _: given[name], device)
             models.load_all()
         self.models = models
+        # Now, as models' (see `Models._get`), and not at every question.
+        self.tokenizer_fingerprint = tokenizer.fingerprint
         # Beside one on a GPU, a spare for when that has no memory left.
         self._spare_tokenizer = tokenizer.eval() if device.type == "cpu" else copy.deepcopy(tokenizer).eval()
         self.tokenizer = tokenizer.to(device).eval()
@@ -266,15 +268,14 @@ class NestARPipeline:
         if self.device.type != "cuda":
             return
         guided = self.defaults.get("cfg", SampleSettings.cfg) != 1
-        with torch.cuda.device(self.device):
-            for model in self.models.loaded.values():
-                for patch in model.config.nesting.patches:
-                    fill_weights(model.config.nesting, patch.stop, model.device)
-                for count in samples:
-                    if not self._engines_of(model).record(count, guided=guided):
-                        with suppress(RuntimeError):  # some versions of torch believe that it still goes on
-                            torch.cuda.empty_cache()
-                        return
+        for model in self.models.loaded.values():
+            for patch in model.config.nesting.patches:
+                fill_weights(model.config.nesting, patch.stop, model.device)
+            for count in samples:
+                if not self._engines_of(model).record(count, guided=guided):
+                    with suppress(RuntimeError):  # some versions of torch believe that it still goes on
+                        torch.cuda.empty_cache()
+                    return
 
     @cached_property
     def _beside(self) -> torch.cuda.Stream:

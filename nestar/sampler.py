@@ -126,8 +126,9 @@ def sample(
             guided as in a whole sample.
         temperatures, cfgs: of each row, in place of that of the settings.
         engines: the model's, where they outlive this call.
-        cancel: read before every solver step; once set, the generator ends without another event. On a
-            GPU steps are queued without waiting, so that the last of them may still be running.
+        cancel: read before every solver step; once set, the generator ends without another event, but for a
+            patch whose last step has been taken. On a GPU steps are queued without waiting, so that the last
+            of them may still be running.
 
     Raises:
         ValueError: a sequence has not one entry a row, a prefix keeps more modules than there are, or the
@@ -141,11 +142,10 @@ def sample(
     for scale in left:
         with run.engine_of(scale):
             for patch in scale.generated:
-                run.solve(patch)
-                if run.cancelled:
+                if not run.solve(patch):
                     return
                 yield run.patch_done(patch)
-                if run.cancelled:
+                if patch.stop < model.config.nesting.n and run.cancelled:
                     return
                 if patch is not scale.patches[-1]:
                     run.remember(patch)
@@ -285,16 +285,18 @@ class _Run:
         self.elapsed += time.perf_counter() - began
 
     @torch.inference_mode()
-    def solve(self, patch: Patch) -> None:
-        """Solve dy/dt = v from noise to data for one patch, in place; the state stays in float32."""
+    def solve(self, patch: Patch) -> bool:
+        """Solve dy/dt = v from noise to data for one patch, in place; the state stays in float32. Returns
+        whether it came to the end, and was not cancelled before."""
         began = time.perf_counter()
         self._make_room(patch)
         for step in range(self.settings.steps):
             if self.cancelled:
-                return
+                return False
             self._step(step, self.guidance[patch])
         self.evaluations += 1
         self.elapsed += time.perf_counter() - began
+        return True
 
     def _guidance(self) -> list[float | Tensor]:
         """Of each patch: a number, or (B, 1, 1) where rows differ. All at once, as a GPU has to be waited for

@@ -23,8 +23,8 @@ from nestar.model import fingerprint_of
 from nestar.nesting import Nesting
 
 CPU = torch.device("cpu")
-KEPT_WEIGHTS = 2**20
-"""Largest `fill_weights` that are kept, 4 MiB; a grid of 64 x 64 tokens has some of 64 MiB."""
+KEPT_WEIGHTS = 2**16
+"""Entries of the largest `fill_weights` that are kept: all of a grid of 16 x 16 tokens, and 64 MiB in all."""
 
 
 def build_autoencoder(*, patch: int, channels: Sequence[int], latent_channels: int) -> AutoencoderKL:

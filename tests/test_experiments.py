@@ -22,6 +22,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from nestar import cli, plots
+from nestar.cli import main
 from nestar.data import tiny_worlds
 from nestar.data.pools import held_out_tokens
 from nestar.evaluation import inception, report
@@ -63,7 +64,7 @@ from nestar.model import NestAR, WeightsError, fingerprint_of
 from nestar.nesting import Nesting
 from nestar.pipeline import NestARPipeline
 from nestar.sampler import SolverSettings
-from nestar.settings import SettingsError
+from nestar.settings import SCHEDULES, SettingsError
 from nestar.training import presets
 from nestar.training.loop import Budget
 from nestar.training.nesting import NestingTask, NestingTrainConfig
@@ -87,7 +88,8 @@ TRAINED = ("coordination", "independence", "precision", "baseline")
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Small grids and few repetitions; one thread, as results are compared."""
+    """Small grids and few repetitions, nothing drawn again; one thread, as results are compared."""
+    monkeypatch.setattr(report, "redrawn_psnr", lambda images, ids, factors: images.flatten(1).mean(1))
     monkeypatch.setattr(sampler, "CALLS", (2, 4))
     monkeypatch.setattr(coordination, "HELD_OUT", 16)
     monkeypatch.setattr(NestingTask, "picture", lambda *_: None)  # contact sheets take most of a short run
@@ -152,10 +154,17 @@ def without_times(entry: Any) -> Any:
 # ---------------------------------------------------------------------------------------------- end to end
 
 
+def few_axes(start: SolverSettings) -> search.Axes:
+    """Without guidance both schedules are one."""
+    schedules = [{"schedule": schedule} for schedule in SCHEDULES]
+    return {"cfg": [{"cfg": start.cfg}, {"cfg": 1.0}], "schedule": schedules}
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_an_experiment_from_weights_to_json_and_figure_and_again_from_its_rows(
     name: str, world: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(study, "search_axes", few_axes)
     written = conducted(name, world)
     folder = world / "results"
     assert written == json.loads((folder / f"{name}.json").read_text())
@@ -269,6 +278,23 @@ def test_the_sampler_experiment_takes_a_nesting_of_one_patch(world: Path, tmp_pa
     assert "linear_schedule_better_than_constant" not in written["finding"]
     star = [(row["axis"], json.dumps(row["settings"])) for row in written["rows"] if row["part"] == "star"]
     assert len(star) == len(set(star)), "what samples alike is measured once"
+
+
+def test_an_evaluation_from_the_command_line_says_what_was_measured_with_what(
+    world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What `push` and the README go by."""
+    out = tmp_path / "report.json"
+    places = ["--repo", str(world / "weights"), "--features", str(world / "features"), "--device", "cpu"]
+    call = ["evaluate", *places, "--k", "4", "--samples", "24", "--steps", "1", "--seed", "3", "--json"]
+    assert main([*call, "--out", str(out)]) == 0
+    written = json.loads(out.read_text())
+    assert written == json.loads(capsys.readouterr().out)
+    made = study_of("sampler", world)
+    assert written["fingerprint"] == fingerprint_of(made.pipeline.models[K4.name])
+    assert written["instruments"] == report.instruments(made.pipeline.tokenizer, made.features)
+    assert (written["weights"], written["nesting"]) == (str(world / "weights"), K4.name)
+    assert (written["samples"], written["seed"], written["settings"]["steps"]) == (24, 3, 1)
 
 
 def test_weights_of_equal_images_stand_for_a_nesting_where_several_are_compared(

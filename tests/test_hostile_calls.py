@@ -25,13 +25,14 @@ from hypothesis import strategies as st
 import app
 import nestar
 from nestar import keepsakes
+from nestar.data.tiny_worlds import CLASSES
 from nestar.keepsakes import MAX_CHUNKS, MAX_TEXT, PNG_SIGNATURE
 from nestar.nesting import Nesting
 from nestar.settings import MAX_SEED
 from nestar.ui import lanes
 from nestar.ui.assets import launch_options
-from tests.small import CLASSES, K2, K4
-from tests.test_page_race import pipeline_of
+from tests.small import K2, K4
+from tests.test_page_failure import pipeline_of
 
 REPOSITORY = Path(nestar.__file__).resolve().parent.parent
 EXAMPLES = int(os.environ.get("NESTAR_EXAMPLES", "25"))
@@ -51,7 +52,7 @@ class Door:
     """The page on small random weights, called as by somebody who means no good."""
 
     def __init__(self) -> None:
-        self.demo = app.build_page(pipeline_of(K4, K2, Nesting.one_shot(4, 4), **{"k4-lattice.separate": K4}))
+        self.demo = app.build_page(pipeline_of(K4, K2, Nesting.one_shot(4, 4), apart=True))
         _, self.url, _ = self.demo.launch(prevent_thread_lock=True, quiet=True, **launch_options())
         self.client = httpx.Client(base_url=f"{self.url}gradio_api/", timeout=60)
         self._sessions = 0
@@ -201,10 +202,18 @@ values = st.one_of(plain, nested, files)
 # A value of each parameter that is right and quick; `steps` stays small wherever it is.
 RIGHT = {
     "class_name": st.sampled_from(CLASSES),
+    "failure": st.just("hot"),
     "k": st.sampled_from([2, 4]),
     "steps": st.just(1),
     "count": st.sampled_from([1, 2]),
     "pictures": st.just(1),
+}
+# What is answered, and not refused before a value is looked at.
+USUAL = {
+    "generate": {"steps": 1, "class_name": "fish"},
+    "race": {"steps": 1, "class_name": "fish"},
+    "failure": {"failure": "hot", "steps": 1, "class_name": "fish"},
+    "alignment": {"pictures": 1},
 }
 NAMES = {
     "generate": ("class_name", "k", "steps", "temperature", "cfg", "seed", "order"),
@@ -251,9 +260,7 @@ def test_whatever_a_call_brings_it_ends_well(door: Door, name: str) -> None:
         check_call(door.call(name, brought))
 
     send()
-    usual = {"steps": 1, "class_name": "fish"}
-    if name in ("generate", "race"):
-        assert "event: complete" in door.call(name, usual), "the worker still works"
+    assert name not in USUAL or "event: complete" in door.call(name, USUAL[name]), "the worker still works"
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -1,14 +1,14 @@
 """What a training step at the paper's scale is measured with."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from benchmarks import imagenet_step
 from benchmarks.readme.imagenet import training_lines
-from nestar.registry import imagenet_config
-from nestar.training.presets import STEPS
+from nestar.training.presets import NESTINGS, STEPS
 
 
 def test_a_batch_runs_in_equal_parts() -> None:
@@ -16,13 +16,19 @@ def test_a_batch_runs_in_equal_parts() -> None:
     assert imagenet_step.equal_part(2048, 100) == 64
 
 
-def test_a_step_of_an_imagenet_size_is_taken_and_projected(tmp_path: Path) -> None:
+def test_a_step_of_an_imagenet_size_is_taken_and_projected(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = "imagenet256-s"
+    narrow = replace(NESTINGS[name], dim=48, heads=3, cond_dim=16)
+    monkeypatch.setattr(imagenet_step, "POOL", 16)
+    monkeypatch.setitem(imagenet_step.NESTINGS, name, narrow)
     out = tmp_path / "steps.json"
     small = ["--sizes", "s", "--batch", "1", "--steps", "1"]
     imagenet_step.main([*small, "--device", "cpu", "--out", str(out)])
     report = json.loads(out.read_text())
     (row,) = report["rows"]
-    assert row["parameters"] == imagenet_config("s").parameters
+    assert row["parameters"] == narrow.model_config(channels=16).parameters
     assert (row["batch"], row["rows_at_once"], report["device"]) == (1, 1, "cpu")
     assert all(loss > 0 for name, loss in row["losses"].items() if name.startswith("m"))
     hours = STEPS[row["name"]] * row["seconds_per_step"] / 3600

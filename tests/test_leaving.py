@@ -119,6 +119,10 @@ def test_a_request_to_cancel_that_makes_no_sense_is_refused(served: Page, body: 
     assert served.client.post(CANCEL, content=body).status_code == 422
 
 
+def test_a_request_to_cancel_that_is_too_deep_to_be_read_is_refused(served: Page) -> None:
+    assert served.client.post(CANCEL, content=b"[" * 200_000).status_code == 422
+
+
 def test_the_servers_own_start_passes_through(served: Page) -> None:
     """Gradio begins in it what gives up old sessions and files."""
     failed = [

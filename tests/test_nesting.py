@@ -209,12 +209,6 @@ def test_lattices_of_any_side_are_within_a_quarter_of_their_spacing_of_centred(s
         assert off_centre(positions[: 4**j], side) <= side / 2**j / 4
 
 
-def test_no_shift_centres_all_lattices_of_16x16_within_half_a_token():
-    for shift in range(16):
-        offsets = [abs(shift % spacing - (spacing - 1) / 2) for spacing in (8, 4, 2)]
-        assert max(offsets) > 0.5
-
-
 def covering_radius2(height: int, width: int, chosen) -> int:
     """Largest squared distance from a grid position to its nearest chosen one."""
     grid = itertools.product(range(height), range(width))

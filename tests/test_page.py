@@ -177,15 +177,18 @@ def test_the_table_of_nestings_covers_nothing_on_a_tablet(visit):
     assert page.evaluate("document.documentElement.scrollWidth") <= 768
 
 
-@pytest.mark.parametrize("width", [768, 1024])
-def test_the_track_has_room_for_every_turn(visit, pipeline, width):
+def test_the_track_has_room_for_every_turn(visit, pipeline):
     """Token by token, too: a segment of it has a pixel and more."""
-    page = visit(viewport={"width": width, "height": 1024}, at="?k=64&order=raster&steps=1").page
+    page = visit(viewport={"width": 768, "height": 1024}, at="?k=64&order=raster&steps=1").page
     expect(page.locator(".dial[data-name='k'] output")).to_have_text("64")
     page.locator("#generate").click()
     expect(page.locator(".segments i")).to_have_count(64)
-    widths = page.locator(".segments i").evaluate_all("all => all.map(e => e.getBoundingClientRect().width)")
-    assert min(widths) >= 3
+    for width in (768, 1024):
+        page.set_viewport_size({"width": width, "height": 1024})
+        widths = page.locator(".segments i").evaluate_all(
+            "all => all.map(e => e.getBoundingClientRect().width)"
+        )
+        assert min(widths) >= 3, width
 
 
 def test_generate_and_stop_say_when_they_are_off(visit, hold):
@@ -232,24 +235,22 @@ def test_on_a_phone_the_class_of_a_link_is_in_sight(visit):
     assert strip["x"] <= card["x"] and card["x"] + card["width"] <= strip["x"] + strip["width"] + 1
 
 
-@pytest.mark.parametrize(
-    ("label", "bad", "good"),
-    [
+def test_a_field_that_would_be_refused_is_marked(visit):
+    page = visit().page
+    for label, bad, good in (
         ("Seed", "a lot", "7"),
         ("Seed", "9223372036854775808", "9223372036854775807"),
         ("Steps per patch, as a number", "500", "6"),
         ("Steps per patch, as a number", "", "6"),
         ("Guidance, as a number", "-1", "2.55"),
-    ],
-)
-def test_a_field_that_would_be_refused_is_marked(visit, label, bad, good):
-    page = visit().page
-    field = page.get_by_label(label, exact=True)
-    allowed = page.locator("#dials .dial", has=field).locator(".allowed")
-    for value, invalid in ((bad, "true"), (good, "false")):
-        field.fill(value)
-        expect(field).to_have_attribute("aria-invalid", invalid)
-        expect(allowed).to_contain_text(re.compile(r"rom -?\d+ to \d+\.$" if invalid == "true" else "^$"))
+    ):
+        field = page.get_by_label(label, exact=True)
+        allowed = page.locator("#dials .dial", has=field).locator(".allowed")
+        for value, invalid in ((bad, "true"), (good, "false")):
+            field.fill(value)
+            expect(field).to_have_attribute("aria-invalid", invalid)
+            words = re.compile(r"rom -?\d+ to \d+\.$" if invalid == "true" else "^$")
+            expect(allowed).to_contain_text(words)
 
 
 # ---- a run ---------------------------------------------------------------------------------------
@@ -608,51 +609,42 @@ def test_the_scrubber_and_the_film_replay_every_frame(visit, nesting):
     expect(page.locator(".token.known")).to_have_count(nesting.n)
 
 
-@pytest.mark.parametrize(
-    ("label", "value", "sentence"),
-    [
-        ("Seed", "a lot", "seed"),
-        ("Steps per patch, as a number", "500", "steps"),
-        ("Guidance, as a number", "-1", "cfg"),
-    ],
-)
-def test_a_refused_setting_is_one_sentence_and_the_picture_stays(visit, label, value, sentence):
+def test_a_refused_setting_is_one_sentence_and_the_picture_stays(visit):
     visited = visit()
     page = visited.page
     before = page.locator(".picture img.over").get_attribute("src")
-    page.get_by_label(label, exact=True).fill(value)
-    visited.generate()
-    message = page.locator(".message")
-    expect(message).to_be_visible()
-    expect(message).to_contain_text(sentence)
-    assert "Traceback" not in message.inner_text()
-    assert page.locator(".picture img.over").get_attribute("src") == before
+    for label, value, good, sentence in (
+        ("Seed", "a lot", "7", "seed"),
+        ("Steps per patch, as a number", "500", "2", "steps"),
+        ("Guidance, as a number", "-1", "2", "cfg"),
+    ):
+        field = page.get_by_label(label, exact=True)
+        field.fill(value)
+        visited.generate()
+        message = page.locator(".message")
+        expect(message).to_contain_text(sentence)
+        expect(message).to_be_visible()
+        assert "Traceback" not in message.inner_text()
+        assert page.locator(".picture img.over").get_attribute("src") == before
+        field.fill(good)
 
 
-@pytest.mark.parametrize("control", [".scrubber", ".film button", ".play"])
-def test_a_sentence_goes_when_the_visitor_turns_to_the_frames(visit, control):
+def test_a_sentence_goes_when_the_visitor_turns_to_the_frames_or_sends_it_away(visit):
     visited = visit()
     page = visited.page
-    page.get_by_label("Seed", exact=True).fill("a lot")
-    visited.generate()
-    expect(page.locator(".message")).to_be_visible()
-    if control == ".scrubber":
-        page.locator(control).fill("1")
-    else:
-        page.locator(control).first.click()
-    expect(page.locator(".message")).to_be_hidden()
-
-
-@pytest.mark.parametrize("how", ["click", "Escape"])
-def test_a_sentence_over_the_picture_can_be_sent_away(visit, how):
-    visited = visit()
-    page = visited.page
-    page.get_by_label("Seed", exact=True).fill("a lot")
-    visited.generate()
     message = page.locator(".message")
-    expect(message).to_be_visible()
-    message.click() if how == "click" else page.keyboard.press("Escape")
-    expect(message).to_be_hidden()
+    page.get_by_label("Seed", exact=True).fill("a lot")
+    for goes in (
+        lambda: page.locator(".scrubber").fill("1"),
+        lambda: page.locator(".film button").first.click(),
+        lambda: page.locator(".play").click(),
+        lambda: message.click(),
+        lambda: page.keyboard.press("Escape"),
+    ):
+        visited.generate()
+        expect(message).to_be_visible()
+        goes()
+        expect(message).to_be_hidden()
 
 
 def test_a_link_over_the_picture_can_be_selected_with_the_mouse(visit):
@@ -692,7 +684,10 @@ def tabbed_through(page) -> list[dict]:
 
 
 def test_on_a_phone_tab_follows_the_eye_and_the_bar_covers_nothing(visit):
-    reached = tabbed_through(visit(**PHONE).page)
+    page = visit(**PHONE).page
+    assert_inside(page, 390)
+    expect(page.locator("#generate")).to_be_in_viewport()
+    reached = tabbed_through(page)
     names = [each["name"] for each in reached]
     assert names.index("generate") < names.index("play") < names.index("dial-k") < names.index("dice")
     covered = [each["name"] for each in reached if each["studio"] and each["bottom"] > each["bar"]]
@@ -701,14 +696,11 @@ def test_on_a_phone_tab_follows_the_eye_and_the_bar_covers_nothing(visit):
 
 def test_on_a_desktop_tab_follows_one_column_then_the_other(visit):
     page = visit().page
+    expect(page.locator(".dial output")).to_have_attribute("aria-live", "off")  # k's hint is announced
     if not page.evaluate("CSS.supports('reading-flow', 'source-order')"):
         pytest.skip("this Chromium does not know reading-flow")
     names = [each["name"] for each in tabbed_through(page)]
     assert names.index("generate") < names.index("dial-k") < names.index("dice") < names.index("play")
-
-
-def test_a_step_of_k_is_not_announced_by_its_output_as_well(visit):
-    expect(visit().page.locator(".dial output")).to_have_attribute("aria-live", "off")
 
 
 def test_text_and_controls_have_the_contrast_that_AA_asks_for(visit):
@@ -759,12 +751,6 @@ def contrast(one: Sequence[float], other: Sequence[float]) -> float:
     return (light + 0.05) / (dark + 0.05)
 
 
-def test_nothing_overflows_a_phone(visit):
-    page = visit(**PHONE).page
-    assert_inside(page, 390)
-    expect(page.locator("#generate")).to_be_in_viewport()
-
-
 def test_in_a_spaces_frame_buttons_and_sentences_stand_where_they_belong(visit):
     """It is as tall as its content: what sticks to the window's foot would lie below everything."""
     page = visit(**PHONE).page
@@ -788,20 +774,21 @@ def test_in_a_spaces_frame_buttons_and_sentences_stand_where_they_belong(visit):
     assert picture["y"] < said["y"], "over the picture's foot, or below its caption"
 
 
-@pytest.mark.parametrize("width", [390, 360])
-def test_a_film_of_many_modules_fits_a_phone(visit, pipeline, width):
-    page = visit(**PHONE | {"viewport": {"width": width, "height": 800}}).page
+def test_a_film_of_many_modules_fits_a_phone(visit, pipeline):
+    page = visit(**PHONE).page
     trained = [nesting for nesting in pipeline.nestings.values() if nesting.order == "lattice"]
     deepest = max(trained, key=lambda nesting: nesting.modules)
     page.locator("#dial-k").fill(str(generate_module.K_POSITIONS.index(deepest.k)))
     page.locator("#generate").click()
     expect(page.locator(".film li")).to_have_count(deepest.modules)
     expect(page.locator('.stage[data-state="finished"]')).to_be_visible()
-    assert_inside(page, width)
-    cut = page.locator(".film :is(.label, .sub)").evaluate_all(
-        "all => all.filter(e => e.scrollWidth > e.clientWidth).map(e => e.textContent)"
-    )
-    assert deepest.modules > 4 and cut == []
+    for width in (390, 360):
+        page.set_viewport_size({"width": width, "height": 800})
+        assert_inside(page, width)
+        cut = page.locator(".film :is(.label, .sub)").evaluate_all(
+            "all => all.filter(e => e.scrollWidth > e.clientWidth).map(e => e.textContent)"
+        )
+        assert deepest.modules > 4 and cut == []
 
 
 def assert_inside(page: BrowserPage, width: int) -> None:
@@ -1027,6 +1014,14 @@ def test_on_zerogpu_the_stream_runs_inside_spaces_gpu_and_carries_no_flag(monkey
     spaces.GPU = lambda function: function  # as on every other Space
     assert not on_zero_gpu()
     assert list(streamer(Pipeline())(settings, flag := threading.Event())) == [("flower", 2, flag)]
+
+
+@pytest.mark.parametrize("lent", [True, False])
+def test_where_a_gpu_is_lent_a_call_at_a_time_the_main_thread_loads(lent, monkeypatch):
+    """What stands for the GPU between calls does so there alone."""
+    monkeypatch.setattr(app, "on_zero_gpu", lambda: lent)
+    monkeypatch.setattr(app, "_opened", lambda *_: threading.current_thread())
+    assert (app.open_page(None, None, "cpu") is threading.main_thread()) == lent
 
 
 def test_thinning_keeps_the_counts_and_the_ends_of_modules():

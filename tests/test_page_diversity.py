@@ -118,6 +118,7 @@ def test_the_grid_grows_in_place_as_one_batch(visit_tab):
     assert all(len(set(sources)) == 9 for sources in grown), "every frame has nine pictures of its own"
     assert len({sources[0] for sources in grown}) >= K4.modules
     assert all(source.startswith("data:image/png") for source in grown[-1])
+    expect(page.locator("#diversity-grid .heard")).to_have_text("Finished.")
 
 
 def test_a_picture_is_chosen_and_its_neighbour_found(visit_tab):
@@ -338,6 +339,14 @@ def test_each_module_gets_a_bar_with_its_share(visit_tab):
     expect(page.locator("#diversity-explained .caption")).to_contain_text(
         "Measured now: k = 4, flower, 16 parents with 1 sibling each, 2 steps, temperature 1.15, guidance 3."
     )
+    # A refusal in between takes nothing away, whatever else was looked at.
+    page.get_by_label("Temperature, as a number").last.fill("9")
+    page.locator("#diversity-measure").click()
+    expect(page.locator("#diversity-explained .status")).to_contain_text("temperature must be")
+    page.locator("#diversity-class").select_option("fish")
+    expect(page.locator("#diversity-explained .caption")).not_to_contain_text("Measured now")
+    page.locator("#diversity-class").select_option("flower")
+    expect(page.locator("#diversity-explained .caption")).to_contain_text("Measured now: k = 4, flower")
 
 
 def test_what_was_measured_beforehand_stands_there(visit_tab):

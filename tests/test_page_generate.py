@@ -4,6 +4,7 @@ import base64
 import io
 import json
 import re
+import threading
 import time
 from collections.abc import Callable, Iterator
 
@@ -22,7 +23,8 @@ from nestar.pipeline import NestARPipeline
 from nestar.settings import SampleSettings
 from nestar.ui import generate
 from nestar.ui.frames import from_uri
-from nestar.ui.generate import FIRST_SEED
+from nestar.ui.generate import FIRST_SEED, K_POSITIONS
+from nestar.ui.kept import KeptRuns
 from tests.conftest import Visit, served, visitors
 from tests.small import CLASSES, K2, K4, save_checkpoint
 from tests.test_keepsakes import BAD_FILES, KEPT, with_international_text, with_text
@@ -395,6 +397,28 @@ def test_the_animation_shows_the_run_that_is_on_screen(visit_small):
     expect(page.locator('[data-keep="animation"]')).to_be_enabled()
 
 
+def test_an_animation_that_comes_takes_no_other_sentence_away(visit_small, monkeypatch):
+    """One that says what to mend, for one."""
+    asked, go_on, made = threading.Event(), threading.Event(), KeptRuns.animation
+
+    def slowly(kept, run):
+        asked.set()
+        assert go_on.wait(30)
+        return made(kept, run)
+
+    monkeypatch.setattr(KeptRuns, "animation", slowly)
+    page = visit_small().page
+    with page.expect_download():
+        page.locator('[data-keep="animation"]').click()
+        expect_message(page, "The animation is being made.")
+        assert asked.wait(30)
+        page.get_by_label("Steps per patch, as a number").fill("999")
+        page.locator("#generate").click()
+        expect_message(page, "steps must be a whole number")
+        go_on.set()
+    expect_message(page, "steps must be a whole number")
+
+
 def test_nothing_unfinished_can_be_saved(visit_small, hold):
     visited = visit_small()
     page = visited.page
@@ -436,6 +460,12 @@ def test_a_setting_that_is_not_allowed_makes_no_link(visit_small):
     page.get_by_role("button", name="Copy link").click()
     expect_message(page, "A setting is not allowed")
     assert "steps" not in page.url
+    page.get_by_label("Steps per patch, as a number").fill("3")
+    page.locator("#dial-k").fill(str(K_POSITIONS.index(8)))
+    expect(page.locator("#hint-k")).to_contain_text("No weights for k = 8")
+    page.get_by_role("button", name="Copy link").click()
+    expect_message(page, "has no weights: a link would not bring it back")
+    assert "k=8" not in page.url
 
 
 def test_settings_outlive_a_lost_connection(visit_small, small):

@@ -159,7 +159,7 @@ def test_the_tab_waits_until_it_is_opened_keeps_its_state_and_asks_the_server_no
 
 def test_the_first_panels_follow_the_dials(visit_how):
     page = visit_how()
-    for k, side in ((2, 8), (5, 6), (64, 3), (4, 64)):
+    for k, side in ((2, 8), (3, 8), (7, 8), (5, 6), (64, 3), (4, 64)):
         check_first_panels(page, k, side)
 
 
@@ -172,6 +172,15 @@ def check_first_panels(page: Page, k: int, side: int) -> None:
     expect(nest.locator('[data-name="formula"]')).to_contain_text(f"{nesting.evaluations} turns")
     expect(nest.locator(".box")).to_have_count(nesting.modules)
     expect(nest.locator(".legend li")).to_have_count(nesting.modules)
+    for row, scale in enumerate(nesting.scales):
+        sizes = [patch.size for patch in scale.generated]
+        full, last = sizes.count(sizes[0]), sizes[-1]
+        said = f"{full} × {sizes[0]}" + (f" + {last}" if full < len(sizes) else "")
+        words = f"{said} token{'' if last == 1 else 's'}"
+        expect(nest.locator(".legend li").nth(row)).to_contain_text(words)
+    short = nesting.patches[-1].size < nesting.scales[-1].patches[0].size
+    if short and len(nesting.scales[-1].patches) == k:
+        expect(nest.locator('[data-name="formula"]')).to_contain_text("so the last module’s last patch has")
     expect(nest.locator(".segments .known")).to_have_count(nesting.evaluations)
 
     factors = panel(page, "factors")

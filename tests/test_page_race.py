@@ -344,7 +344,9 @@ def test_all_lanes_grow_and_are_compared(visit, family, short_slices):
     page.locator(".rules summary").click()
     expect(page.locator(".rules")).to_contain_text("parameters differ by")
     # Another k, and the lanes stand ready again.
+    expect(page.locator(".contest .said")).to_have_text("All lanes have ended.")
     page.locator(".contest [name=k]").select_option("2")
+    expect(page.locator(".contest .said")).to_have_text("")
     expect(page.locator(".lane h3").first).to_have_text("NestAR, k = 2")
     expect(page.locator(".tally")).to_be_hidden()
 

@@ -66,6 +66,30 @@ def ask_for_k2(visit: Any) -> None:
     visit.generate()
 
 
+def test_where_a_gpu_is_lent_a_call_at_a_time_all_weights_are_loaded_at_the_start(
+    distant: Distant, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(app, "on_zero_gpu", lambda: True)
+    distant.arrived.set()
+    outlines, device = {name: model.outline for name, model in distant.models.items()}, torch.device("cpu")
+    far = Models(outlines, lambda name, _: distant.load(name, lambda *_: None), device)
+    app.build_page(NestARPipeline(far, small_tokenizer(), classes=CLASSES, origin="user/far", device=device))
+    assert set(far.loaded) == {K4.name, K2.name}
+
+
+@pytest.mark.parametrize(
+    ("defaults", "said"),
+    [({}, "from 1, which is off, at the first patch"), ({"schedule": "constant"}, "1 is off")],
+)
+def test_guidance_is_said_to_rise_where_it_does(browser: Any, defaults: dict[str, str], said: str) -> None:
+    model, device = small_model(K4), torch.device("cpu")
+    models = Models({K4.name: model.outline}, lambda name, progress: model, device)
+    made_by = {"classes": CLASSES, "origin": "user/own", "device": device, "defaults": defaults}
+    pipeline = NestARPipeline(models, small_tokenizer(), **made_by)
+    with served(app.build_page(pipeline)) as url, visitors(browser, url) as opened:
+        expect(opened().page.locator("#hint-cfg")).to_contain_text(said)
+
+
 def test_weights_that_are_on_their_way_say_so(open_page: Callable[..., Any], distant: Distant) -> None:
     visit = open_page()
     ask_for_k2(visit)

@@ -423,16 +423,15 @@ def test_many_who_ask_for_weights_that_do_not_come_wait_for_one_attempt(
         return pipe.models[K4.name]
 
     models = Models({K4.name: small_model(K4).outline}, load, torch.device("cpu"))
-    before = threading.active_count()
     callers = [models.fetch(K4.name) for _ in range(5)]
     assert all(next(word for word in caller if word[0])[1] == 5 for caller in callers)
-    assert threading.active_count() == before + 1
+    assert [thread.name for thread in threading.enumerate()].count(f"load {K4.name}") == 1
     go.set()
     for caller in callers:
         with pytest.raises(WeightsError, match="silent"):
             list(caller)
     assert len(attempts) == 1
-    assert list(models.fetch(K4.name)) in ([], [("", 0, 0)]), "a new attempt has nothing of the old one's"
+    assert set(models.fetch(K4.name)) <= {("", 0, 0)}, "a new attempt has nothing of the old one's"
     assert len(attempts) == 2 and models.loaded
 
 

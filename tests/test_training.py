@@ -28,11 +28,12 @@ from torch.optim.swa_utils import AveragedModel
 
 from nestar import cli, engine, transformer
 from nestar.checkpoints import TOKENIZER_FILES, load_tokenizer
-from nestar.cli import INTERRUPTED, main
-from nestar.cli.training import compiles
+from nestar.cli import INTERRUPTED, command_parser, main
+from nestar.cli.recipes import recipe_of
+from nestar.cli.training import _run_name, compiles
 from nestar.data import pools, tiny_worlds
 from nestar.data.pools import ImagePool, latent_pool
-from nestar.evaluation.features import FeatureNetworkConfig
+from nestar.evaluation.features import FeatureNetworkConfig, load_features
 from nestar.images import from_bytes
 from nestar.model import NestAR, WeightsError
 from nestar.nesting import Nesting, Scale
@@ -92,6 +93,48 @@ def features_task(cache: Path) -> FeaturesTask:
 
 def logged(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+
+
+def test_a_tokenizer_is_trained_on_and_features_are_trained_from_the_command_line(
+    cache: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokenizer_task(cache).export(tmp_path / "first", {"steps": 5})
+    common = ["--steps", "1", "--device", "cpu", "--cache", str(cache)]
+    call = ["train", "tokenizer", "--preset", "smoke", "--init", str(tmp_path / "first/tokenizer"), *common]
+    assert main([*call, "--folder", str(tmp_path / "on")]) == 0
+    assert json.loads(capsys.readouterr().out)["init"] == {"steps": 5}
+    first, on = (load_tokenizer(tmp_path / name / "tokenizer") for name in ("first", "on"))
+    pairs = zip(first.parameters(), on.parameters(), strict=True)
+    moved = [(one - other).abs().max().item() for one, other in pairs]
+    assert 0 < max(moved) < 0.1, "a step from there"
+
+    monkeypatch.setitem(presets.FEATURES, "tiny-worlds", FEATURES)
+    assert main(["train", "features", *common, "--folder", str(tmp_path / "features")]) == 0
+    assert load_features(tmp_path / "features/features").config == FEATURES.network
+
+
+@pytest.mark.parametrize(
+    ("flags", "name", "folder"),
+    [
+        ([], "k4-lattice", "nesting-tiny-worlds-k4"),
+        (["--k", "2"], "k2-lattice", "nesting-tiny-worlds-k4-k2-lattice"),
+        (["--order", "raster"], "k4-raster", "nesting-tiny-worlds-k4-k4-raster"),
+        (["--k", "8", "--variant", "mine"], "k8-lattice.mine", "nesting-tiny-worlds-k4-k8-lattice.mine"),
+    ],
+)
+def test_a_presets_nesting_and_shape_can_be_others(flags: list[str], name: str, folder: str) -> None:
+    shape = ["--dim", "96", "--heads", "3", "--coordination", "0.5"]
+    arguments = command_parser().parse_args(["train", "nesting", *flags, *shape, "--blocks", "18"])
+    preset, config = recipe_of(arguments)
+    assert (config.weights_name, _run_name(arguments, preset, config)) == (name, folder)
+    model = config.model_config(channels=16)
+    assert (model.dim, model.heads, model.blocks, config.coordination) == (96, 3, 18, 0.5)
+    assert model.nesting == config.nesting and model.nesting.height == 8
+
+
+def test_a_split_says_how_many_blocks_there_are() -> None:
+    arguments = command_parser().parse_args(["train", "nesting", "--split", "4,8,6"])
+    assert recipe_of(arguments)[1].model_config(channels=16).depths == (4, 8, 6)
 
 
 def assert_equal_states(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> None:
@@ -437,9 +480,10 @@ from tests.test_training import nesting_task
 torch.set_num_threads(1)
 task = nesting_task(Path(sys.argv[1]))
 step = task.train_step
-def slow_step(*arguments):
-    time.sleep(0.05)
-    return step(*arguments)
+def slow_step(number, lr_factor):
+    print(number, flush=True)
+    time.sleep(0.02)
+    return step(number, lr_factor)
 task.train_step = slow_step
 train(task, Budget(steps=30), Path(sys.argv[2]), cadence=Cadence(checkpoint=-1, validate=1e9, picture=1e9))
 """
@@ -453,17 +497,18 @@ def test_a_kill_at_any_moment_loses_no_more_than_a_step(cache: Path, tmp_path: P
     process = subprocess.Popen(
         [sys.executable, "-c", KILLED, str(cache), str(folder)],
         cwd=ROOT,
+        stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
+        text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
-    while not (folder / "state.safetensors").exists():
-        assert process.poll() is None, "training ended before its first state"
-        time.sleep(0.01)
-    time.sleep(random.uniform(0, 0.3))
+    begun = random.randint(2, 20)
+    assert any(int(line) == begun for line in process.stdout), "training ended before"
+    time.sleep(random.uniform(0, 0.05))  # in the step, while its state is written, or in the next
     process.kill()
-    process.wait()
+    process.communicate()
     with safe_open(folder / "state.safetensors", framework="pt") as stored:
-        assert 1 <= int(stored.metadata()["step"]) < 30
+        assert begun <= int(stored.metadata()["step"]) < 30, f"killed when step {begun} had begun"
     resumed = nesting_task(cache)
     assert train(resumed, Budget(steps=30), folder, cadence=QUIET)["finished"]
     assert_equal_states(resumed.state_tensors(), whole.state_tensors())

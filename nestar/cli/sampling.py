@@ -114,7 +114,7 @@ def _samples(arguments: argparse.Namespace) -> int:
     name = find_nesting(pipeline.nestings, settings.k, settings.order, settings.nesting)
     model, solver = pipeline.models[name], pipeline.solver_settings(settings)
     asked = {"count": arguments.count, "classes": classes, "seed": settings.seed, **vars(solver)}
-    asked |= {"weights": fingerprint_of(model), "tokenizer": pipeline.tokenizer.fingerprint}
+    asked |= {"weights": fingerprint_of(model), "tokenizer": pipeline.tokenizer_fingerprint}
     # Rounding depends on the batch, too.
     asked |= {"device": pipeline.device.type, "products": products_in(pipeline.device)}
     asked |= {"batch": arguments.batch}

@@ -123,7 +123,7 @@ class Evaluator:
     @torch.inference_mode()
     def real(self) -> Description:
         """The references that everything is compared with."""
-        return self._described("reference", self._drawn, 0)
+        return self._described("reference", self._drawn, 0, redrawn=False)  # which no figure asks of it
 
     @cached_property
     @torch.inference_mode()
@@ -225,12 +225,15 @@ class Evaluator:
     def _drawn(self, part: slice) -> Tensor:
         return tiny_worlds.draw(self._ids[part], self._seeds[part], self.size).images.to(self.device)
 
-    def _described(self, name: str, source: Callable[[slice], Tensor], first: int) -> Description:
+    def _described(
+        self, name: str, source: Callable[[slice], Tensor], first: int, redrawn: bool = True
+    ) -> Description:
         """The pictures that `source` gives for the held-out indices from `first` on."""
         self.bar.set_description(name)
         stop = first + self.samples
         batches = _counted(source, _parts(stop, first), self.bar)
-        return describe(batches, self._ids[first:stop], self.features, self.tokenizer.stride, self.device)
+        ids, stride = self._ids[first:stop], self.tokenizer.stride
+        return describe(batches, ids, self.features, stride, self.device, redrawn)
 
 
 def evaluate(
@@ -292,9 +295,10 @@ def describe(
     features: PictureFeatures,
     stride: int,
     device: torch.device,
+    redrawn: bool = True,
 ) -> Description:
     """Read batches of pictures (B, 3, H, W), which hold the classes `class_ids_N` in this order, with
-    features that stand on `device`."""
+    features that stand on `device`; `redrawn`: draw again what they show, too."""
     parts: list[tuple[Tensor | None, ...]] = []
     start = 0
     for images in batches:
@@ -302,8 +306,8 @@ def describe(
         start += len(images)
         images = images.to(device)
         *read, factors = features.describe(images, ids)
-        redrawn = None if factors is None else redrawn_psnr(images, ids, factors)
-        values = (*read, factors, redrawn, *metrics.seam_gradients(images, stride))
+        again = redrawn_psnr(images, ids, factors) if redrawn and factors is not None else None
+        values = (*read, factors, again, *metrics.seam_gradients(images, stride))
         parts.append(tuple(None if value is None else value.cpu() for value in values))
     columns = (None if column[0] is None else torch.cat(column) for column in zip(*parts, strict=True))
     return Description(class_ids_N, *columns)

@@ -4,6 +4,14 @@ function plural(count, word) {
   return `${count} ${word}${count === 1 ? "" : "s"}`;
 }
 
+// Patches of a module, each of so many tokens: "3 × 16 tokens", or "2 × 16 + 5 tokens" where the last is short.
+function sizesSaid(sizes) {
+  const last = sizes.at(-1);
+  const full = sizes.filter((size) => size === sizes[0]).length;
+  if (full === sizes.length) return `${full} × ${plural(last, "token")}`;
+  return `${full} × ${sizes[0]} + ${plural(last, "token")}`;
+}
+
 // Scroll to a part of the page that a press far from it has changed, unless it can be seen: on a phone buttons stand
 // a screen and more away from what they make.
 function bringIntoView(part, block) {

@@ -9,7 +9,7 @@ const ORDERS = {
 };
 const PULL = {
   growing: "Pull of the class: from 1, which is off, at the first patch to this at the last.",
-  whole: "Pull of the class; 1 is off.", // one patch alone is guided in full
+  whole: "Pull of the class; 1 is off.",
 };
 
 function set(name, value) {
@@ -55,7 +55,8 @@ function showK() {
   const turn = plan.evaluations === 1 ? "turn" : "turns";
   const turns = plan.evaluations === plan.n ? "token by token" : `${plan.evaluations} ${turn} instead of ${plan.n}`;
   dial("k").querySelector(".hint").textContent = whyMissing(plan) || `${kind}${modules}, ${turns}.${trainedOn(plan)}`;
-  dial("cfg").querySelector(".hint").textContent = plan.evaluations === 1 ? PULL.whole : PULL.growing;
+  // One patch alone is guided in full.
+  dial("cfg").querySelector(".hint").textContent = props.rising && plan.evaluations > 1 ? PULL.growing : PULL.whole;
   dial("k").querySelector(".ticks").innerHTML = along
     .map((each) => {
       const classes = [each.has_weights ? "" : "missing", each === plan ? "current" : ""].join(" ").trim();

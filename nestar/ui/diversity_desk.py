@@ -245,7 +245,7 @@ class Desk:
         if features_D is None:
             raise SettingsError("Stopped before the sample was made again.")
         found = self._index.nearest(features_D, self.space)
-        class_name, tokenizer = sample.settings.class_name, self.pipeline.tokenizer.fingerprint
+        class_name, tokenizer = sample.settings.class_name, self.pipeline.tokenizer_fingerprint
         return {
             "image": data_uri(found.image, "PNG"),
             "class_name": found.class_name,

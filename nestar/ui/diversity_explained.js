@@ -73,29 +73,27 @@ function showStored() {
   }
 }
 
-followRuns({
-  name: "diversity-explained",
-  button: "diversity-measure",
-  draw(current) {
-    if (current.state === "running") {
-      const share = current.of ? current.done / current.of : 0;
-      find(".plot").innerHTML =
-        `<div class="meter" role="progressbar" aria-label="Measuring" aria-valuemin="0" aria-valuemax="100" ` +
-        `aria-valuenow="${Math.round(100 * share)}" style="--done:${share}"><i></i></div>`;
-      find(".caption").textContent = `${current.done} of ${plural(current.of, "turn")}`;
-    } else if (current.explained) {
-      const { explained, class_name: whose, nesting, settings } = current;
-      showResult({ explained, whose, nesting, settings, ...explained }, "Measured now");
-    } else showStored(); // it was stopped
-  },
-});
+function draw(current) {
+  if (current.state === "running") {
+    const share = current.of ? current.done / current.of : 0;
+    find(".plot").innerHTML =
+      `<div class="meter" role="progressbar" aria-label="Measuring" aria-valuemin="0" aria-valuemax="100" ` +
+      `aria-valuenow="${Math.round(100 * share)}" style="--done:${share}"><i></i></div>`;
+    find(".caption").textContent = `${current.done} of ${plural(current.of, "turn")}`;
+  } else if (current.explained) {
+    const { explained, class_name: whose, nesting, settings } = current;
+    showResult({ explained, whose, nesting, settings, ...explained }, "Measured now");
+  } else showStored(); // it was stopped
+}
+
+followRuns({ name: "diversity-explained", button: "diversity-measure", draw });
 document.addEventListener("nestar:diversity-controls", ({ detail }) => {
   const alike = (other) => other?.nesting === detail.nesting && other?.class_name === detail.class_name;
   if (alike(asked)) return;
   asked = detail;
   if (calls.busy()) return;
   // What was measured stands as long as nothing else is asked about.
-  if (alike(calls.value) && calls.value.explained) calls.update();
+  if (alike(calls.value) && calls.value.explained) draw(calls.value);
   else showStored();
 });
 if (!calls.value) showStored();

@@ -4,6 +4,7 @@ const section = find("[data-state]");
 const STARTERS = ["generate", "warm", "measure", "resample"].map((name) => `#diversity-${name}`).join();
 
 let calls; // of this panel, see `followRuns`
+let wasBusy = false;
 let starter; // id of the button that starts its runs, if one does
 
 function say(sentence, alarming = false) {
@@ -15,10 +16,19 @@ function say(sentence, alarming = false) {
 function show() {
   section.dataset.state = calls.state();
   section.setAttribute("aria-busy", String(calls.busy()));
+  sayEnd();
   // What the colours of the buttons say, for those who do not see them.
   const going = document.querySelector('#diversity :is([data-state="running"], [data-state="waiting"])');
   document.getElementById(starter)?.setAttribute("aria-disabled", String(calls.busy()));
   document.getElementById("diversity-stop")?.setAttribute("aria-disabled", String(!going));
+}
+
+// For those who do not see the pictures arrive, once a run.
+function sayEnd() {
+  const heard = find(".heard");
+  if (heard && calls.busy()) heard.textContent = "";
+  else if (heard && wasBusy && calls.state() === "finished") heard.textContent = "Finished.";
+  wasBusy = calls.busy();
 }
 
 // Gradio may mount the buttons after this runs.

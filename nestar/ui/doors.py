@@ -41,8 +41,8 @@ MAX_BODY = 8 * 2**20
 MAX_SENTENCE = 200
 """Characters of a request that is refused, as far as they are repeated."""
 
-MISUNDERSTANDINGS = (AttributeError, LookupError, TypeError, ValueError)
-"""What Gradio fails with where a request's values are of other kinds or numbers than it expects."""
+MISUNDERSTANDINGS = (AttributeError, LookupError, RecursionError, TypeError, ValueError)
+"""What Gradio fails with where a request's values are of other kinds, numbers or depths than it expects."""
 
 POLICY = "; ".join(
     (
@@ -91,8 +91,10 @@ class Doors:
 
         try:
             await self._answering(scope)(scope, _bounded(receive), send_with_headers)
-        except HTTPException:
-            raise
+        except HTTPException as error:  # of a middleware before Gradio's own, which would answer it
+            if begun:
+                raise
+            await PlainTextResponse(error.detail, error.status_code)(scope, receive, send_with_headers)
         except Exception as error:  # runs fail inside Gradio's queue: this is Gradio at a loss with a request
             if begun or not isinstance(error, MISUNDERSTANDINGS):
                 raise

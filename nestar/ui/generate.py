@@ -252,6 +252,7 @@ def lay_out(
             ranges=RANGES,
             largest_seed=str(MAX_SEED),
             starts=generate_button.elem_id,
+            rising=first.schedule == "linear",
         )
     answers = unseen_answers()
     return Parts(classes, generate_button, stop_button, stage, dials, answers)

@@ -95,10 +95,11 @@ function legendHtml(nesting) {
   return nesting.modules
     .map((module) => {
       const turns = nesting.turns.filter((turn) => turn.module === module.number);
+      const sizes = sizesSaid(madePatches(module).map(({ start, stop }) => stop - start));
       const ramp = turns.map((turn) => `<i style="${moduleStyle(turn.module, turn.tint)}"></i>`).join("");
       return (
         `<li class="reached"><span class="name">Module ${module.number}</span><span class="ramp" aria-hidden="true">` +
-        `${ramp}</span><span>${turns.length} × ${plural(module.patchSize, "token")}</span>` +
+        `${ramp}</span><span>${sizes}</span>` +
         `<span class="time">${module.tokens} stand</span></li>`
       );
     })
@@ -118,7 +119,8 @@ function formulaHtml({ n, k, modules, turns }) {
   const lacks = [];
   if (last.patches.length < k) lacks.push("the last module makes fewer patches");
   const { start, stop } = last.patches.at(-1);
-  if (stop - start < last.patchSize) lacks.push(`its last patch has ${stop - start} of ${last.patchSize} tokens`);
+  const whose = lacks.length ? "its" : "the last module’s";
+  if (stop - start < last.patchSize) lacks.push(`${whose} last patch has ${stop - start} of ${last.patchSize} tokens`);
   return `${sum} = ${turns.length} turns: <i>n</i> is no power of <i>k</i>, so ${lacks.join(" and ")}.`;
 }
 

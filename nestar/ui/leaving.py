@@ -85,7 +85,7 @@ async def _cancelling(scope: Scope, receive: Receive) -> Callable[[], Awaitable[
     """End the run that a request to cancel means, as Gradio does by session and function; the request once
     more, for Gradio."""
     body = await Request(scope, receive).body()
-    with suppress(ValueError, AttributeError):  # what makes no sense, Gradio refuses
+    with suppress(ValueError, AttributeError, RecursionError):  # what makes no sense, Gradio refuses
         told = json.loads(body)
         named = (told.get("session_hash"), told.get("fn_index"))
         _end_run(scope, lambda run: (run.session_hash, run.fn._id) == named)

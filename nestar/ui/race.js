@@ -64,7 +64,7 @@ function sayRules(runners) {
     : "They share one worker and go one after another.";
   const sentences = [
     `Same class, noise, steps and device (${rules.device}); parameters differ by ${within}.`,
-    "Guidance rises over the patches; a lane with a single patch has it in full.",
+    ...(rules.rising ? ["Guidance rises over the patches; a lane with a single patch has it in full."] : []),
     ...(moreTrained(runners) ? [`${moreTrained(runners)} runs here with weights that saw as many images as the others’, not with Generate’s.`] : []),
     turns,
     "A clock counts its own lane’s sampling alone. Previews are decoded off the clock.",
@@ -238,7 +238,11 @@ find(".halt").addEventListener("click", () => {
   sliceDone = false;
   calls.stop(() => trigger("halt"));
 });
-form.elements.k.addEventListener("change", () => calls.busy() || lay());
+form.elements.k.addEventListener("change", () => {
+  if (calls.busy()) return;
+  say(""); // what it says is of the race that goes
+  lay();
+});
 document.addEventListener("nestar:race-done", () => {
   sliceDone = true;
   goOn();

@@ -37,6 +37,7 @@ def build(pipeline: NestARPipeline, runs: Runs, page: gr.Blocks) -> None:
             "limit": LIMIT_SECONDS,
             "slice": SLICE_SECONDS,
             "device": str(pipeline.device),
+            "rising": first.schedule == "linear",
         },
     )
     answers = unseen_answers()

@@ -215,11 +215,11 @@ function lay() {
   find(".legend").innerHTML = nesting.modules
     .map((module) => {
       const tints = patches.filter((patch) => patch.module === module.number);
-      const size = tints[0].cells.length;
+      const sizes = sizesSaid(tints.map((patch) => patch.cells.length));
       const ramp = tints.map((patch) => `<i style="${moduleStyle(patch.module, patch.tint)}"></i>`).join("");
       return (
         `<li><span class="name">Module ${module.number}</span><span class="ramp" aria-hidden="true">${ramp}</span>` +
-        `<span>${tints.length} × ${plural(size, "token")}</span><span class="time"></span></li>`
+        `<span>${sizes}</span><span class="time"></span></li>`
       );
     })
     .join("");
@@ -505,12 +505,13 @@ document.addEventListener("keydown", (event) => {
 
 // ---- saving, sharing, restoring ------------------------------------------------------------------
 
+const MAKING = "The animation is being made.";
 const KEEPS = {
   png: () => download(run.frames.at(-1).image, `${run.name}.png`),
   animation: async (button) => {
     // Not disabled, which would take the keyboard's place from it.
     button.setAttribute("aria-disabled", "true");
-    say("The animation is being made.", false);
+    say(MAKING, false);
     let answer;
     try {
       answer = await server.animation_of(run.run);
@@ -518,7 +519,9 @@ const KEEPS = {
       answer = { message: "The animation did not come: the connection was lost." };
     }
     if (answer.uri) download(answer.uri, answer.name);
-    say(answer.uri ? "" : answer.message, true);
+    // Another sentence may have come meanwhile.
+    if (!answer.uri) say(answer.message, true);
+    else if (find(".message").textContent === MAKING) say("", false);
     button.removeAttribute("aria-disabled");
   },
   link: () => trigger("address"), // answered by the document's nestar:share with what stands in all controls
@@ -533,8 +536,8 @@ find(".keeps").addEventListener("click", (event) => {
 });
 
 document.addEventListener("nestar:share", async ({ detail }) => {
-  if (document.querySelector('#dials [aria-invalid="true"]')) {
-    say("A setting is not allowed: a link would not bring it back.", true);
+  if (document.querySelector('#dials :is([aria-invalid="true"], .dial.missing)')) {
+    say("A setting is not allowed or has no weights: a link would not bring it back.", true);
     return;
   }
   const address = linkTo(detail, props.link);
