@@ -222,6 +222,7 @@ def test_a_format_version_not_known_here_is_refused_by_name(folder: Path, name: 
     [
         (CONFIG, {"classes": None}),
         (CONFIG, {"size": "large"}),
+        (CONFIG, {"size": 60_000}),
         (CONFIG, {"nestings": 5}),
         (MODULE_CONFIG, {"nesting": {}}),
         (MODULE_CONFIG, {"nesting": None}),

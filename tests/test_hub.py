@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import pickle
 import re
@@ -10,12 +11,17 @@ import socket
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from diffusers import AutoencoderKL
+from huggingface_hub.utils._shared_blobs import publish_blob_to_shared_store
+from huggingface_hub.utils._xet_progress_reporting import XetDownloadProgressReporter
 
 from nestar.checkpoints import load_tokenizer
+from nestar.hub import HubRepository, _told
+from nestar.model import WeightsError
 from nestar.tokenizer import Tokenizer
 from tests.hub import BUSY, COMMIT, Loader, StandInHub
 from tests.small import K2, K4, save_checkpoint, save_tokenizer, small_tokenizer
@@ -245,6 +251,42 @@ def test_a_download_that_breaks_off_goes_on_and_is_told(hub: StandInHub, loader:
     told = [(here, whole) for path, here, whole in answer["told"] if path == WEIGHTS]
     assert told[-1][0] == told[-1][1] > 0
     assert [here for here, _ in told] == sorted(here for here, _ in told)
+
+
+@pytest.mark.parametrize("damaged", [False, True])
+def test_what_came_by_xet_is_held_against_the_hubs_hash_too(tmp_path: Path, damaged: bool) -> None:
+    """The client shares it among repositories, under Xet's hash: its own is a link to that."""
+    content, repository = b"weights", tmp_path / "models--user--x"
+    blob = repository / "blobs" / hashlib.sha256(b"other" if damaged else content).hexdigest()
+    folder = repository / "snapshots" / COMMIT
+    for place in (blob.parent, folder / "k4"):
+        place.mkdir(parents=True)
+    blob.write_bytes(content)
+    shared = {"xet_hash": "ab" * 32, "cache_dir": tmp_path, "expected_size": len(content)}
+    assert publish_blob_to_shared_store(blob_path=str(blob), **shared) and blob.is_symlink()
+    (folder / "k4/module_1.safetensors").symlink_to(f"../../../blobs/{blob.name}")
+    come = HubRepository("user/x", COMMIT, folder)
+    if damaged:
+        with pytest.raises(WeightsError, match="came damaged"):
+            come._verify("k4/module_1.safetensors")
+        assert not list(tmp_path.rglob("*.safetensors")) and not blob.is_symlink()
+        assert come.missing(["k4/module_1.safetensors"])
+    else:
+        come._verify("k4/module_1.safetensors")
+        assert (folder / "k4/module_1.safetensors").read_bytes() == content
+
+
+def test_of_what_comes_by_xet_one_count_is_told() -> None:
+    told: list[tuple[str, int, int]] = []
+    bar = _told(lambda *each: told.append(each), "a")
+    with XetDownloadProgressReporter(
+        reconstruction_desc="a", total=10, log_level=20, tqdm_class=bar
+    ) as by_xet:
+        for done in (4, 10):
+            counts = {"total_bytes_completed": done, "total_transfer_bytes_completed": done // 2}
+            rates = {"total_bytes_completion_rate": None, "total_transfer_bytes_completion_rate": None}
+            by_xet.update_progress(SimpleNamespace(total_bytes=10, **counts, **rates))
+    assert told == [("a", 4, 10), ("a", 10, 10)]
 
 
 @pytest.mark.parametrize(

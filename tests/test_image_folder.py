@@ -120,7 +120,9 @@ def test_a_folder_that_will_not_do_is_one_sentence(tmp_path: Path, make: object,
         open_folder(tmp_path / "birds")
 
 
-@pytest.mark.parametrize("damage", [None, SyntaxError("broken PNG file"), OSError("truncated")])
+@pytest.mark.parametrize(
+    "damage", [None, SyntaxError("broken PNG file"), OSError("truncated"), RuntimeError("AVIF")]
+)
 def test_a_file_that_is_no_picture_is_named(
     root: Path, monkeypatch: pytest.MonkeyPatch, damage: Exception | None
 ) -> None:
@@ -230,6 +232,18 @@ def test_latents_are_encoded_once_with_mirror_images_behind(root: Path, tmp_path
     before = len(list((tmp_path / "cache").iterdir()))
     LatentPools.of_folder(*open_folder(root), 64, tokenizer, tmp_path / "cache")
     assert len(list((tmp_path / "cache").iterdir())) == before + 1, "the held-out pool is the same"
+
+
+def test_another_picture_in_a_file_of_equal_size_makes_another_pool(tmp_path: Path) -> None:
+    """As files have that are not packed."""
+    for name in ("a.bmp", "b.bmp", "c.png"):
+        picture(tmp_path / "owl" / name)
+    file = tmp_path / "owl" / "a.bmp"
+    before, size = open_folder(tmp_path)[0].fingerprint, file.stat().st_size
+    with Image.open(file) as image:
+        turned = ImageOps.invert(image.convert("RGB"))
+    turned.save(file)
+    assert file.stat().st_size == size and open_folder(tmp_path)[0].fingerprint != before
 
 
 def test_a_class_that_only_train_gains_makes_another_pool_of_the_held_out(tmp_path: Path) -> None:

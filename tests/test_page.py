@@ -314,7 +314,7 @@ def test_a_preview_is_called_a_guess_and_the_running_patch_is_marked(visit):
     page = visited.page
     set_steps(page, MANY_STEPS)
     visited.generate()
-    expect(page.locator(".hero .note")).to_contain_text("guessed from them")
+    expect(page.locator(".hero .note")).to_contain_text("the decoder guesses the rest")
     expect(page.locator(".token.running").first).to_be_visible()
     page.locator("#stop").click()
     expect(page.locator(".token.running")).to_have_count(0)

@@ -79,7 +79,7 @@ def test_where_a_gpu_is_lent_a_call_at_a_time_all_weights_are_loaded_at_the_star
 
 @pytest.mark.parametrize(
     ("defaults", "said"),
-    [({}, "from 1, which is off, at the first patch"), ({"schedule": "constant"}, "1 is off")],
+    [({}, "off (1) at the first patch"), ({"schedule": "constant"}, "1 is off")],
 )
 def test_guidance_is_said_to_rise_where_it_does(browser: Any, defaults: dict[str, str], said: str) -> None:
     model, device = small_model(K4), torch.device("cpu")

@@ -649,8 +649,9 @@ def test_the_same_seed_trains_the_same_nesting_and_another_one_does_not(cache: P
 def test_a_run_that_begins_with_anothers_weights_draws_what_that_one_has_not(cache: Path) -> None:
     first = nesting_task(cache)
     init = NestAR(first.model.config)
-    init.record = {"steps": 3, "init": {"steps": 2}}
+    init.record = {"steps": 3, "images_seen_by_modules": 16, "init": {"steps": 2, "images_seen": 8}}
     later = nesting_task(cache, init=init)
+    assert (later.steps_before, later.images_before) == (5, 24), "whose batches were of another size"
     for mine, its in zip(later._rows(0), first._rows(5), strict=True):
         assert torch.equal(mine, its)
     assert not torch.equal(later._rows(0)[0], first._rows(0)[0])

@@ -37,7 +37,8 @@ class Bulk:
     it, so that every class has its share and no number of processes changes a picture's noise.
 
     Attributes:
-        asked: all that decides the pictures, as JSON values; parts of another call are not taken up.
+        asked: all that decides the pictures, but for rounding on another number of a CPU's threads, as JSON
+            values; parts of another call are not taken up.
     """
 
     folder: Path

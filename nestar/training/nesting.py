@@ -387,7 +387,10 @@ class NestingTask:
             expected = config.pool, config.held_out, config.classes
             raise ValueError(f"The pools hold {held} latents and classes, expected {expected}.")
         seen = 0 if init is None else pictures_before(init)
-        self.steps_before = 0 if init is None else int(summed_over_runs(init.record, "steps"))
+        record = {} if init is None else init.record
+        self.steps_before = int(summed_over_runs(record, "steps"))
+        counts = ("images_seen", "images_seen_by_modules")  # batches may have had another size
+        self.images_before = sum(int(summed_over_runs(record, count)) for count in counts)
         self.pictures_before = seen if pools.made_of else max(seen, config.pool_from + config.pool)
         self.latents, self.class_ids = pools.latents_NChw, pools.class_ids_N.to(device)
         if isinstance(self.latents, Tensor):
@@ -446,12 +449,12 @@ class NestingTask:
 
     def _rows(self, step: int) -> tuple[Tensor, Tensor]:
         """Which latents the rows of this step's batch show, and whose label is dropped; on the CPU."""
-        step, batch = self.steps_before + step, self.config.batch
-        rows = step_generator(self.config.seed, step, torch.device("cpu"))
+        batch = self.config.batch
+        rows = step_generator(self.config.seed, self.steps_before + step, torch.device("cpu"))
         if self.epochs is None:
             index_B = torch.randint(len(self.latents), (batch,), generator=rows)
         else:
-            index_B = self.epochs.index(step * batch, batch)
+            index_B = self.epochs.index(self.images_before + step * batch, batch)
         return index_B, torch.rand(batch, generator=rows) < self.config.label_drop
 
     def _batch(self, index_B: Tensor, dropped_B: Tensor) -> tuple[Tensor, Tensor]:

@@ -4,12 +4,12 @@ const offered = plans.filter((plan) => plan.has_position);
 const kRange = element.querySelector("#dial-k");
 const ORDERS = {
   lattice: "Coarse first: module 1 spans the picture.",
-  raster: "Corner first: module 1 begins at the top left.",
+  raster: "Row by row: module 1 begins at the top left.",
   blocks: "Square by square.",
 };
 const PULL = {
-  growing: "Pull of the class: from 1, which is off, at the first patch to this at the last.",
-  whole: "Pull of the class; 1 is off.",
+  growing: "Pull of the class, off (1) at the first patch and this at the last. More: clearer, less varied.",
+  whole: "Pull of the class; 1 is off. More: clearer, less varied.",
 };
 
 function set(name, value) {
@@ -36,8 +36,9 @@ function whyMissing(plan) {
 
 // Weights that saw fewer pictures than others draw worse, and not because of their k.
 function trainedOn(plan) {
-  const counts = new Set(offered.filter((each) => each.has_weights).map((each) => each.images));
-  return counts.size > 1 && plan.images ? ` Images seen: ${plan.images}.` : "";
+  const seen = ({ images }) => parseInt(images?.replaceAll(",", ""), 10) || 0; // more words may follow the number
+  const most = Math.max(...offered.map(seen));
+  return seen(plan) && seen(plan) < most ? ` Less trained: ${plan.images} images seen.` : "";
 }
 
 function showK() {

@@ -15,10 +15,10 @@ const QUESTIONS = {
     ],
   },
   first: {
-    ask: "What does module 1 make: the top-left corner or a low-resolution whole?",
+    ask: "What does module 1 make: the top-left corner, or places all over the picture?",
     answers: [
       ["The top-left corner", false, "So it is in raster order, as on the left, but not in lattice order."],
-      ["A low-resolution whole", false, "So it is in lattice order, as on the right, but not in raster order."],
+      ["Places all over", false, "So it is in lattice order, as on the right, but not in raster order."],
       ["It depends on the order", true, "Module 1 makes the first k tokens; the order decides where they lie."],
     ],
     after: () => ["raster", "lattice"].map(firstTokensHtml).join(""),

@@ -65,7 +65,7 @@ function contextQuestion(box) {
       ? `The module still takes over tokens ${span(0, taken)}; this patch sees patch ${patch - 1} as well. ` +
         "The context of a module is fixed, that of its patches grows."
       : `Before itself it sees tokens ${span(0, start)}: its module’s patch 1, just what module ${CHECK_MODULE} ` +
-        "takes over. For the second patch the two contexts are the same.";
+        "takes over. The module’s next patch sees this one as well.";
     const next = '<button type="button" class="plain next">And the next patch?</button>';
     say(verdictHtml(true, text) + (last ? "" : next));
   }

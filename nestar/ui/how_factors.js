@@ -39,7 +39,7 @@ function factorsPanel(panel, choice) {
     strip.style.setProperty("--from", turn.start / nesting.n);
     strip.style.setProperty("--to", turn.stop / nesting.n);
     const made = `Turn ${Number(button.dataset.turn) + 1}: ${plural(turn.cells.length, "token")} at once`;
-    const given = turn.start ? `, given the ${turn.start} before` : ", given nothing";
+    const given = turn.start ? `, given the ${turn.start} before` : ", none before";
     caption.textContent = `${made}${given}, with the weights of module ${turn.module}. The bar is the whole sequence.`;
   }
 

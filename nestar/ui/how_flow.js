@@ -138,13 +138,13 @@ function flowPanel(panel) {
   function describe(t) {
     if (mode === "pair") {
       return t === 0 || t === 1
-        ? `t = ${t} is all ${t ? "data" : "noise"}. The arrow, x − ε, is what the network learns to answer.`
+        ? `t = ${t} is all ${t ? "data" : "noise"}. Taught each arrow, x − ε, the network answers their mean.`
         : "Drag the dot. All along its straight path the velocity to be learned is the same: x − ε (drawn shorter).";
     }
     const miss = meanMiss(samplePaths().map((path) => path.at(-1)), data);
     const ends = `on average ${miss.toFixed(2)} from the nearest data point`;
-    if (steps === 1) return `One step lands every sample on the mean of all data, ${ends}.`;
-    return `Arrows: the mean of x − ε over all pairs passing there. ${steps} steps along them end ${ends}.`;
+    if (steps === 1) return `One Euler step lands every sample on the mean of all data, ${ends}.`;
+    return `Arrows: the mean of x − ε over all pairs passing there, so paths bend. ${steps} Euler steps end ${ends}.`;
   }
 
   function show() {

@@ -165,7 +165,7 @@ function nestPanel(panel, choice) {
     if (pointed !== null) {
       const turn = nesting.turns[nesting.turnOf[pointed]];
       const place = nesting.placeOf[pointed] + 1;
-      const seen = turn.start ? `saw tokens ${span(0, turn.start)}` : "saw nothing but noise";
+      const seen = turn.start ? `saw tokens ${span(0, turn.start)}` : "saw no other token";
       const others = turn.cells.length > 1 ? `made with ${plural(turn.cells.length - 1, "other")}` : "made alone";
       return `Token ${place}: ${turn.name}, turn ${nesting.turnOf[pointed] + 1}; ${others}, ${seen}.`;
     }

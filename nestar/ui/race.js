@@ -121,7 +121,7 @@ function drawLane(lane) {
 function sayTokens() {
   const counts = calls.value.lanes.map((lane) => lane.of.tokens_processed);
   const alike = Math.max(...counts) < ALIKE * Math.min(...counts);
-  return alike ? "Alike: fewer turns do not mean fewer tokens." : "How often a token entered a network.";
+  return alike ? "Alike: fewer turns do not mean fewer tokens." : "How often a token entered a network; guided, twice in one pass.";
 }
 
 function bars({ name, title, hint, digits = 0 }) {

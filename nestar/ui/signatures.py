@@ -110,7 +110,7 @@ def signatures(pipeline: NestARPipeline) -> tuple[Signature, ...]:
         Signature(
             "hot",
             "Temperature too high",
-            "Noise far stronger than in training: patches begin where no path was learnt.",
+            f"Noise {HOT:g} times that of training: patches begin where no path was learnt.",
             (
                 Failure(
                     "hot",
@@ -154,8 +154,8 @@ def signatures(pipeline: NestARPipeline) -> tuple[Signature, ...]:
         ),
         Signature(
             "k",
-            f"k = {SMALL_K} or k = {LARGE_K}: which breaks?",
-            f"The same network cut into {small.modules} small modules or into {large.modules} large ones.",
+            f"k = {SMALL_K} against k = {LARGE_K}",
+            f"As many blocks, trained as {small.modules} small modules or as {large.modules} large ones.",
             (
                 Failure(
                     "k",

@@ -62,7 +62,7 @@ function caption(frame) {
   find(".note").textContent = frame.final
     ? `k = ${k}, ${plural(run.settings.steps, "step")}, temperature ${run.settings.temperature}, ` +
       (run.settings.cfg === 1 ? "guidance off" : `guidance ${run.settings.cfg}`)
-    : `${frame.known} of ${run.nesting.n} tokens stand; the rest is guessed from them.`;
+    : `${frame.known} of ${run.nesting.n} tokens stand; the decoder guesses the rest.`;
 }
 
 function numbers(frame) {
@@ -552,7 +552,7 @@ document.addEventListener("nestar:share", async ({ detail }) => {
 async function restore(file) {
   if (!file) return; // dragged from where there is none
   if (waiting) {
-    say("Your run waits for its turn: open the picture once it has begun, or press Stop.", true);
+    say("Your run is still waiting: open the picture once it has begun, or press Stop.", true);
     return;
   }
   let kept;
@@ -606,7 +606,7 @@ attend({
   failed: "nestar:failed",
   ask() {
     // Of a wait whose place nobody knows this stays.
-    if (find(".message").hidden) say("Waiting for the sampler: runs take their turn, one at a time.");
+    if (find(".message").hidden) say("Waiting for the sampler: it makes one run at a time.");
     trigger("ask");
   },
 });
