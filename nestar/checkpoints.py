@@ -171,7 +171,7 @@ def open_checkpoint(source: str | Path | None = None, revision: str | None = Non
         place, size = config.get("tokenizer"), config["size"]
         if not (place is None or isinstance(place, dict)):
             raise ValueError("tokenizer")
-        if not classes or type(size) is not int or not 1 <= size**2 <= MAX_PIXELS:
+        if not classes or type(size) is not int or size < 1 or size**2 > MAX_PIXELS:
             raise ValueError("size" if classes else "class")
         defaults = _defaults_of(config, folder / "config.json")
         return Checkpoint(folder, origin, classes, size, nestings, defaults, place, repository)
