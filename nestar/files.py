@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 RUNS = Path("runs")
-"""Where trainings write, unless told otherwise; git ignores it."""
+"""Where trainings write, unless told otherwise; git has of it what was added by name."""
 CACHE = RUNS / "cache"
 """Where pictures and latents lie that were drawn beforehand."""
 

@@ -7,13 +7,7 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
-from nestar.cli.common import (
-    add_settings,
-    add_source,
-    check_batch,
-    pipeline_of,
-    settings_of,
-)
+from nestar.cli.common import add_settings, add_source, check_batch, pipeline_of, settings_of
 from nestar.files import make_way, whole
 from nestar.settings import RANGES, SampleSettings, SettingsError, find_nesting, typed
 
