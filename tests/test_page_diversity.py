@@ -437,12 +437,14 @@ def test_what_is_pressed_right_after_stop_is_computed(visit_tab, ended, button, 
     if waits:
         page.locator("#diversity-measure").click()
         wait_for(page, "explained", "waiting")
+    ended.begun.clear()
     page.evaluate(f"""() => {{
       document.querySelector("#diversity-stop").click();
       document.querySelector("#diversity-{button}").click();
     }}""")
     wait_for_entry(ended)
     wait_for(page, panel, "running")
+    assert ended.begun.wait(60)  # the panel says so a moment before
     ended.clear()
     page.locator("#diversity-stop").click()
     wait_for(page, panel, "stopped")
