@@ -1,8 +1,9 @@
 """Fixtures of the browser tests: one page served in this process, and Chromium in front of it."""
 
+import itertools
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -116,6 +117,46 @@ def visit(browser: Any, page_url: str) -> Iterator[Callable[..., Visit]]:
         yield open_page
 
 
+class Contexts:
+    """Browser contexts that a module's tests hand on to each other: the page's files then come from a cache,
+    which saves a third of a visit's time. No two tabs that are open at once share one."""
+
+    def __init__(self) -> None:
+        self.idle: dict[str, list[Any]] = {}
+
+    @contextmanager
+    def lent(self, browser: Any, options: dict[str, Any]) -> Iterator[Any]:
+        """A context with these options; afterwards its tabs are closed and it is online."""
+        idle = self.idle.setdefault(repr(sorted(options.items())), [])
+        context = idle.pop() if idle else browser.new_context(**options)
+        closed: list[Any] = []
+        context.once("close", lambda context: closed.append(context))
+        try:
+            yield context
+        finally:
+            # Each tab holds a connection open; left-over ones would starve the next test's.
+            for page in context.pages:
+                page.close()
+            if not closed:
+                context.set_offline(False)
+                idle.append(context)
+
+    def close(self) -> None:
+        for context in itertools.chain(*self.idle.values()):
+            context.close()
+        self.idle.clear()
+
+
+CONTEXTS = Contexts()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def own_contexts() -> Iterator[None]:
+    """Another module may serve another page at the same address."""
+    yield
+    CONTEXTS.close()
+
+
 @contextmanager
 def visitors(browser: Any, page_url: str) -> Iterator[Callable[..., Visit]]:
     """A function that opens the page at `page_url` in a browser context of its own, with that context's
@@ -123,12 +164,12 @@ def visitors(browser: Any, page_url: str) -> Iterator[Callable[..., Visit]]:
 
     A complaint is a console error or warning, an uncaught exception, or a request to another server.
     """
-    contexts: list[Any] = []
     visits: list[Visit] = []
 
-    def open_page(at: str = "", **context_options: Any) -> Visit:
-        context = browser.new_context(**({"viewport": {"width": 1440, "height": 900}} | context_options))
-        contexts.append(context)
+    def open_page(at: str = "", **options: Any) -> Visit:
+        context = lent.enter_context(
+            CONTEXTS.lent(browser, {"viewport": {"width": 1440, "height": 900}} | options)
+        )
         context.set_default_timeout(PATIENCE_MS)
         visited = Visit(context.new_page())
         visits.append(visited)
@@ -141,10 +182,8 @@ def visitors(browser: Any, page_url: str) -> Iterator[Callable[..., Visit]]:
         page.locator(".film .ready").first.wait_for()
         return visited
 
-    yield open_page
-    # Each tab holds a connection open; left-over ones would starve the next test's.
-    for context in contexts:
-        context.close()
+    with ExitStack() as lent:
+        yield open_page
     assert [complaint for visited in visits for complaint in visited.complaints] == []
 
 

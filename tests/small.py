@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import random
+import socket
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,6 +18,15 @@ CLASSES = ("flower", "fish", "hot-air balloon")
 CHANNELS = 4
 SIZE = 64
 K4, K2 = Nesting.nested(4, 4, 4), Nesting.nested(4, 4, 2)
+
+
+def free_port() -> int:
+    """A port of this machine that nothing listens on, and none of those that the system gives to others."""
+    while True:
+        port = random.randrange(20_000, 30_000)
+        with socket.socket() as tried:
+            if tried.connect_ex(("127.0.0.1", port)):
+                return port
 
 
 def small_tokenizer(channels: int = CHANNELS) -> Tokenizer:

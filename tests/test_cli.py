@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import resource
 import subprocess
 import sys
@@ -390,8 +391,12 @@ def test_weights_begin_with_what_they_were_assembled_with(
 def test_a_reader_that_leaves_is_no_fault(weights: str) -> None:
     """As `python -m nestar ... | head -1`, which exits with main's status and says no more than main."""
     command = [sys.executable, "-m", "nestar", "push", weights, "user/repo", "--dry-run"]
-    with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT
-    ) as process:
-        process.stdout.close()
-        assert process.stderr.read() == "" and process.wait(60) == READER_LEFT
+    reader, writer = os.pipe()
+    os.close(reader)
+    try:
+        ended = subprocess.run(
+            command, stdout=writer, stderr=subprocess.PIPE, text=True, cwd=ROOT, timeout=200
+        )
+    finally:
+        os.close(writer)
+    assert (ended.stderr, ended.returncode) == ("", READER_LEFT)

@@ -1107,7 +1107,7 @@ def test_latencies_of_members(world: Path) -> None:
     pipeline = NestARPipeline.from_pretrained(world / "weights", device="cpu")
     settings = SolverSettings(steps=2, solver="heun")
     members = {name: (pipeline.models[name], settings) for name in ("k4-lattice", "one-shot", "ar-raster")}
-    found = latency.latencies(members, pipeline.tokenizer, runs=2, batch=3)
+    found = latency.latencies(members, pipeline.tokenizer, runs=3, batch=3)
     assert [found[name]["evaluations"] for name in members] == [7, 1, 16]
     for name, figures in found.items():
         nesting = pipeline.nestings[name]

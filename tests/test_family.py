@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
 import json
 import shlex
@@ -54,7 +55,11 @@ def quick_and_exact() -> Iterator[None]:
     torch.set_num_threads(1)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(NestingTask, "picture", lambda task, path: None)
+        # What a member leaves is collected; what other tests have left is not searched again for each.
+        gc.collect()
+        gc.freeze()
         yield
+    gc.unfreeze()
     torch.set_num_threads(before)
 
 

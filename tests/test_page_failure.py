@@ -4,6 +4,7 @@ import json
 import re
 import threading
 from collections.abc import Callable, Iterator
+from functools import partialmethod
 from types import SimpleNamespace
 
 import pytest
@@ -27,7 +28,7 @@ from nestar.ui.generate import first_settings
 from nestar.ui.laboratory import METERS, HealthyRuns, Laboratory, consequence, experiment_panels
 from nestar.ui.runs import Turn
 from nestar.ui.signatures import HOT, STRONG, compared, unequal
-from tests.conftest import schemes, served, tab_visitors, visitors
+from tests.conftest import PATIENCE_MS, schemes, served, tab_visitors, visitors
 from tests.small import CLASSES, K2, K4, small_model, small_tokenizer
 from tests.test_page import CONTRAST, PHONE, Hold
 
@@ -262,7 +263,7 @@ def test_without_coordination_is_held_against_what_saw_as_many_images():
 def test_alignment_is_that_of_the_experiment(family):
     laboratory, cancel = Laboratory(family), threading.Event()
     assert laboratory.comparable() == [K4.name, APART]
-    values = list(laboratory.alignment([K4.name, APART], 6, cancel))
+    values = list(laboratory.alignment([K4.name, APART], 6, cancel, seconds=float("inf")))
     assert values[-1]["state"] == "finished"
     counts = [sum(len(line["points"]) for line in value["lines"]) for value in values]
     assert counts == [*range(counts[-1] + 1), counts[-1]], "a point at a time"
@@ -378,6 +379,13 @@ def test_a_failure_is_shown_beside_the_healthy_run_with_its_figures(visit):
 
 
 @pytest.fixture
+def unhurried(monkeypatch) -> None:
+    """Velocities are compared to the end, on however slow a machine."""
+    unbound = partialmethod(Laboratory.alignment, seconds=float("inf"))
+    monkeypatch.setattr(Laboratory, "alignment", unbound)
+
+
+@pytest.fixture
 def hold(family, monkeypatch) -> Iterator[Hold]:
     holding = Hold(family, monkeypatch)
     yield holding
@@ -431,6 +439,7 @@ def test_on_a_tablet_there_is_room_for_the_words(visit, width):
 
 def test_a_lost_connection_is_said_and_ends_the_run(browser, url, hold):
     context = browser.new_context()
+    context.set_default_timeout(PATIENCE_MS)
     page = context.new_page()
     page.goto(url)
     page.get_by_role("tab", name="When it fails").first.click()
@@ -452,7 +461,7 @@ def test_a_refused_seed_is_one_sentence_in_its_row(visit):
     expect(button(page, "guidance")).to_have_text("Guidance 6")
 
 
-def test_velocities_are_measured_live(visit):
+def test_velocities_are_measured_live(visit, unhurried):
     page = visit()
     page.locator(".measure").click()
     expect(page.locator(".aligning .said")).to_contain_text("16 held-out pictures")
@@ -524,7 +533,7 @@ def test_failure_endpoint_streams_both_sides(client):
     assert ended["sides"][0]["images"] != ended["sides"][1]["images"]
 
 
-def test_alignment_endpoint_takes_any_weights_with_neighbours(client):
+def test_alignment_endpoint_takes_any_weights_with_neighbours(client, unhurried):
     ended = list(client.submit(nesting=K2.name, pictures=2, api_name="/alignment"))[-1]
     assert [line["pair"] for line in ended["lines"]] == list(range(1, K2.modules))
     assert all(len(line["points"]) == len(TIMES) for line in ended["lines"])

@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 
+import httpx
 import pytest
 from gradio_client import Client
 from gradio_client.exceptions import AppError
@@ -107,8 +108,7 @@ def replay_ms(page, speed: str) -> float:
     """How long the replay takes at that speed, from its first frame to its last."""
     page.locator(".speed").select_option(speed)
     page.evaluate("window.seen = []")
-    page.locator(".play").click()
-    expect(page.locator(".play")).to_have_attribute("title", "Pause")
+    assert page.locator(".play").evaluate("play => (play.click(), play.title)") == "Pause"
     page.locator(".stage:not(.playing)").wait_for()
     expect(page.locator(".play")).to_have_attribute("title", "Replay")
     times = [each["time"] for each in page.evaluate("window.seen")]
@@ -127,7 +127,7 @@ def test_replay_follows_the_speed(visit_small):
 def test_space_and_arrows_work_on_the_timeline(visit_small):
     page = visit_small().page
     stage, made = page.locator(".stage"), page.locator('[data-name="evaluations"] b')
-    page.locator(".speed").select_option("0.5")
+    page.locator(".speed").evaluate("speed => speed.add(new Option('slow', '0.01', true, true))")
     page.locator(".scrubber").focus()
     page.keyboard.press("ArrowLeft")
     expect(made).to_have_text("6")
@@ -205,9 +205,10 @@ def test_the_tokens_are_one_tab_stop_and_arrows_move_between_them(visit_small):
 def test_a_tap_looks_at_a_token(visit_small):
     page = visit_small(**PHONE).page
     page.locator('.token[data-cell="9"]').tap()
+    expect(page.locator(".token.self")).to_have_attribute("data-cell", "9")
     assert lit(page)["self"] == {9}
     page.locator(".hero .title").tap()
-    assert lit(page)["self"] == set()
+    expect(page.locator(".token.self")).to_have_count(0)
 
 
 def test_tokens_can_be_looked_at_during_a_run(visit_small, hold):
@@ -403,7 +404,7 @@ def test_an_animation_that_comes_takes_no_other_sentence_away(visit_small, monke
 
     def slowly(kept, run):
         asked.set()
-        assert go_on.wait(30)
+        assert go_on.wait(120)
         return made(kept, run)
 
     monkeypatch.setattr(KeptRuns, "animation", slowly)
@@ -411,7 +412,7 @@ def test_an_animation_that_comes_takes_no_other_sentence_away(visit_small, monke
     with page.expect_download():
         page.locator('[data-keep="animation"]').click()
         expect_message(page, "The animation is being made.")
-        assert asked.wait(30)
+        assert asked.wait(120)
         page.get_by_label("Steps per patch, as a number").fill("999")
         page.locator("#generate").click()
         expect_message(page, "steps must be a whole number")
@@ -472,6 +473,7 @@ def test_settings_outlive_a_lost_connection(visit_small, small):
     """Once the server is back Gradio loads the page anew."""
     visited = visit_small(at="?__theme=dark&seed=7")
     page = visited.page
+    expect_message(page, "The link's settings stand in the controls")  # it overwrites what is set before
     wanted = set_controls(page)
     visited.generate()
     visited.wait_until_rested()
@@ -542,7 +544,10 @@ def test_a_waiting_run_is_told_its_place_in_the_queue(visit_small, small, hold):
     first = crowd.submit(steps=2, api_name="/generate")
     assert hold.begun.acquire(timeout=60)
     crowd.submit(steps=2, api_name="/generate")  # not the visitor's steps, so that neither is made along
-    time.sleep(0.3)
+    deadline = time.monotonic() + 60
+    while not httpx.get(f"{small[1]}gradio_api/queue/status").json()["queue_size"]:
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
     visited = visit_small()
     visited.generate()
     expect_message(visited.page, "you are number 2 of 2")

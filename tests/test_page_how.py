@@ -146,6 +146,9 @@ def test_the_tab_waits_until_it_is_opened_keeps_its_state_and_asks_the_server_no
         asked: list[str] = []
         page.get_by_role("tab", name="How it works").first.click()
         page.locator(".how .tile").first.wait_for()
+        page.wait_for_function(  # the page's own question on load
+            "performance.getEntriesByType('resource').some(({name}) => name.includes('/run/predict'))"
+        )
         page.on("request", lambda request: asked.append(request.url))
         set_dials(page, 8, 16)
         panel(page, "flow").get_by_role("radio", name="Sampling").check(force=True)
@@ -271,8 +274,7 @@ def test_the_grid_grows_when_played_and_only_then(visit_how):
     assert canvas.evaluate(CELL_COLOUR, [nesting.flat[1], 8]) == empty
     expect(nest.locator(".tile.known")).to_have_count(1)
     scrubber.fill("8")
-    nest.get_by_role("button", name="Play").click()
-    expect(nest.get_by_role("button", name="Pause")).to_be_visible()
+    assert nest.locator(".play").evaluate("play => (play.click(), play.title)") == "Pause"
     expect(scrubber).to_have_value("10")
     expect(nest.get_by_role("button", name="Play")).to_be_visible()
     # From its end it starts again; a press pauses it half way.
@@ -418,6 +420,7 @@ def test_the_path_from_noise_to_data_is_dragged_and_the_picture_follows(visit_ho
     time, mixed, source = flow.locator(".time"), flow.locator(".mixed canvas"), how.picture()
     # The slider says its value itself; this one changes 30 times a second while it plays.
     expect(flow.locator(".clock")).to_have_attribute("aria-live", "off")
+    page.wait_for_function("document.querySelector('.mixed canvas').width !== 300")  # the picture has come
     errors = []
     for t in (0, 0.5, 1):
         time.fill(str(t))
@@ -475,6 +478,8 @@ def test_both_orders_show_what_stands_after_the_same_turns(visit_how):
         expect(figure.locator("figcaption")).to_have_text(
             f"After module 1, 4 of 64 tokens: the emptiest place is {gap:.1f} tokens from a known one."
         )
+    drawn_anew = "[...document.querySelectorAll('[data-panel=order] canvas')].map((c) => c.toDataURL())"
+    page.wait_for_function(f"new Set({drawn_anew}).size === 2")  # the picture has come
     drawn = [
         figure.locator("canvas").evaluate("canvas => canvas.toDataURL()") for figure in pictures.values()
     ]

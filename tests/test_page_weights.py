@@ -38,7 +38,7 @@ class Distant:
                 raise WeightsError(f"The Hub does not answer and {FILE} is not in the cache.")
             self.asked.set()
             progress(FILE, 2 * 2**20, 5 * 2**20)
-            assert self.arrived.wait(30)
+            assert self.arrived.wait(120)
         return self.models[name]
 
 

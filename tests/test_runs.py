@@ -39,7 +39,7 @@ def test_a_run_that_was_followed_by_another_leaves_that_its_flag():
 
 def test_a_long_run_gives_way_to_those_who_wait_and_only_to_them(monkeypatch: pytest.MonkeyPatch):
     clock, waiting = [0.0], [False]
-    monkeypatch.setattr(runs_module.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(runs_module, "time", SimpleNamespace(monotonic=lambda: clock[0]))
     runs, visitor = Runs(lambda: waiting[0]), SimpleNamespace(session_hash="one")
     with runs.run(visitor) as alone:
         clock[0] += 10 * runs_module.PATIENCE_SECONDS

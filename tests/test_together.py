@@ -177,7 +177,7 @@ def page(tmp_path: Path) -> Iterator[Page]:
 
 
 def wait_until(held: Callable[[], bool]) -> None:
-    for _ in range(400):
+    for _ in range(3000):
         if held():
             return
         threading.Event().wait(0.02)

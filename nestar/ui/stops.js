@@ -31,6 +31,23 @@ async function whyEnded(begun) {
   return "The server did not take the run. Try again in a moment.";
 }
 
+// Gradio's requests to cancel that are on their way: until they are answered it may cancel what is sent now, or tell
+// of the end of what it has cancelled. It tells no script of them.
+window.nestarCancelling ??= (() => {
+  const underWay = { count: 0 };
+  const send = window.fetch;
+  window.fetch = async (...asked) => {
+    const cancels = /\/(cancel|reset)$/.test(String(asked[0]?.url ?? asked[0]));
+    underWay.count += cancels;
+    try {
+      return await send(...asked);
+    } finally {
+      underWay.count -= cancels;
+    }
+  };
+  return underWay;
+})();
+
 // Gradio first has the server set the run's flag, then cancels whatever call it finds under way: a call sent in
 // between would be taken along. `begin()` when Stop is pressed; `through()` is called when a call can be sent again.
 // `halted`: the document's event for "no more is going to be cancelled"; `failed`: for a call that ended without a
@@ -53,7 +70,7 @@ function followStops({ halted, failed, through }) {
       heard = ends;
       await askServer(); // which answers what it was asked before: as long as this takes, so long may the end
       await new Promise((resolve) => setTimeout(resolve, SETTLE_MS));
-    } while (heard !== ends && going === stop);
+    } while ((heard !== ends || window.nestarCancelling.count) && going === stop);
     if (going === stop) release();
   }
 
