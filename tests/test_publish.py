@@ -2,6 +2,7 @@
 
 import ast
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -24,10 +25,10 @@ RECORD = {"images_seen": 900, "config": {"coordination": 0.1}, "init": {"images_
 FIGURES = {"class_accuracy": 0.987, "precision": 0.8, "recall": 0.7, "fid": 12.34, "seams": 1.1}
 
 
-@pytest.fixture
-def folder(tmp_path) -> Path:
+@pytest.fixture(scope="module")
+def made(tmp_path_factory) -> Path:
     """A checkpoint with a record of its training, a report on it, and files that are no part of it."""
-    place = save_checkpoint(tmp_path / "made")
+    place = save_checkpoint(tmp_path_factory.mktemp("publish") / "made")
     small_model(K4).save_pretrained(place / K4.name, record=RECORD)
     (place / "figures").mkdir()
     (place / "figures/private.png").write_bytes(b"mine")
@@ -39,6 +40,12 @@ def folder(tmp_path) -> Path:
         own = fingerprint_of(NestAR.from_pretrained(place / name)) if name == K4.name else "of others"
         (place / f"results/evaluate_{name}.json").write_text(json.dumps(report | {"fingerprint": own}))
     return place
+
+
+@pytest.fixture
+def folder(made, tmp_path) -> Path:
+    """A copy of `made`, to be changed."""
+    return shutil.copytree(made, tmp_path / "made")
 
 
 @pytest.fixture(scope="module")

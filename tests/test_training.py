@@ -65,6 +65,12 @@ QUIET = Cadence(checkpoint=1e9, validate=1e9, picture=1e9)
 
 
 @pytest.fixture(autouse=True)
+def small_sheets(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of one class: a sheet of twelve takes longer than the training."""
+    monkeypatch.setattr(nesting_module, "PICTURED", 1)
+
+
+@pytest.fixture(autouse=True)
 def one_thread() -> Iterator[None]:
     """Results are compared bit for bit."""
     before = torch.get_num_threads()
