@@ -6,9 +6,10 @@ import os
 import signal
 import socket
 import sys
+import threading
 import time
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future
 from html import escape
 from typing import Any
 
@@ -24,6 +25,7 @@ from nestar.ui import diversity, failure, generate, how, race
 from nestar.ui.assets import asset, launch_options
 from nestar.ui.doors import said
 from nestar.ui.lanes import can_race
+from nestar.ui.lasting import outlast
 from nestar.ui.runs import Runs, compute_on_one_thread, on_zero_gpu, waiting_calls
 from nestar.ui.weights import header
 
@@ -90,17 +92,19 @@ def build_page(pipeline: NestARPipeline, notice: str = "") -> gr.Blocks:
         pipeline.record(RECORDED)
     compute_on_one_thread(demo, runs)
     # Closed to calls that would pass by the queue and compute beside it.
-    return demo.queue(max_size=QUEUE_LENGTH, api_open=False)
+    demo.queue(max_size=QUEUE_LENGTH, api_open=False)
+    outlast(demo._queue)
+    return demo
 
 
 def open_page(source: str | None, revision: str | None, device: str) -> gr.Blocks:
     """The page on the weights of `source`; of several sources, on those that can stand together, in order;
     and on the embedded ones if there are none. Sentences on the page say why others were left out.
 
-    Weights are loaded and tried on a thread that ends. Each thread that has run torch keeps OpenMP workers,
-    and with those of two threads there are more than cores: GNU's OpenMP then lets all of them sleep at every
-    step, and a picture takes 2.4 times as long. On ZeroGPU calls compute in processes of their own, and what
-    stands for its GPU meanwhile does so on the main thread alone.
+    Weights are loaded and tried on a thread that ends, and that no exit waits for. Each thread that has run
+    torch keeps OpenMP workers, and with those of two threads there are more than cores: GNU's OpenMP then
+    lets all of them sleep at every step, and a picture takes 2.4 times as long. On ZeroGPU calls compute in
+    processes of their own, and what stands for its GPU meanwhile does so on the main thread alone.
 
     Raises:
         WeightsError: the embedded weights cannot be used either, a revision of them was asked for, or there
@@ -108,8 +112,16 @@ def open_page(source: str | None, revision: str | None, device: str) -> gr.Block
     """
     if on_zero_gpu():
         return _opened(source, revision, device)
-    with ThreadPoolExecutor(1) as opener:
-        return opener.submit(_opened, source, revision, device).result()
+    page: Future[gr.Blocks] = Future()
+
+    def open_it() -> None:
+        try:
+            page.set_result(_opened(source, revision, device))
+        except BaseException as error:
+            page.set_exception(error)
+
+    threading.Thread(target=open_it, name="opener", daemon=True).start()
+    return page.result()
 
 
 def _opened(source: str | None, revision: str | None, device: str) -> gr.Blocks:
@@ -216,6 +228,8 @@ def main() -> None:
         page = open_page(arguments.repo, arguments.revision, arguments.device)
     except WeightsError as error:
         raise SystemExit(f"nestar: {error}") from None
+    except (SystemExit, KeyboardInterrupt):  # weights may be on their way for minutes, and torch at work
+        os._exit(0)
     try:
         page.launch(
             server_name=arguments.host, server_port=arguments.port, share=arguments.share, **launch_options()

@@ -110,6 +110,8 @@ class _Loader(threading.Thread):
     def run(self) -> None:
         try:
             self._load(self._tell)
+        except torch.OutOfMemoryError as error:
+            self.failure = error.with_traceback(None)  # whose frames hold what had come to the device
         except Exception as error:
             self.failure = error
 

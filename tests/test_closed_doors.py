@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import http.client
 import os
 import shutil
@@ -21,8 +22,8 @@ import gradio as gr
 import httpx
 import pytest
 import torch
-from gradio import routes
-from gradio.utils import get_cache_folder, get_upload_folder
+from gradio import queueing, routes
+from gradio.utils import cancel_tasks, get_cache_folder, get_upload_folder
 
 import app
 import nestar
@@ -379,6 +380,69 @@ def test_few_visitors_pages_are_kept_in_memory(served: Page) -> None:
 def test_the_platform_learns_that_the_page_is_up(served: Page) -> None:
     answer = served.client.get("/health")
     assert (answer.status_code, answer.json()) == (200, {"ready": True, "version": nestar.__version__})
+
+
+def test_the_platform_learns_that_runs_are_not_served_any_more(
+    served: Page, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(served.demo, "_queue", types.SimpleNamespace(stopped=True))
+    answer = served.client.get("/health")
+    assert (answer.status_code, answer.json()["ready"]) == (503, False)
+
+
+def test_whoever_the_queue_has_forgotten_ends_it_for_nobody(
+    served: Page, visitors: ThreadPoolExecutor
+) -> None:
+    """It remembers 2,000 sessions, and those that wait may be the oldest."""
+    served.hold()
+    running = visitors.submit(served.call)
+    assert served.begun.wait(60)
+    served.join("forgotten")
+    del served.demo._queue.pending_messages_per_session["forgotten"]
+    served.free()
+    assert "event: complete" in running.result(60)
+    assert "event: complete" in served.call()
+    assert not served.demo._queue.stopped
+
+
+def test_the_queue_forgets_those_first_who_hear_nothing(served: Page) -> None:
+    queue = served.demo._queue
+    served.join("alice")
+    served.join("bob")
+    assert "event: complete" in served.call()
+    others = [each for each in queue.pending_messages_per_session if each != "alice"]
+    event = types.SimpleNamespace(session_hash="alice", alive=True, _id="x")
+    queue.send_message(event, types.SimpleNamespace())
+    assert list(queue.pending_messages_per_session) == [*others, "alice"]
+
+
+def test_a_call_cancelled_before_its_first_step_takes_it_first(served: Page) -> None:
+    """One that never begins would never give its place at the sampler back."""
+
+    async def scene() -> list[str]:
+        seen = []
+
+        async def run() -> None:
+            seen.append("begun")
+            try:
+                await asyncio.sleep(60)
+            finally:
+                seen.append("place given back")
+
+        task = asyncio.create_task(run())
+        queueing.set_task_name(task, "a<gradio-sep>b", 0, "event", False)
+        await cancel_tasks({"a b_0"})
+        await asyncio.sleep(0.01)
+        assert seen == ["begun"], "too early to be found"
+        await cancel_tasks({"a b_0"})
+        return seen
+
+    assert asyncio.run(scene()) == ["begun", "place given back"]
+
+
+def test_names_of_sessions_are_bounded(served: Page) -> None:
+    said = served.client.post("/gradio_api/call/generate", json={"data": [], "session_hash": "x" * 10_000})
+    assert said.status_code == 400 and "session_hash has at most 64 characters" in said.text
 
 
 def test_gradio_calls_nobody(served: Page) -> None:

@@ -5,8 +5,10 @@ import importlib.machinery
 import io
 import itertools
 import json
+import os
 import pickle
 import re
+import signal
 import sys
 import threading
 import time
@@ -404,6 +406,47 @@ def test_generate_right_after_stop_outlasts_a_slow_answer(visit, nesting, hold, 
     hold.released.set()
     page.locator('.stage[data-state="finished"]').wait_for()
     expect(page.locator(".token.known")).to_have_count(nesting.n)
+
+
+def test_a_stop_before_the_server_has_taken_the_run_ends_it(visit, hold):
+    """Gradio's own request to cancel it does not say what."""
+    visited = visit()
+    page = visited.page
+    hold.after(2)
+    held = []
+    page.route(re.compile("/queue/join"), lambda route: held.append(route), times=1)
+    visited.generate()
+    expect(page.locator(".stage")).to_have_attribute("data-state", "waiting")
+    page.locator("#stop").click()
+    expect(page.locator(".message")).to_have_text("Stopped before the first patch.")
+    page.get_by_label("Seed", exact=True).fill("5")
+    visited.generate()
+    page.wait_for_timeout(1000)  # longer than a Stop takes
+    held[0].continue_()
+    expect(page).to_have_url(re.compile("seed=5"))  # that of the run which has begun
+    hold.released.set()
+    visited.wait_until_rested()
+    assert "seed=5" in page.url
+
+
+def test_a_question_that_does_not_get_through_is_no_lost_connection(visit, hold, nesting):
+    visited = visit()
+    page = visited.page
+    hold.after(2)
+    visited.generate()
+    page.locator('.stage[data-state="running"]').wait_for()
+    asked = re.compile("/queue/status")
+    page.route(asked, lambda route: route.fulfill(status=502), times=1)
+    for _ in range(2):  # the second one is answered
+        with page.expect_response(asked):
+            pass
+    page.wait_for_timeout(300)
+    expect(page.locator(".message")).to_be_hidden()
+    hold.released.set()
+    visited.wait_until_rested()
+    expect(page.locator(".token.known")).to_have_count(nesting.n)
+    assert all("502" in said for said in visited.complaints)
+    visited.complaints.clear()  # the browser's own
 
 
 def test_closing_the_tab_stops_the_run(visit, ended):
@@ -1036,6 +1079,23 @@ def test_where_a_gpu_is_lent_a_call_at_a_time_the_main_thread_loads(lent, monkey
     monkeypatch.setattr(app, "on_zero_gpu", lambda: lent)
     monkeypatch.setattr(app, "_opened", lambda *_: threading.current_thread())
     assert (app.open_page(None, None, "cpu") is threading.main_thread()) == lent
+
+
+def test_an_exit_waits_for_no_weights_on_their_way(monkeypatch):
+    """A platform gives ten seconds."""
+    go, left = threading.Event(), []
+    monkeypatch.setattr(app, "_opened", lambda *_: go.wait(60))
+    monkeypatch.setattr(app.os, "_exit", lambda status: (left.append(status), sys.exit(status)))
+    monkeypatch.setattr(sys, "argv", ["app.py"])
+    before = signal.getsignal(signal.SIGTERM)
+    threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGTERM)).start()
+    try:
+        with pytest.raises(SystemExit):
+            app.main()
+    finally:
+        signal.signal(signal.SIGTERM, before)
+        go.set()
+    assert left == [0]
 
 
 def test_thinning_keeps_the_counts_and_the_ends_of_modules():

@@ -469,6 +469,36 @@ def test_a_setting_that_is_not_allowed_makes_no_link(visit_small):
     assert "k=8" not in page.url
 
 
+def test_a_press_before_the_link_is_answered_makes_its_picture(visit_small):
+    page = visit_small().page
+    answered = threading.Event()
+
+    def late(route):
+        answer = route.fetch()
+        page.wait_for_timeout(1000)
+        route.fulfill(response=answer)
+        answered.set()
+
+    page.route(re.compile("/run/predict"), late, times=1)
+    page.goto(page.url.partition("?")[0] + "?class=fish&steps=2&seed=9")
+    page.locator(".film .ready").first.wait_for()
+    page.locator("#generate").click()
+    assert not answered.is_set()
+    expect(page.locator(".hero .note")).to_contain_text("k = 4, 2 steps")
+    assert re.search("class=fish.*seed=9", page.url)
+
+
+def test_an_animation_that_does_not_come_can_be_asked_for_again(visit_small):
+    visited = visit_small()
+    page = visited.page
+    page.route(re.compile("/component_server"), lambda route: route.fulfill(status=502), times=1)
+    page.locator('[data-keep="animation"]').click()
+    expect_message(page, "The animation did not come: the connection was lost.")
+    visited.complaints.clear()  # the browser's own, and Gradio's
+    with page.expect_download():
+        page.locator('[data-keep="animation"]').click()
+
+
 def test_settings_outlive_a_lost_connection(visit_small, small):
     """Once the server is back Gradio loads the page anew."""
     visited = visit_small(at="?__theme=dark&seed=7")

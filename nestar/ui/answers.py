@@ -47,6 +47,8 @@ def refused(error: Exception) -> dict[str, Any]:
     """`refusal` in the words of the error, where it was meant for a reader."""
     if isinstance(error, SettingsError | WeightsError):
         return refusal(said(error))
+    if isinstance(error, gr.Error):  # of who lends the GPU: that a visitor's share of it is used up, for one
+        return refusal(str(error.message))
     log.error("The run failed.", exc_info=error)
     return refusal("The run failed on the server. Try again in a moment.")
 

@@ -67,7 +67,8 @@ function followCalls({ call, say, show, draw, sentence, late, paused, stopped, f
     },
     update() {
       const next = props.value;
-      if (!next?.run) return;
+      // Nothing is sent while a Stop is on its way: what comes is of the call that it ends.
+      if (!next?.run || stops.pending()) return;
       if (calls.asked !== null && late?.(next)) return;
       if (next.state === "refused") {
         // One that comes when nothing is on its way answers a call that Stop has ended, between two slices, say;

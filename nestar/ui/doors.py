@@ -18,7 +18,7 @@ from nestar.ui.front import FrontPage
 log = logging.getLogger(__name__)
 
 HEALTH = "/health"
-"""Answers with 200 as soon as the weights are loaded and the page is served."""
+"""Answers with 200 from when the weights are loaded and the page is served, for as long as runs are."""
 
 SHUT = (
     "/gradio_api/upload",
@@ -106,7 +106,8 @@ class Doors:
         path = scope["path"].removeprefix(scope.get("root_path", ""))
         length = Headers(scope=scope).get("content-length", "0")
         if path == HEALTH:
-            return JSONResponse({"ready": True, "version": __version__})
+            ready = not scope["app"].get_blocks()._queue.stopped
+            return JSONResponse({"ready": ready, "version": __version__}, 200 if ready else 503)
         if path.startswith(SHUT):
             return PlainTextResponse("There is nothing here.", 404)
         if not length.isdecimal() or int(length) > MAX_BODY:

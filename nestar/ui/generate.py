@@ -353,8 +353,8 @@ def bind_restoring(pipeline: NestARPipeline, first: SampleSettings, parts: Parts
 
     quiet = {"show_progress": "hidden", "api_visibility": "private", "queue": False}
     restored = [parts.classes, parts.dials, parts.answers]
-    for event in (
-        parts.stage.picture(on_picture, None, restored, **quiet),
+    for event in (  # each picture that is dropped counts, also while another is being read
+        parts.stage.picture(on_picture, None, restored, trigger_mode="multiple", **quiet),
         gr.on(None, on_link, None, restored, **quiet),
     ):
         event.failure(None, js=tells("unrestored"))

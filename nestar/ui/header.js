@@ -16,6 +16,8 @@ document.addEventListener("click", (event) => {
 // Gradio names a tab's button after its panel, but not the other way round; panels come when they are first opened.
 const tabs = () => [...document.querySelectorAll("#tabs [role=tab][data-tab-id]")];
 
+const linkedTab = () => tabs().find((tab) => `#${tab.dataset.tabId}` === location.hash);
+
 function namePanels() {
   for (const panel of document.querySelectorAll("#tabs [role=tabpanel][id]")) {
     panel.setAttribute("aria-labelledby", `${panel.id}-button`);
@@ -29,9 +31,7 @@ function openLinked() {
   }
   namePanels();
   new MutationObserver(namePanels).observe(document.getElementById("tabs"), { childList: true });
-  tabs()
-    .find((tab) => `#${tab.dataset.tabId}` === location.hash)
-    ?.click();
+  linkedTab()?.click();
 }
 
 document.addEventListener("click", (event) => {
@@ -41,4 +41,6 @@ document.addEventListener("click", (event) => {
   address.hash = tab.dataset.tabId === tabs()[0].dataset.tabId ? "" : tab.dataset.tabId;
   history.replaceState(history.state, "", address);
 });
+// Typed, or opened from a bookmark, while the page stands.
+addEventListener("hashchange", () => (linkedTab() ?? (location.hash ? null : tabs()[0]))?.click());
 openLinked();

@@ -244,6 +244,7 @@ form.elements.k.addEventListener("change", () => {
   lay();
 });
 document.addEventListener("nestar:race-done", () => {
+  if (!calls.busy() || calls.halting()) return; // of a slice that was stopped
   sliceDone = true;
   goOn();
 });

@@ -22,7 +22,8 @@ let looked = null; // the cell of the token that is looked at
 let reached = -1; // the furthest frame the visitor has seen of this run
 let waiting = false; // Generate was pressed and the server has not answered yet
 let ignoring = false; // Stop was pressed while waiting: the answer, if one still comes, is not wanted
-let again = false; // Generate was pressed while a Stop was on its way
+let again = false; // Generate was pressed while a Stop was on its way, or what a link asks for
+let linked = Object.keys(props.link).some((name) => new URLSearchParams(location.search).has(name)); // the latter
 let remarked = ""; // the remark on this run that was made already
 
 // ---- what is on screen --------------------------------------------------------------------------
@@ -336,12 +337,21 @@ function stopped() {
 const stops = followStops({
   halted: "nestar:halted",
   failed: "nestar:failed",
-  through() {
-    if (!again) return;
-    again = waiting = false;
-    document.getElementById("generate")?.click();
-  },
+  through: pressAgain,
 });
+
+// Generate, if it was pressed when it could not be.
+function pressAgain() {
+  if (!again || linked || stops.pending()) return;
+  again = waiting = false;
+  document.getElementById("generate")?.click();
+}
+
+// The controls stand as the link says.
+function arrive() {
+  linked = false;
+  pressAgain();
+}
 
 function breakOff(sentence) {
   // No more will come of the call: keep what stands and say why.
@@ -470,10 +480,10 @@ document.addEventListener(
       event.stopPropagation();
       event.preventDefault();
     }
-    if (!event.target.closest?.("#generate") || !(busy() || stops.pending())) return;
+    if (!event.target.closest?.("#generate") || !(busy() || stops.pending() || linked)) return;
     event.stopPropagation();
     event.preventDefault();
-    if (!stops.pending()) return; // one run at a time
+    if (!stops.pending() && !linked) return; // one run at a time
     again = waiting = true;
     say("", false);
     setState("waiting");
@@ -506,18 +516,15 @@ document.addEventListener("keydown", (event) => {
 // ---- saving, sharing, restoring ------------------------------------------------------------------
 
 const MAKING = "The animation is being made.";
+const LOST = { message: "The animation did not come: the connection was lost." };
 const KEEPS = {
   png: () => download(run.frames.at(-1).image, `${run.name}.png`),
   animation: async (button) => {
     // Not disabled, which would take the keyboard's place from it.
     button.setAttribute("aria-disabled", "true");
     say(MAKING, false);
-    let answer;
-    try {
-      answer = await server.animation_of(run.run);
-    } catch {
-      answer = { message: "The animation did not come: the connection was lost." };
-    }
+    // Gradio tells nothing of a question that did not get through: it has no answer.
+    const answer = (await server.animation_of(run.run).catch(() => null)) ?? LOST;
     if (answer.uri) download(answer.uri, answer.name);
     // Another sentence may have come meanwhile.
     if (!answer.uri) say(answer.message, true);
@@ -591,9 +598,14 @@ document.addEventListener("drop", (event) => {
   restore(event.dataTransfer.files[0]);
 });
 
-document.addEventListener("nestar:unrestored", () => say("The settings could not be restored. Try again in a moment.", true));
+document.addEventListener("nestar:unrestored", () => {
+  say("The settings could not be restored. Try again in a moment.", true);
+  arrive();
+});
 document.addEventListener("nestar:answer", ({ detail }) => {
-  if (detail.message) say(detail.message, detail.alarming);
+  if (!detail.message) return;
+  say(detail.message, detail.alarming);
+  arrive();
 });
 
 // After `followStops`: a call that Stop has ended has not failed.

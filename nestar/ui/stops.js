@@ -32,15 +32,27 @@ async function whyEnded(begun) {
 }
 
 // Gradio's requests to cancel that are on their way: until they are answered it may cancel what is sent now, or tell
-// of the end of what it has cancelled. It tells no script of them.
+// of the end of what it has cancelled. It tells no script of them. A call has a name once the server has taken it;
+// what is cancelled before is cancelled then: Gradio would ask, of a call without a name, for nothing.
 window.nestarCancelling ??= (() => {
   const underWay = { count: 0 };
+  const taken = new Map(); // by function: the server's answer to its latest call
+  let latest = null; // of those that were cancelled before it
   const send = window.fetch;
   window.fetch = async (...asked) => {
-    const cancels = /\/(cancel|reset)$/.test(String(asked[0]?.url ?? asked[0]));
+    const path = String(asked[0]?.url ?? asked[0]).split("?")[0];
+    const [joins, cancels] = [path.endsWith("/queue/join"), /\/(cancel|reset)$/.test(path)];
     underWay.count += cancels;
     try {
-      return await send(...asked);
+      const body = joins || cancels ? JSON.parse(asked[1].body) : {};
+      if (body.event_id === null && (taken.has(body.fn_index) || latest)) {
+        latest = taken.get(body.fn_index) ?? latest; // "reset" does not say of which function
+        const { event_id } = await latest;
+        asked[1] = { ...asked[1], body: JSON.stringify({ ...body, event_id }) };
+      }
+      const answer = send(...asked);
+      if (joins) taken.set(body.fn_index, answer.then((each) => each.clone().json()).catch(() => ({ event_id: null })));
+      return await answer;
     } finally {
       underWay.count -= cancels;
     }
@@ -128,7 +140,11 @@ function attend({ call, busy, waits, say, breakOff, failed, ask }) {
   setInterval(async () => {
     if (asking || !busy()) return;
     asking = true;
-    if (!(await askServer()).there && busy()) breakOff("The connection was lost.");
+    if (!(await askServer()).there) {
+      await new Promise((resolve) => setTimeout(resolve, CHECK_MS));
+      // Values come by another way: one question that does not get through is no loss.
+      if (busy() && !(await askServer()).there && busy()) breakOff("The connection was lost.");
+    }
     asking = false;
   }, CHECK_MS);
 }
