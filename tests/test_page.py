@@ -214,7 +214,7 @@ def test_one_run_at_a_time_however_often_generate_is_pressed(visit, hold):
         visited.page.locator("#generate").dispatch_event("click")  # though it says that it is off
     assert hold.begun.acquire(timeout=60)
     hold.released.set()
-    visited.page.locator('.stage[data-state="stopped"]:not(.playing)').wait_for()
+    visited.page.locator('.stage[data-state="finished"]:not(.playing)').wait_for()
     assert not hold.begun.acquire(timeout=2), "another run has begun"
 
 

@@ -322,7 +322,7 @@ class Laboratory:
                 line["points"].append({key: float(f"{row[key]:.5g}") for key in row if key != "pair"})
                 value = {**value, "lines": [{**each, "points": [*each["points"]]} for each in lines.values()]}
                 yield value
-                if spent > seconds:
+                if spent >= seconds:
                     yield {**value, "state": "out of time"}
                     return
         yield {**value, "state": "stopped" if cancel.is_set() else "finished"}
