@@ -347,11 +347,12 @@ function pressAgain() {
   document.getElementById("generate")?.click();
 }
 
-// The controls stand as the link says.
+// The controls stand as the link says, or nobody tells any more how.
 function arrive() {
   linked = false;
   pressAgain();
 }
+if (linked) setTimeout(arrive, HALT_MS);
 
 function breakOff(sentence) {
   // No more will come of the call: keep what stands and say why.
