@@ -481,7 +481,7 @@ class Hold:
             yield from itertools.islice(frames, patches)
             if error:
                 raise error
-            while not (self.hears.is_set() and cancel.is_set() or self.released.wait(0.02)):
+            while not ((self.hears.is_set() and cancel.is_set()) or self.released.wait(0.02)):
                 pass
             if not cancel.is_set():
                 yield from frames

@@ -7,6 +7,8 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import gradio as gr
+import httpx
 import pytest
 import torch
 from gradio_client import Client
@@ -48,17 +50,22 @@ def distant() -> Distant:
 
 
 @pytest.fixture
-def open_page(browser: Any, distant: Distant) -> Iterator[Callable[..., Any]]:
+def demo(distant: Distant) -> Iterator[gr.Blocks]:
     outlines = {name: model.outline for name, model in distant.models.items()}
     device = torch.device("cpu")
     models = Models(outlines, distant.load, device)
     pipeline = NestARPipeline(models, small_tokenizer(), classes=CLASSES, origin="user/far", device=device)
-    demo = app.build_page(pipeline)
+    built = app.build_page(pipeline)
     assert list(models.loaded) == [K4.name], "the page opens on one nesting and loads no other"
-    with served(demo) as url:
-        with visitors(browser, url) as opened:
-            yield opened
+    with served(built):
+        yield built
         distant.arrived.set()
+
+
+@pytest.fixture
+def open_page(browser: Any, demo: gr.Blocks) -> Iterator[Callable[..., Any]]:
+    with visitors(browser, demo.local_url) as opened:
+        yield opened
 
 
 def ask_for_k2(visit: Any) -> None:
@@ -200,3 +207,30 @@ def test_a_call_by_name_gives_the_sampler_up_too(
     visit.wait_until_rested()
     with pytest.raises(AppError, match="Others wait for the sampler: try again in a moment"):
         far.result(timeout=30)
+
+
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [
+        ("generate", {"k": 2}),
+        ("animation", {"k": 2}),
+        ("diversity", {"k": 2}),
+        ("nearest", {"k": 2}),
+        ("failure", {"k": 2, "failure": "hot"}),
+    ],
+)
+def test_who_waits_for_weights_by_name_and_leaves_is_gone(
+    demo: gr.Blocks, distant: Distant, name: str, values: dict[str, Any]
+) -> None:
+    with httpx.Client(base_url=f"{demo.local_url}gradio_api", timeout=60) as client:
+        event = client.post(f"/call/v2/{name}", json=values).json()["event_id"]
+        with client.stream("GET", f"/call/{name}/{event}"):
+            assert distant.asked.wait(60)
+            assert demo.runs.going == 1
+        until = time.monotonic() + 60
+        while demo.runs.going:
+            assert time.monotonic() < until, "it waits on"
+            time.sleep(0.05)
+        event = client.post("/call/v2/generate", json={"k": 4, "steps": 1}).json()["event_id"]
+        with client.stream("GET", f"/call/generate/{event}") as answer:
+            assert "event: complete" in answer.read().decode(), "the sampler is free"

@@ -17,7 +17,7 @@ from nestar.pipeline import NestARPipeline
 from nestar.settings import SampleSettings, SettingsError
 from nestar.ui.assets import asset
 from nestar.ui.doors import said
-from nestar.ui.runs import place_in_queue, waiting_calls
+from nestar.ui.runs import Turn, place_in_queue, waiting_calls
 
 log = logging.getLogger(__name__)
 
@@ -81,16 +81,25 @@ def fetching(told: Iterable[tuple[str, int, int]], page: gr.Blocks) -> Iterator[
         yield {"run": run_id(), "state": "fetching", "message": sentence}
 
 
-def fetched(told: Iterable[tuple[str, int, int]], page: gr.Blocks) -> None:
-    """The same for a call by name, which hears of weights on their way only if it has to give up."""
+def fetched(told: Iterable[tuple[str, int, int]], page: gr.Blocks, cancel: Turn) -> None:
+    """The same for a call that hears of weights on their way only if it has to give up; its run's time counts
+    from when they are here.
+
+    Raises:
+        WeightsError: as there; or the run was stopped meanwhile.
+    """
     for _ in fetching(told, page):
-        pass
+        if cancel.is_set():
+            raise WeightsError("The run was stopped while its weights were on their way.")
+    cancel.begin()
 
 
-def settings_here(pipeline: NestARPipeline, page: gr.Blocks, **values: object) -> SampleSettings:
+def settings_here(
+    pipeline: NestARPipeline, page: gr.Blocks, cancel: Turn, **values: object
+) -> SampleSettings:
     """Checked settings of a call by name, once their weights are here."""
     settings = pipeline.settings(**values)
-    fetched(pipeline.fetch(settings), page)
+    fetched(pipeline.fetch(settings), page, cancel)
     return settings
 
 

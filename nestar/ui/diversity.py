@@ -249,8 +249,8 @@ def build(pipeline: NestARPipeline, runs: Runs) -> None:
             settings, parent = settings_of(spec, count=1), spec.get("parent")
             kept = 0 if parent is None else spec.get("modules")
             sample = desk.sample(settings, parent, kept)
-            fetched(pipeline.fetch(sample.settings), page)
             with runs.run(request, PART) as cancel:
+                fetched(pipeline.fetch(sample.settings), page, cancel)
                 found = desk.nearest(sample, cancel)
             return {"run": run_id(), "state": "finished", **mark, **found}
         except Exception as error:

@@ -45,7 +45,7 @@ def bind(pipeline: NestARPipeline, desk: Desk, runs: Runs, page: gr.Blocks, usua
         has also distances, among the samples and among real pictures, in features."""
         dials = {"steps": steps, "temperature": temperature, "cfg": cfg, "seed": seed}
         with sentences(), runs.run(request) as cancel:
-            settings = checked(class_name=class_name, k=k, order=order, count=count, **dials)
+            settings = checked(cancel, class_name=class_name, k=k, order=order, count=count, **dials)
             rows = batches.consecutive(settings)
             for value in grown(desk.sheets(settings, rows, cancel)):
                 if value["final"] and settings.count > 1:
@@ -69,7 +69,7 @@ def bind(pipeline: NestARPipeline, desk: Desk, runs: Runs, page: gr.Blocks, usua
         seed, seed + 1, … Streams as /diversity does; the parent comes first."""
         dials = {"steps": steps, "temperature": temperature, "cfg": cfg, "seed": seed}
         with sentences(), runs.run(request) as cancel:
-            settings = checked(class_name=class_name, k=k, order=order, count=count, **dials)
+            settings = checked(cancel, class_name=class_name, k=k, order=order, count=count, **dials)
             rows = batches.siblings(settings, pipeline.plan_of(settings), parent, modules)
             yield from grown(desk.sheets(settings, rows, cancel))
 
@@ -85,7 +85,7 @@ def bind(pipeline: NestARPipeline, desk: Desk, runs: Runs, page: gr.Blocks, usua
         """One seed at temperatures from 0 to 1.5, as one batch. Streams as /diversity does."""
         dials = {"steps": steps, "cfg": cfg, "seed": seed}
         with sentences(), runs.run(request) as cancel:
-            settings = checked(class_name=class_name, k=k, order=order, **dials)
+            settings = checked(cancel, class_name=class_name, k=k, order=order, **dials)
             yield from grown(desk.sheets(settings, batches.temperature_row(settings), cancel))
 
     def explained(
@@ -102,7 +102,7 @@ def bind(pipeline: NestARPipeline, desk: Desk, runs: Runs, page: gr.Blocks, usua
         explained: shares (after modules 0 … M), increments (of each module), and their standard errors."""
         dials = {"steps": steps, "temperature": temperature, "cfg": cfg, "seed": seed}
         with sentences(), runs.run(request) as cancel:
-            settings = checked(class_name=class_name, k=k, order=order, **dials)
+            settings = checked(cancel, class_name=class_name, k=k, order=order, **dials)
             yield from desk.explained(settings, cancel)
 
     def nearest(
@@ -124,7 +124,7 @@ def bind(pipeline: NestARPipeline, desk: Desk, runs: Runs, page: gr.Blocks, usua
         95th percentile)."""
         dials = {"steps": steps, "temperature": temperature, "cfg": cfg, "seed": seed}
         with sentences(), runs.run(request) as cancel:
-            settings = checked(class_name=class_name, k=k, order=order, **dials)
+            settings = checked(cancel, class_name=class_name, k=k, order=order, **dials)
             if isinstance(sample, bool) or sample not in range(_COUNT):
                 raise SettingsError(f"sample must be a whole number from 0 to {_COUNT - 1}.")
             (own,) = batches.seeds_from(settings.seed + int(sample), 1)

@@ -95,9 +95,9 @@ def build(pipeline: NestARPipeline, runs: Runs, page: gr.Blocks) -> None:
         with sentences():
             found = laboratory.find(failure)
             sides = laboratory.sides(found, order=first.order, seed=seed, **values)
-            for settings in sides:
-                fetched(pipeline.fetch(settings), page)
             with runs.run(request) as cancel:
+                for settings in sides:
+                    fetched(pipeline.fetch(settings), page, cancel)
                 yield from laboratory.provoke(found, sides, cancel)
 
     def alignment_api(request: gr.Request, nesting: str = "", pictures: int = PICTURES) -> dict:
@@ -112,8 +112,8 @@ def build(pipeline: NestARPipeline, runs: Runs, page: gr.Blocks) -> None:
             name = check_choice("nesting", nesting, several) if nesting else laboratory.comparable()[0]
             if isinstance(pictures, bool) or pictures not in range(1, MOST_PICTURES + 1):
                 raise SettingsError(f"pictures must be a whole number from 1 to {MOST_PICTURES}.")
-            fetched(pipeline.models.fetch(name), page)
             with runs.run(request) as cancel:
+                fetched(pipeline.models.fetch(name), page, cancel)
                 yield from laboratory.alignment([name], int(pictures), cancel)
 
     quiet = {"show_progress": "hidden", "api_visibility": "private"}

@@ -38,10 +38,9 @@ def bind(pipeline: NestARPipeline, grown: Grown, runs: Runs, page: gr.Blocks, fi
         settings inside), module, patch, known, evaluations, function_evaluations, seconds, module_done,
         final, norms (of the velocity, a solver step each), batch (pictures made at once), device."""
         dials = {"steps": steps, "temperature": temperature, "cfg": cfg, "seed": seed}
-        with sentences():
-            settings = checked(class_name=class_name, k=k, order=order, **dials)
-            with runs.run(request) as cancel:
-                yield from grown.frames(settings, cancel)
+        with sentences(), runs.run(request) as cancel:
+            settings = checked(cancel, class_name=class_name, k=k, order=order, **dials)
+            yield from grown.frames(settings, cancel)
 
     def animation(
         request: gr.Request,
@@ -56,8 +55,8 @@ def bind(pipeline: NestARPipeline, grown: Grown, runs: Runs, page: gr.Blocks, fi
         """Grow one picture and return its growth as an animated WebP, a data URI."""
         dials = {"steps": steps, "temperature": temperature, "cfg": cfg, "seed": seed}
         with sentences():
-            settings = checked(class_name=class_name, k=k, order=order, **dials)
             with runs.run(request) as cancel:
+                settings = checked(cancel, class_name=class_name, k=k, order=order, **dials)
                 *_, value = grown.values(settings, cancel)
             if value["state"] != "finished":
                 raise SettingsError("The run was stopped before its end.")

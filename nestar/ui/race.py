@@ -109,9 +109,9 @@ def build(pipeline: NestARPipeline, runs: Runs, page: gr.Blocks) -> None:
         with sentences():
             race = starter.race(k=k, seed=seed, **values)
             try:
-                for lane in race.lanes:
-                    fetched(pipeline.models.fetch(lane.entrant.weights), page)
                 with runs.run(request) as cancel:
+                    for lane in race.lanes:
+                        fetched(pipeline.models.fetch(lane.entrant.weights), page, cancel)
                     starter.warm_up(race, cancel)
                     for _ in race.go(cancel, math.inf):
                         yield race.to_json()

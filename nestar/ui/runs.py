@@ -44,8 +44,12 @@ class Turn(threading.Event):
     def __init__(self, others_wait: Callable[[], bool]):
         super().__init__()
         self._others_wait = others_wait
-        self._began, self._patience = time.monotonic(), PATIENCE_SECONDS
-        self.gave_way = False
+        self._patience, self.gave_way = PATIENCE_SECONDS, False
+        self.begin()
+
+    def begin(self) -> None:
+        """Its time counts from now: what went before was no work of the sampler's."""
+        self._began = time.monotonic()
 
     @property
     def seconds(self) -> float:
