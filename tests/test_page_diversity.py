@@ -453,6 +453,33 @@ def test_what_is_pressed_right_after_stop_is_computed(visit_tab, ended, button, 
     assert ended == [True]
 
 
+def test_what_is_held_by_a_stop_says_that_it_waits_and_can_be_withdrawn(visit_tab, ended):
+    page = visit_tab()
+    quick(page)
+    page.get_by_label("Steps per patch, as a number").last.fill(str(MANY_STEPS))
+    page.locator("#diversity-generate").click()
+    wait_for(page, "grid", "running")
+    assert ended.begun.wait(60)
+    stopping = []
+    page.route(re.compile("/run/predict"), lambda route: stopping.append(route), times=1)
+    page.locator("#diversity-stop").click()
+    page.locator("#diversity-warm").click()
+    page.locator("#diversity-measure").click()
+    for panel in ("sweep", "explained"):
+        wait_for(page, panel, "waiting")
+    page.locator("#diversity-stop").click()
+    for panel in ("sweep", "explained"):
+        wait_for(page, panel, "empty")
+        expect(page.locator(f"#diversity-{panel} .status")).to_have_text("Stopped.")
+    page.locator("#diversity-resample").click()
+    wait_for(page, "siblings", "waiting")
+    sent = []
+    page.on("request", lambda request: sent.append(request.url) if "/queue/join" in request.url else None)
+    stopping[0].continue_()
+    expect(page.locator("#diversity-siblings .status")).to_contain_text("Choose a picture in the grid first")
+    assert len(sent) == 1 and ended == [True]
+
+
 @pytest.mark.parametrize(
     ("button", "panel"), [("generate", "grid"), ("warm", "sweep"), ("measure", "explained")]
 )

@@ -6,6 +6,7 @@ const STARTERS = ["generate", "warm", "measure", "resample"].map((name) => `#div
 let calls; // of this panel, see `followRuns`
 let wasBusy = false;
 let starter; // id of the button that starts its runs, if one does
+const held = new Map(); // by button: presses that wait until this panel's Stop is through
 
 function say(sentence, alarming = false) {
   const status = find(".status");
@@ -37,6 +38,16 @@ function showWhenMounted() {
   else requestAnimationFrame(showWhenMounted);
 }
 
+function pressHeld() {
+  const buttons = [...held.values()];
+  held.clear();
+  for (const pressed of buttons) {
+    pressed.again = true;
+    pressed.click();
+    pressed.again = false;
+  }
+}
+
 // `name`: of the panel's calls. `button`: the id of what starts a run, if a button does. `draw(value, fresh)`,
 // `late(value)`: see `followCalls`.
 function followRuns({ name, button, draw, late }) {
@@ -64,20 +75,22 @@ function followRuns({ name, button, draw, late }) {
       event.stopImmediatePropagation();
       event.preventDefault();
       if (!calls.halting()) return;
-      const again = () => {
-        pressed.again = true;
-        pressed.click();
-        pressed.again = false;
-      };
-      if (pressed.id === button) calls.start(button, again);
-      else calls.hold(again);
+      held.set(pressed.id, pressed);
+      calls.hold(pressHeld);
+      document.dispatchEvent(new CustomEvent("nestar:diversity-held", { detail: pressed.id }));
     },
     true,
   );
+  // The panel whose press it is says that it waits, whichever panel holds it.
+  document.addEventListener("nestar:diversity-held", ({ detail }) => {
+    if (button === detail) calls.start(button, held.has(button) ? pressHeld : undefined);
+  });
   // The buttons are Gradio's own, and send the calls themselves.
   document.addEventListener("click", (event) => {
     if (button && event.target.closest?.(`#${button}`) && !calls.busy()) calls.start(button);
-    if (event.target.closest?.("#diversity-stop")) calls.stop();
+    if (!event.target.closest?.("#diversity-stop")) return;
+    held.clear();
+    calls.stop();
   });
   calls.update();
   showWhenMounted();
