@@ -34,6 +34,7 @@ from nestar.pipeline import Models, NestARPipeline
 from nestar.ui import front
 from nestar.ui.assets import SESSIONS, launch_options
 from nestar.ui.doors import MAX_BODY
+from nestar.ui.lasting import MAX_CALL, MAX_UNHEARD
 from nestar.ui.runs import place_in_queue
 from tests.small import K2, K4, save_checkpoint
 
@@ -443,6 +444,40 @@ def test_a_call_cancelled_before_its_first_step_takes_it_first(served: Page) -> 
 def test_names_of_sessions_are_bounded(served: Page) -> None:
     said = served.client.post("/gradio_api/call/generate", json={"data": [], "session_hash": "x" * 10_000})
     assert said.status_code == 400 and "session_hash has at most 64 characters" in said.text
+
+
+@pytest.mark.parametrize("path", ["call/generate", "call/v2/generate", "queue/join"])
+def test_a_call_that_may_wait_is_small(served: Page, path: str) -> None:
+    """Eight megabytes of brackets unpack to 170, and sixty-four calls may wait."""
+    for much in ([[]] * MAX_CALL, "A" * MAX_CALL):
+        body = {"class_name": much} if "v2" in path else {"data": [much]}
+        if path == "queue/join":
+            body |= {"fn_index": served.function("on_generate"), "session_hash": "hoarder"}
+        said = served.client.post(f"/gradio_api/{path}", json=body)
+        assert said.status_code == 400 and f"A call has at most {MAX_CALL:,} bytes" in said.text
+    many = {
+        "data": ["A" * MAX_CALL, []],
+        "fn_index": served.function("settings_of"),
+        "session_hash": "hoarder",
+    }
+    assert served.client.post("/gradio_api/queue/join", json=many).status_code == 400
+
+
+def test_answers_that_nobody_fetches_are_few(served: Page) -> None:
+    sessions = served.demo._queue.pending_messages_per_session
+    served.join("hoarder")
+    for _ in range(MAX_UNHEARD):
+        sessions["hoarder"].put_nowait(None)
+    until = time.monotonic() + 60
+    while sessions["hoarder"].qsize() <= MAX_UNHEARD and time.monotonic() < until:
+        time.sleep(0.01)
+    body = {"data": [], "fn_index": served.function("generate"), "session_hash": "hoarder"}
+    said = served.client.post("/gradio_api/queue/join", json=body)
+    assert said.status_code == 400 and "Fetch the answers" in said.text
+    assert "event: complete" in served.call(), "the hoarder's run is over, too"
+    for number in range(SESSIONS):
+        served.client.post("/gradio_api/call/settings_of", json={"data": [str(number)]})
+    assert len(sessions) == SESSIONS and "hoarder" not in sessions
 
 
 def test_gradio_calls_nobody(served: Page) -> None:
