@@ -16,6 +16,7 @@ from playwright.sync_api import Page
 from benchmarks.browser import add_page_arguments, page_in_browser
 from benchmarks.common import RESULTS, positive, write_report
 from nestar.checkpoints import default_source, open_checkpoints
+from nestar.model import fingerprint_of
 from nestar.settings import SampleSettings
 
 # Resolves to when, in seconds after the click, the first frame and the finished picture were painted.
@@ -67,8 +68,11 @@ def main() -> None:
             "paced": clicks(page, arguments.runs, False),
             "as_it_comes": clicks(page, arguments.runs, True),
         }
-    own = open_checkpoints(arguments.repo or default_source())[0].defaults
-    result |= {name: own.get(name, getattr(SampleSettings, name)) for name in ("steps", "solver")}
+    checkpoint, usual = open_checkpoints(arguments.repo or default_source())[0], SampleSettings
+    own, shown = checkpoint.defaults, f"k{usual.k}-{usual.order}"
+    result |= {name: own.get(name, getattr(usual, name)) for name in ("steps", "solver")}
+    if shown in checkpoint.nestings:
+        result["fingerprints"] = {shown: fingerprint_of(checkpoint.nesting(shown))}
     result["memory_mib"] = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
     write_report(arguments.out, result)
     print(json.dumps(result))

@@ -63,10 +63,12 @@ def measured(arguments: argparse.Namespace) -> dict[str, Any]:
     """What the command writes."""
     pipeline = NestARPipeline.from_pretrained(device=arguments.device)
     pipeline.record()  # as the page does
-    model = pipeline.models[find_nesting(pipeline.nestings, arguments.k, SampleSettings.order)]
+    name = find_nesting(pipeline.nestings, arguments.k, SampleSettings.order)
+    model = pipeline.models[name]
     rate = matrix_rate(pipeline.device, rate_dtype(pipeline.device))
     return {
         "command": "python -m benchmarks.first_picture" + " --without-bf16" * arguments.without_bf16,
+        "fingerprints": {name: pipeline.models.fingerprint(name)},
         "parameters": model.config.parameters,
         "k": arguments.k,
         "cfg": arguments.cfg,

@@ -137,6 +137,7 @@ def main() -> None:
     with sentences(parser):
         pipeline = NestARPipeline.from_pretrained(device="cpu")
     settings = SolverSettings(steps=arguments.steps, solver=AIMED_AT["solver"])
+    named = [name for name in (YARDSTICK, BASELINE) if name in pipeline.models]
     report = {
         "device": str(pipeline.device),
         "cores": os.cpu_count(),
@@ -144,6 +145,7 @@ def main() -> None:
         "solver": settings.solver,
         "rows": arguments.rows,
         "runs": arguments.runs,
+        "fingerprints": {name: pipeline.models.fingerprint(name) for name in named},
         "members": measure(contenders(pipeline), settings, arguments.rows, arguments.runs),
     }
     write_report(arguments.out, report)

@@ -356,6 +356,7 @@ def measured(arguments: argparse.Namespace) -> dict[str, Any]:
         "solver": settings.solver,
         "cfg": settings.cfg,
         "runs": arguments.runs,
+        "fingerprints": {name: pipeline.models.fingerprint(name) for name in pipeline.models},
         "engine": engine(pipeline, settings, arguments.batches, arguments.runs),
         "streaming": streaming(pipeline, settings, STREAMED * arguments.runs),
         "growth": growth(
