@@ -5,7 +5,9 @@ What has come once is kept in the Hub client's cache and serves without the Hub,
 
 from __future__ import annotations
 
+import errno
 import hashlib
+import logging
 import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -17,9 +19,14 @@ from tqdm import tqdm
 
 from nestar.model import WeightsError
 
+log = logging.getLogger(__name__)
+
 PROBE_SECONDS, PATIENT_SECONDS = 2.0, 6.0
 """How long the Hub may take to answer before the cache is used, and where that has nothing to use; its client
 alone would try for minutes."""
+
+UNWRITABLE = (errno.EACCES, errno.EDQUOT, errno.ENOSPC, errno.EPERM, errno.EROFS)
+"""Why nothing is written: a folder that is somebody else's or read-only, a disk that is full."""
 
 REFUSED = (401, 403)
 """HTTP answers to one who may not have a file, such as with a token that is no longer valid."""
@@ -48,17 +55,25 @@ class HubRepository:
 
     @classmethod
     def open(cls, name: str, revision: str | None = None, first: str = "config.json") -> HubRepository:
-        """Find the commit that `revision` (default: the main branch) names, by fetching the file `first`.
+        """Find the commit that `revision` (default: the main branch) names, by fetching the file `first`; where
+        nothing more can be written into the cache, the commit that came before, if one did.
 
         Raises:
             WeightsError: one sentence on why there is none.
         """
-        from huggingface_hub import hf_hub_download
+        from huggingface_hub import hf_hub_download, try_to_load_from_cache
 
         named = f"{name}@{revision}" if revision else name
         with _one_sentence(name, revision, named, f"has no {first}: it holds no NestAR weights"):
             reached = _answers(name, first, revision)
-            file = Path(hf_hub_download(name, first, revision=revision, local_files_only=not reached))
+            try:
+                file = Path(hf_hub_download(name, first, revision=revision, local_files_only=not reached))
+            except OSError as error:
+                kept = try_to_load_from_cache(name, first, revision=revision)
+                if error.errno not in UNWRITABLE or not isinstance(kept, str):
+                    raise
+                log.warning("The cache takes no more (%s): %s as it came before.", error.strerror, named)
+                file = Path(kept)
         folder = file.parents[len(Path(first).parts) - 1]
         return cls(name, folder.name, folder)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import pickle
@@ -19,6 +20,7 @@ from diffusers import AutoencoderKL
 from huggingface_hub.utils._shared_blobs import publish_blob_to_shared_store
 from huggingface_hub.utils._xet_progress_reporting import XetDownloadProgressReporter
 
+from nestar import hub as hub_module
 from nestar.checkpoints import load_tokenizer
 from nestar.hub import HubRepository, _told
 from nestar.model import WeightsError
@@ -274,6 +276,28 @@ def test_what_came_by_xet_is_held_against_the_hubs_hash_too(tmp_path: Path, dama
     else:
         come._verify("k4/module_1.safetensors")
         assert (folder / "k4/module_1.safetensors").read_bytes() == content
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_a_cache_that_takes_no_more_serves_what_came_before(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, there: bool
+) -> None:
+    """The main branch has moved on, and its newest commit finds no room."""
+
+    def full(*_: object, **__: object) -> str:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    came = tmp_path / COMMIT / CONFIG
+    monkeypatch.setattr(hub_module, "_answers", lambda *_: True)
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", full)
+    monkeypatch.setattr(
+        "huggingface_hub.try_to_load_from_cache", lambda *_, **__: str(came) if there else None
+    )
+    if there:
+        assert HubRepository.open("user/weights").origin == f"user/weights@{COMMIT[:7]}"
+    else:
+        with pytest.raises(WeightsError, match=r"user/weights could not be downloaded \(No space left"):
+            HubRepository.open("user/weights")
 
 
 def test_of_what_comes_by_xet_one_count_is_told() -> None:
