@@ -55,8 +55,9 @@ class HubRepository:
 
     @classmethod
     def open(cls, name: str, revision: str | None = None, first: str = "config.json") -> HubRepository:
-        """Find the commit that `revision` (default: the main branch) names, by fetching the file `first`; where
-        nothing more can be written into the cache, the commit that came before, if one did.
+        """Find the commit that `revision` (default: the main branch) names, by fetching the file `first`.
+
+        Where nothing more can be written into the cache, that is the commit which came before, if one did.
 
         Raises:
             WeightsError: one sentence on why there is none.
