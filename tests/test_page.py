@@ -367,7 +367,7 @@ def test_generate_right_after_stop_makes_the_picture(visit, nesting):
     """Gradio's Stop takes along a call that is sent before it has been carried out: Generate waits for it."""
     visited = visit()
     page = visited.page
-    for _ in range(3):
+    for _ in range(2):
         set_steps(page, MANY_STEPS)
         visited.generate()
         page.locator('.stage[data-state="running"]').wait_for()
