@@ -14,8 +14,8 @@ import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from benchmarks.common import RESULTS
@@ -29,11 +29,14 @@ PLAIN = 2000
 ARMS = "--images 51200 --preset tiny-worlds-k4-small"
 """What each arm that an experiment trains sees on a CPU, and how large it is."""
 
+LEAST = 0.1
+"""Minutes that an experiment is asked to take, at least: it refuses 0, and ends after its first row then."""
+
 OPTIONS = {
     "baseline": f"--samples 200 {ARMS}",
     "coordination": f"--samples 200 {ARMS}",
     "independence": f"--samples 200 {ARMS}",
-    "modules": "--samples 200",
+    "modules": "",
     "order": "--samples 200",
     "precision": f"--samples 500 {ARMS}",
     "sampler": "",
@@ -51,11 +54,13 @@ class Measurement:
         command: what follows `python -m`.
         of: the weights that it is measured on, where the report does not name them beside their fingerprint;
             "" for what depends on none.
+        asked: what the report has to say of how it was measured, where it does not name its command.
     """
 
     result: str
     command: str
     of: str = K4
+    asked: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -73,10 +78,12 @@ class Measurement:
         return self.command.startswith("nestar experiment")
 
 
-def evaluation(result: str, nesting: str, samples: int = PLAIN, more: str = "") -> Measurement:
+def evaluation(result: str, nesting: str, samples: int = PLAIN, seed: int = 0) -> Measurement:
     file = (RESULTS / f"{result}.json").relative_to(places.ROOT)
-    command = f"nestar evaluate --nesting {nesting} --samples {samples}{more} --out {file}"
-    return Measurement(result, command, of=nesting)
+    seeded = f" --seed {seed}" if seed else ""
+    command = f"nestar evaluate --nesting {nesting} --samples {samples}{seeded} --out {file}"
+    asked = {"samples": samples, "seed": seed, "settings": embedded.solving()}
+    return Measurement(result, command, nesting, asked)
 
 
 def measurements() -> Iterator[Measurement]:
@@ -85,7 +92,7 @@ def measurements() -> Iterator[Measurement]:
     yield evaluation(f"few_{K4}", K4, 500)
     yield evaluation(f"many_{K4}", K4, 5000)
     for seed in (7, 11):
-        yield evaluation(f"seed{seed}_{K4}", K4, more=f" --seed {seed}")
+        yield evaluation(f"seed{seed}_{K4}", K4, seed=seed)
     for name in embedded.nestings():
         if name != K4:
             yield evaluation(f"evaluate_{name}", name)
@@ -120,11 +127,12 @@ def why_anew(measurement: Measurement) -> str:
     asked, typed = f"python -m {measurement.command}", report.get("command")
     if typed not in (None, asked):
         return f"measured by `{typed}`"
+    if others := [name for name, value in measurement.asked.items() if report.get(name) != value]:
+        return f"measured with other {', '.join(others)}"
     instruments = report.get("instruments")
     if measurement.of:
         named = named_weights(measurement)
-        others = [name for name, own in named.items() if own != embedded.fingerprint(name)]
-        if others:
+        if others := [name for name, own in named.items() if own != embedded.fingerprint(name)]:
             return f"measured on other weights: {', '.join(others)}"
         if not named and instruments is None:
             return "does not say on which weights it was measured"
@@ -137,7 +145,7 @@ def run(measurement: Measurement, minutes: float | None) -> bool:
     """Measure; whether it went well."""
     command = [sys.executable, "-m", *shlex.split(measurement.command)]
     if minutes is not None and measurement.goes_on:
-        command += ["--minutes", f"{minutes:.1f}"]
+        command += ["--minutes", f"{max(minutes, LEAST):.1f}"]
     print(f"{measurement.name}: {shlex.join(command[1:])}", flush=True)
     return subprocess.run(command, cwd=places.ROOT, check=False).returncode == 0
 

@@ -123,10 +123,10 @@ def test_a_class_that_is_missing_or_made_up_shows_in_its_own_shares():
     real_ids = torch.tensor([0, 1]).repeat_interleave(50)
     fake_ids = torch.tensor([1, 0]).repeat(25)
     fakes_N, reals_N = metrics.within_manifolds(torch.cat([left, right]), left)
-    assert metrics.shares_by_class(reals_N, real_ids) == {CLASSES[0]: 1, CLASSES[1]: 0}
-    assert metrics.shares_by_class(fakes_N, fake_ids) == {CLASSES[0]: 1, CLASSES[1]: 1}
+    assert metrics.means_by_class(reals_N, real_ids) == {CLASSES[0]: 1, CLASSES[1]: 0}
+    assert metrics.means_by_class(fakes_N, fake_ids) == {CLASSES[0]: 1, CLASSES[1]: 1}
     fakes_N, _ = metrics.within_manifolds(left, torch.cat([left, right]))
-    assert metrics.shares_by_class(fakes_N, real_ids) == {CLASSES[0]: 1, CLASSES[1]: 0}
+    assert metrics.means_by_class(fakes_N, real_ids) == {CLASSES[0]: 1, CLASSES[1]: 0}
 
 
 def test_neighbour_radius_is_the_kth_other_row():

@@ -18,6 +18,7 @@ from nestar import cli
 
 WEIGHED = Measurement("evaluate_k2-lattice", "nestar evaluate --nesting k2-lattice", of="k2-lattice")
 FREE = Measurement("thumbnails", "benchmarks.thumbnails", of="")
+ASKED = Measurement(*("few_k2-lattice", "nestar evaluate", "k2-lattice"), {"samples": 500, "seed": 0})
 GROWS = Measurement("experiments/order", "nestar experiment order --samples 200")
 
 
@@ -74,6 +75,9 @@ def test_every_command_is_one_that_there_is() -> None:
             "other weights: k4-lattice",
         ),
         (FREE, {"accuracy": 0.7}, ""),
+        (ASKED, {"samples": 500, "seed": 0, "fingerprint": "0123abcd"}, ""),
+        (ASKED, {"samples": 200, "seed": 0, "fingerprint": "0123abcd"}, "with other samples"),
+        (ASKED, {"samples": 500, "fingerprint": "0123abcd"}, "with other seed"),
     ],
 )
 def test_what_belongs_to_other_weights_is_found(
@@ -129,7 +133,9 @@ def test_a_budget_reaches_what_can_go_on_and_leaves_the_rest(
     assert everything.main(["order", "--minutes", "30"]) == 0
     assert "Left for the next call: order." in capsys.readouterr().out
     assert runs == [[*shlex.split(GROWS.command), "--minutes", "30.0"]]
-    assert everything.main(["--minutes", "0"]) == 0 and len(runs) == 1
+    assert everything.main(["order", "--minutes", "0.02"]) == 0
+    assert runs[1:] == [[*shlex.split(GROWS.command), "--minutes", "0.1"]], "0.0 would be refused"
+    assert everything.main(["--minutes", "0"]) == 0 and len(runs) == 2
     assert "Left for the next call: evaluate_k2-lattice, order." in capsys.readouterr().out
 
 

@@ -21,6 +21,7 @@ from safetensors.torch import load_file
 
 from nestar.checkpoints import assemble
 from nestar.cli import main
+from nestar.cli.common import INTERRUPTED
 from nestar.data.tiny_worlds import CLASSES
 from nestar.model import NestAR
 from nestar.nesting import Nesting
@@ -385,6 +386,8 @@ def test_from_the_command_line_to_a_checkpoint(
     command = ["train", "family", "--images", "10", "--batch", "4", "--minutes", "5", "--device", "cpu"]
     command += ["--members", "alone, nested", "--folder", str(tmp_path / "family")]
     command += ["--tokenizer", str(tmp_path / "tokenizer"), "--cache", str(tmp_path / "cache")]
+    assert main([*command, "--minutes", "1e-9"]) == INTERRUPTED  # what follows in a shell needs the weights
+    assert [row["finished"] for row in json.loads(capsys.readouterr().out)] == [False, False]
     assert main(command) == 0
     printed = capsys.readouterr()
     report = json.loads(printed.out)

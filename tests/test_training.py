@@ -108,7 +108,14 @@ def test_a_tokenizer_is_trained_on_and_features_are_trained_from_the_command_lin
     common = ["--steps", "1", "--device", "cpu", "--cache", str(cache)]
     call = ["train", "tokenizer", "--preset", "smoke", "--init", str(tmp_path / "first/tokenizer"), *common]
     assert main([*call, "--folder", str(tmp_path / "on")]) == 0
-    assert json.loads(capsys.readouterr().out)["init"] == {"steps": 5}
+    record = json.loads(capsys.readouterr().out)
+    assert record["init"] == {"steps": 5}
+    task = TokenizerTask(
+        *(presets.TOKENIZERS["smoke"], CPU, cache),
+        init=load_tokenizer(tmp_path / "first/tokenizer"),
+        steps_before=5,
+    )
+    assert record["l1"] == round(task.train_step(0, 0.0)["l1"].item(), 5), "what the first five drew is drawn"
     first, on = (load_tokenizer(tmp_path / name / "tokenizer") for name in ("first", "on"))
     pairs = zip(first.parameters(), on.parameters(), strict=True)
     moved = [(one - other).abs().max().item() for one, other in pairs]
@@ -1011,6 +1018,17 @@ def test_a_run_may_start_from_other_weights(cache: Path) -> None:
     again = TokenizerTask(replace(presets.TOKENIZERS["smoke"], seed=1), CPU, cache, init=tokenizer)
     same = again.tokenizer.autoencoder.state_dict()
     assert all(torch.equal(value, same[name]) for name, value in tokenizer.autoencoder.state_dict().items())
+
+
+def test_a_tokenizer_that_is_trained_on_draws_what_it_has_not_seen(cache: Path) -> None:
+    first = tokenizer_task(cache).tokenizer
+    smoke = presets.TOKENIZERS["smoke"]
+
+    def loss(steps_before: int, step: int) -> float:
+        task = TokenizerTask(smoke, CPU, cache, init=first, steps_before=steps_before)
+        return task.train_step(step, 0.0)["l1"].item()
+
+    assert loss(4, 0) == loss(0, 4) != loss(0, 0)
 
 
 def test_a_trained_module_may_begin_with_another_number_of_blocks(cache: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from nestar.checkpoints import EMBEDDED, load_tokenizer
 from nestar.evaluation import report
 from nestar.evaluation.inception import features_named
 from nestar.model import NestAR, Outline, fingerprint_of
+from nestar.sampler import SolverSettings
 
 FAIR_K4 = "k4-lattice.together"
 """The weights of k = 4 that saw as many images as the family's other members."""
@@ -39,6 +41,11 @@ def training_of(file: str) -> dict[str, Any]:
 
 def parameters(name: str) -> int:
     return Outline.read(folder_of(name)).config.parameters
+
+
+def solving() -> dict[str, Any]:
+    """How pictures of the embedded weights are sampled where nothing is asked for."""
+    return asdict(replace(SolverSettings(), **stored("config.json").get("defaults", {})))
 
 
 @cache

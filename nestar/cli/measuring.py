@@ -49,7 +49,8 @@ def _evaluate(arguments: argparse.Namespace) -> int:
         )
     except ValueError as error:
         raise SettingsError(str(error)) from None
-    report |= {"weights": pipeline.origin, "fingerprint": fingerprint_of(model)}
+    # The weights' name: two variants are of one nesting.
+    report |= {"nesting": name, "weights": pipeline.origin, "fingerprint": fingerprint_of(model)}
     report["instruments"] = instruments(pipeline.tokenizer, features)
     report["images_seen"] = pipeline.models.outline(name).images_seen
     if arguments.out:
@@ -57,9 +58,9 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print(json.dumps(report))
     else:
-        for name, value in report.items():
+        for figure, value in report.items():
             if not isinstance(value, dict | list):
-                print(f"{name:24} {value}")
+                print(f"{figure:24} {value}")
     return 0
 
 

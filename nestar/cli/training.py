@@ -124,7 +124,8 @@ def _run_name(arguments: argparse.Namespace, preset: str, config: Any) -> str:
 
 
 def _train_family(arguments: argparse.Namespace) -> int:
-    """Train the family's members in turn; prints a list of one JSON object a member."""
+    """Train the family's members in turn; prints a list of one JSON object a member. As with a single one,
+    the exit status says whether all of them are finished."""
     began = time.monotonic()
     refuse_flags(
         arguments,
@@ -172,7 +173,7 @@ def _train_family(arguments: argparse.Namespace) -> int:
     command = assemble_command(report, folder / "checkpoint", tokenizer_folder)
     if command:
         print(command, file=sys.stderr)
-    return 0
+    return 0 if all(row["finished"] for row in report) else INTERRUPTED
 
 
 def _training_of(folder: Path) -> dict[str, object]:
@@ -244,9 +245,11 @@ def _task(
 ) -> Task:
     """The training task of `arguments.what`; imported late, so that sampling loads no training code."""
     if arguments.what == "tokenizer":
+        from nestar.model import summed_over_runs
         from nestar.training.tokenizer import TokenizerTask
 
-        return TokenizerTask(config, device, arguments.cache, **weights)
+        before = summed_over_runs(_training_of(arguments.init), "steps") if arguments.init else 0
+        return TokenizerTask(config, device, arguments.cache, steps_before=int(before), **weights)
     if arguments.what == "features":
         from nestar.training.features import FeaturesTask
 

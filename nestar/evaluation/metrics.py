@@ -165,16 +165,11 @@ def vendi_score(features_ND: Tensor) -> float:
 def class_accuracy(logits_NK: Tensor, class_ids_N: Tensor) -> tuple[float, dict[str, float]]:
     """Share of pictures in which the asked class is named, overall and by class."""
     hits_N = logits_NK.argmax(1) == class_ids_N
-    return hits_N.double().mean().item(), shares_by_class(hits_N, class_ids_N)
-
-
-def shares_by_class(hits_N: Tensor, class_ids_N: Tensor) -> dict[str, float]:
-    """By name, the share of each class's pictures that are hits."""
-    return means_by_class(hits_N, class_ids_N)
+    return hits_N.double().mean().item(), means_by_class(hits_N, class_ids_N)
 
 
 def means_by_class(values_N: Tensor, class_ids_N: Tensor) -> dict[str, float]:
-    """By name, the mean over each class's pictures."""
+    """By name, the mean over each class's pictures; of what is true or false the share that is true."""
     return {
         CLASSES[i]: values_N[class_ids_N == i].double().mean().item() for i in class_ids_N.unique().tolist()
     }

@@ -331,8 +331,8 @@ def compare(real: Description, fake: Description) -> dict[str, Any]:
         figures |= {
             "class_accuracy": accuracy,
             "class_accuracy_by_class": by_class,
-            "precision_by_class": metrics.shares_by_class(fakes_N, fake.class_ids_N),
-            "recall_by_class": metrics.shares_by_class(reals_N, real.class_ids_N),
+            "precision_by_class": metrics.means_by_class(fakes_N, fake.class_ids_N),
+            "recall_by_class": metrics.means_by_class(reals_N, real.class_ids_N),
         }
     if fake.redrawn_N is not None:
         redrawn_N = fake.redrawn_N.double()

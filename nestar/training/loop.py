@@ -3,8 +3,8 @@
 A run lives in one folder: `state.safetensors` (everything needed to go on, replaced atomically),
 `log.jsonl` (losses, held-out losses), `samples/*.png`, and, at the end, what the task exports.
 Randomness is a function of (seed, step), so a resumed run goes on as if it had not been stopped: bit for bit
-on a CPU, up to the order of additions on a GPU. Other kinds of devices draw other numbers; `runs.check_run`
-keeps a run on the kind it began on.
+on a CPU, up to the order of additions on a GPU; the losses that are shown, smoothed over steps, begin anew.
+Other kinds of devices draw other numbers; `runs.check_run` keeps a run on the kind it began on.
 
 Of several processes the first alone logs, checks, draws and writes, and its clock counts; all stop after the
 same step, whichever of them was asked to.

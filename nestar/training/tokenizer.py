@@ -57,17 +57,26 @@ class TokenizerConfig:
 class TokenizerTask:
     """What `training.loop.train` needs to train a tokenizer on Tiny Worlds; `init` gives it first weights.
 
+    Args:
+        steps_before: those that `init` has been trained for, whose draws are not drawn again.
+
     Raises:
         SettingsError: only the decoder is to be trained, and there is no `init`.
     """
 
     def __init__(
-        self, config: TokenizerConfig, device: torch.device, cache: Path, *, init: Tokenizer | None = None
+        self,
+        config: TokenizerConfig,
+        device: torch.device,
+        cache: Path,
+        *,
+        init: Tokenizer | None = None,
+        steps_before: int = 0,
     ):
         if config.decoder_only and init is None:
             raise SettingsError("A decoder alone is trained for an encoder: --init names its tokenizer.")
         torch.manual_seed(config.seed)
-        self.config, self.device = config, device
+        self.config, self.device, self.steps_before = config, device, steps_before
         autoencoder = build_autoencoder(
             patch=config.patch, channels=config.channels, latent_channels=config.latent_channels
         )
@@ -108,9 +117,10 @@ class TokenizerTask:
 
     def train_step(self, step: int, lr_factor: float) -> dict[str, Tensor]:
         """One optimiser step; returns its losses, on the device, where all but a step's fill is drawn."""
-        host = step_generator(self.config.seed, step, CPU)
+        drawn = self.steps_before + step
+        host = step_generator(self.config.seed, drawn, CPU)
         on_cpu = self.device.type == "cpu"
-        generator = host if on_cpu else step_generator(self.config.seed, step, self.device)
+        generator = host if on_cpu else step_generator(self.config.seed, drawn, self.device)
         images = self._images(generator)
         with autocast(self.device):
             mean, logvar = self.tokenizer.moments(images)

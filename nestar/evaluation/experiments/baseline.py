@@ -56,11 +56,12 @@ def measure(study: Study) -> None:
         "settings": asdict(settings),
     }
     found = study.once("module 1's tokens were compared", key, lambda: _compared(study, done, settings))
-    counted = {"samples": options.samples}
-    study.rows.append({"part": "gaussian", "member": "gaussian", **counted, "loss": found["gaussian_loss"]})
+    fitted = {"samples": 2 * options.samples}  # both halves of `_compared`
+    study.rows.append({"part": "gaussian", "member": "gaussian", **fitted, "loss": found["gaussian_loss"]})
     study.bar.update()
     study.rows += [
-        {"part": "tokens", "member": name, **counted, **row} for name, row in found["tokens"].items()
+        {"part": "tokens", "member": name, "samples": options.samples, **row}
+        for name, row in found["tokens"].items()
     ]
     study.rows += [{"part": "curve", "member": "module 1", **entry} for entry in curve(done)]
     study.bar.update()
@@ -210,4 +211,5 @@ EXPERIMENT = Experiment(
     find=find,
     draw=draw,
     trains=True,
+    finals=False,
 )

@@ -38,13 +38,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--samples",
         type=int,
-        default=SAMPLES,
         help=f"samples of a grid's or search's rows (default: {SAMPLES})",
     )
     parser.add_argument(
         "--final-samples",
         type=int,
-        default=FINAL_SAMPLES,
         help=f"of the finalists (default: {FINAL_SAMPLES})",
     )
     parser.add_argument(
@@ -82,6 +80,8 @@ def run(arguments: argparse.Namespace) -> int:
         WeightsError: weights are missing or damaged.
     """
     began = time.monotonic()
+    samples = SAMPLES if arguments.samples is None else arguments.samples
+    final_samples = FINAL_SAMPLES if arguments.final_samples is None else arguments.final_samples
     _check(arguments)
     from nestar.checkpoints import default_source
     from nestar.evaluation.experiments.study import Options, Study, conduct, tell
@@ -91,14 +91,19 @@ def run(arguments: argparse.Namespace) -> int:
 
     experiment = load(arguments.name)
     _check_applies(arguments, experiment)
+    if experiment.searches and experiment.finals and final_samples <= samples:
+        raise SettingsError(
+            f"--final-samples must be more than --samples ({samples}): finalists are measured on more than "
+            f"searches and grids are, got {final_samples}."
+        )
     base = _recipe(arguments)
     pipeline = NestARPipeline.from_pretrained(
         arguments.repo or default_source(), revision=arguments.revision, device=arguments.device
     )
     features = features_named(arguments.features, pipeline.device)
     options = Options(
-        samples=arguments.samples,
-        final_samples=arguments.final_samples,
+        samples=samples,
+        final_samples=final_samples,
         seed=arguments.seed,
         steps=arguments.steps,
         nesting=arguments.nesting or MEMBER,
@@ -112,8 +117,8 @@ def run(arguments: argparse.Namespace) -> int:
         command=_typed(arguments),
     )
     try:
-        for samples in (options.samples, options.final_samples):  # before arms are trained for nothing
-            check_samples(samples)
+        for count in (samples, final_samples):  # before arms are trained for nothing
+            check_samples(count)
         report = conduct(experiment, Study(experiment.name, pipeline, features, options))
     except SettingsError:
         raise
@@ -161,11 +166,6 @@ def _check(arguments: argparse.Namespace) -> None:
         value = getattr(arguments, flag)
         if value is not None and value < 1:
             raise SettingsError(f"--{flag.replace('_', '-')} must be at least 1, got {value}.")
-    if arguments.final_samples <= arguments.samples:
-        raise SettingsError(
-            f"--final-samples must be more than --samples ({arguments.samples}): finalists are measured on "
-            f"more than searches and grids are, got {arguments.final_samples}."
-        )
     if arguments.minutes is not None and not 0 < arguments.minutes < math.inf:
         raise SettingsError(f"--minutes must be a finite number above 0, got {arguments.minutes:g}.")
 
@@ -174,9 +174,10 @@ def _check_applies(arguments: argparse.Namespace, experiment: Experiment) -> Non
     """Refuse flags that would do nothing."""
     flags = {"images": experiment.trains, "preset": experiment.trains, "batch": experiment.trains}
     flags |= {"compile": experiment.trains, "nesting": experiment.single}
+    flags |= {"samples": experiment.searches, "final_samples": experiment.finals}
     for flag, applies in flags.items():
         if getattr(arguments, flag) is not None and not applies:
-            raise SettingsError(f"--{flag} does not apply to {experiment.name}.")
+            raise SettingsError(f"--{flag.replace('_', '-')} does not apply to {experiment.name}.")
 
 
 def _recipe(arguments: argparse.Namespace) -> NestingTrainConfig:

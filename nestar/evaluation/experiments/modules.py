@@ -116,4 +116,5 @@ EXPERIMENT = Experiment(
     measure=measure,
     find=find,
     draw=draw,
+    searches=False,
 )

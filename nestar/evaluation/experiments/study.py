@@ -77,7 +77,8 @@ FIGURES = (
 )
 SEARCH_FROM = 100_000 * len(CLASSES)
 """Number of the first held-out picture that searches and grids are compared with; finalists, as evaluations,
-are compared with those from 0 on. So nothing that a search fits is measured on what it was fitted to."""
+are compared with those from 0 on. So nothing that a search fits is measured on what it was fitted to; what
+finalists are chosen by is what they report, see `Study.compare_at_best`."""
 
 COVERAGE = ("bins_reached", "histogram_distance")
 
@@ -218,7 +219,9 @@ class Study:
 
     def compare_at_best(self, models: Mapping[str, NestAR]) -> dict[str, SolverSettings]:
         """A final row of every member at its own best settings; returns these. What a search on few samples
-        took for better must prove so on the finalists' samples, too, else the start stands for it."""
+        took for better must prove so on the finalists' samples, too, else the start stands for it. So the
+        choice of these two, though not the search, is made on what is then compared: every member's figures
+        are by that much too good, the lower of two FIDs that differ by chance."""
         start = self.options.settings
         axes = search_axes(start)
         self.design["own_best_settings"] = {
@@ -401,6 +404,7 @@ class Experiment:
         find: from rows and arms, what they say; a statement whose rows are not there yet is left out.
         draw: the figure of a report, or None if there is nothing to show yet.
         trains: whether it trains arms; single: whether it samples one member, `Options.nesting`.
+        searches: whether it has rows of `Options.samples`; finals: of `Options.final_samples`.
     """
 
     name: str
@@ -410,10 +414,13 @@ class Experiment:
     draw: Callable[[Mapping[str, Any]], Figure | None]
     trains: bool = False
     single: bool = False
+    searches: bool = True
+    finals: bool = True
 
 
 def conduct(experiment: Experiment, study: Study) -> dict[str, Any]:
-    """Measure until finished or out of time, and write `<name>.json` and `<name>.png`.
+    """Measure until finished or out of time, and write `<name>.json` and, once there is something to show,
+    `<name>.png`; a figure of an earlier report goes with it.
 
     Returns:
         The report as it was written.
@@ -462,9 +469,11 @@ def conduct(experiment: Experiment, study: Study) -> dict[str, Any]:
         "rows": rounded(study.rows),
     }
     _write(options.folder / f"{experiment.name}.json", report)
-    figure = experiment.draw(report)
-    if figure is not None:
-        plots.save(figure, options.folder / f"{experiment.name}.png")
+    figure, drawn = experiment.draw(report), options.folder / f"{experiment.name}.png"
+    if figure is None:
+        drawn.unlink(missing_ok=True)
+    else:
+        plots.save(figure, drawn)
     return report
 
 
