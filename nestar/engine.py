@@ -340,8 +340,10 @@ class _Conditioned(NamedTuple):
 
     @classmethod
     def of(cls, all_FR1D: Tensor) -> _Conditioned:
-        *of_blocks, shift, scale = all_FR1D.unbind()
-        return cls(all_FR1D, list(zip(*[iter(of_blocks)] * 6, strict=True)), (shift, scale))
+        parts = all_FR1D.unbind()
+        of_blocks, of_head = parts[:-2], parts[-2:]
+        blocks = [of_blocks[start : start + 6] for start in range(0, len(of_blocks), 6)]
+        return cls(all_FR1D, blocks, of_head)
 
 
 class _Recorded(NamedTuple):

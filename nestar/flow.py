@@ -84,7 +84,7 @@ def flow_matching_loss(
     class_ids_B: Tensor,
     *,
     clean_share: float = CLEAN_SHARE,
-    guide: Callable[..., Tensor] | None = None,
+    teacher: Callable[..., Tensor] | None = None,
     generator: torch.Generator | None = None,
     part: Part | None = None,
 ) -> Tensor:
@@ -97,7 +97,7 @@ def flow_matching_loss(
 
     Args:
         x_BNC: clean tokens in sequence order, at least the scale's.
-        guide: whose velocities are the right ones, called as the module is; None: the path's own.
+        teacher: whose velocities are the right ones, called as the module is; None: the path's own.
         part: of which batch these rows are a part, alone or all repeated in turn; None: they are one.
     """
     rows, device = len(x_BNC), x_BNC.device
@@ -115,8 +115,8 @@ def flow_matching_loss(
     t_BQ = sample_times(rows, noised, generator, device, part)
     y_BNC, target_BNC = _noised(x_BNC[:, start:], t_BQ, sizes[-noised:], generator, part)
     seen = (y_BNC, t_BQ, class_ids_B, sizes, context)
-    if guide is not None:
-        target_BNC = guide(*seen)
+    if teacher is not None:
+        target_BNC = teacher(*seen)
     v_BNC = module(*seen)
     return (v_BNC - target_BNC).square().mean()
 

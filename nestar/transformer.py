@@ -235,7 +235,12 @@ def _causal_layout(sizes: tuple[int, ...], device: torch.device) -> tuple[Tensor
 def _context_layout(
     sizes: tuple[int, ...], noised: int, device: torch.device
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """The same for all patches but the last as context, followed by the last `noised` patches."""
+    """The same for all patches but the last as context, followed by the last `noised` patches.
+
+    Of three patches A, B, C with two noised the tokens are A B | b c: B stands there twice, as C sees it and
+    as it is learned. b sees A and itself, c sees A, B and itself; context sees what came before it and its
+    own patch. Groups are A B b c: each has a time of its own.
+    """
     patch_N = patch_of_token(sizes)
     last, first = len(sizes) - 1, len(sizes) - noised
     context_N, noised_N = patch_N < last, patch_N >= first

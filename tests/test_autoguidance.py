@@ -13,7 +13,7 @@ from nestar.cli import main
 from nestar.model import NestAR, WeightsError
 from nestar.settings import SettingsError
 from nestar.training import presets
-from nestar.training.autoguidance import Guide
+from nestar.training.autoguidance import Teacher
 from nestar.training.extrapolate import extrapolate
 from nestar.training.loop import Budget, train
 from nestar.training.nesting import NestingTask
@@ -58,14 +58,14 @@ def seen(task: NestingTask) -> tuple[Any, ...]:
 
 def test_the_guide_is_autoguidance_and_stays_as_it_is(cache: Path) -> None:
     task = guided_task(cache, by=1.5)
-    guide, inputs = task.guides[2], seen(task)
-    v, earlier = guide.module(*inputs), guide.earlier(*inputs)
-    torch.testing.assert_close(guide(*inputs), v + 1.5 * (v - earlier))
-    assert not guide(*inputs).requires_grad
-    before = guide(*inputs)
+    teacher, inputs = task.teachers[2], seen(task)
+    v, earlier = teacher.module(*inputs), teacher.earlier(*inputs)
+    torch.testing.assert_close(teacher(*inputs), v + 1.5 * (v - earlier))
+    assert not teacher(*inputs).requires_grad
+    before = teacher(*inputs)
     for step in range(3):
         task.train_step(step, 1.0)
-    assert torch.equal(guide(*inputs), before)
+    assert torch.equal(teacher(*inputs), before)
 
 
 def test_a_module_comes_closer_to_its_guide(cache: Path) -> None:
@@ -74,7 +74,7 @@ def test_a_module_comes_closer_to_its_guide(cache: Path) -> None:
 
     def away() -> float:
         with torch.no_grad():
-            return (module(*inputs) - task.guides[2](*inputs)).square().mean().item()
+            return (module(*inputs) - task.teachers[2](*inputs)).square().mean().item()
 
     before = away()
     for step in range(160):
@@ -161,4 +161,4 @@ def test_a_guide_of_a_small_model_runs_without_context() -> None:
     module = model.scaled_modules[0]
     y_BNC = torch.randn(2, 4, module.embed.in_features)
     inputs = (y_BNC, torch.full((2, 1), 0.5), torch.zeros(2, dtype=torch.long), [4], None)
-    torch.testing.assert_close(Guide(module, module, 3.0)(*inputs), module(*inputs))
+    torch.testing.assert_close(Teacher(module, module, 3.0)(*inputs), module(*inputs))

@@ -125,6 +125,11 @@ class Evaluator:
         """The references that everything is compared with."""
         return self._described("reference", self._drawn, 0, redrawn=False)  # which no figure asks of it
 
+    @property
+    def has_references(self) -> bool:
+        """Whether `real` has been drawn and described already."""
+        return "real" in vars(self)
+
     @cached_property
     @torch.inference_mode()
     def ceilings(self) -> dict[str, Any]:

@@ -24,7 +24,7 @@ MOST = 4.0
 """Largest a: sampled with 4, module 3 of the embedded k = 4 had lost much of its precision for little FID."""
 
 
-class Guide:
+class Teacher:
     """The velocity v + a (v - v') of a frozen module and of what it was earlier.
 
     Args:

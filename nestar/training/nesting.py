@@ -39,7 +39,7 @@ from nestar.processes import ALONE, Group, Worker
 from nestar.sampler import sample_images
 from nestar.settings import SettingsError
 from nestar.tokenizer import Tokenizer, tokens_of
-from nestar.training.autoguidance import Guide, check_earlier, check_guidance
+from nestar.training.autoguidance import Teacher, check_earlier, check_guidance
 from nestar.training.depth import at_depths
 from nestar.training.epochs import Epochs
 from nestar.training.loop import prefixed, start_from, step_generator, unprefixed
@@ -49,9 +49,15 @@ from nestar.training.tokenizer import save_grid
 PICTURED = 16
 """Classes on a contact sheet, at most."""
 
-PARTS, SHARED, EPOCHS, HELD_OUT = 2003, 1000, 2000, -1
-"""Streams of noise that a seed has, and their numbers: a module's is its own (from 1), that of the tokens it
-shares with the next is SHARED more; one orders a folder's epochs, and one is validation's."""
+PARTS = 2003
+"""Streams of noise that a seed has: those of seed s are numbered from PARTS * s on. A module's is its own
+number, from 1."""
+SHARED = 1000
+"""Added to a module's number: the stream for the tokens that it shares with the next."""
+EPOCHS = 2000
+"""The stream that orders a folder's epochs."""
+HELD_OUT = -1
+"""The stream of validation."""
 
 NOT_MUON = ("embed", "position", "time", "label", "modulation", "final_modulation", "head", "qk_scale")
 """Parts that AdamW trains: first and last layers, embeddings, adaLN, and gains."""
@@ -63,9 +69,9 @@ class NestingTrainConfig:
 
     Attributes:
         modules: numbers of the scaled modules to train; the others stay as `init` has them. Empty: all.
-        autoguidance: a of `autoguidance.Guide`, whose velocities modules learn in place of the data's: beyond
-            what they were at the start, away from what they were earlier. What they say of the tokens they
-            share is let be then. 0: the data's.
+        autoguidance: a of `autoguidance.Teacher`, whose velocities modules learn in place of the data's:
+            beyond what they were at the start, away from what they were earlier. What they say of the tokens
+            they share is let be then. 0: the data's.
         coordination: weight lambda of the coordination loss.
         coordination_tokens: which shared tokens it compares, see `flow.shared_patch_losses`.
         coordination_from: optimiser step from which it acts; modules train separately until then.
@@ -73,8 +79,9 @@ class NestingTrainConfig:
             a later module's own first patch.
         clean_share: share of rows whose context is clean, as in sampling.
         draw_power: exponent of how often a module draws each image's noise in a step, see `draws`.
-        pool: latents encoded beforehand; Tiny Worlds' are read at random, a folder's epoch by epoch. Five
-            times over 180,000 module 2 did as well on others; ten times over 65,536 it learned them alone.
+        pool: latents encoded beforehand; Tiny Worlds' are read at random, a folder's epoch by epoch. A pool
+            of 180,000 read five times over left module 2 as good on held-out pictures; one of 65,536 read ten
+            times over did not: it had learned these alone.
         pool_from: number of the pool's first picture in Tiny Worlds' stream: beyond those that the weights to
             begin with have learned from, all are new to them.
         held_out: latents that the modules are measured on; of a folder's held-out pictures at most so many.
@@ -402,11 +409,11 @@ class NestingTask:
         if init is not None:
             start_from(self.model, at_depths(init, self.model.config.depths))
         self.ema = MovingAverage(self.model, config.optimizer.ema)
-        self.guides: dict[int, Guide] = {}
+        self.teachers: dict[int, Teacher] = {}
         if away_from is not None:
             pairs = zip(self.model.scaled_modules, away_from.to(device).scaled_modules, strict=True)
-            guides = [Guide(now, earlier, config.autoguidance) for now, earlier in pairs]
-            self.guides = {number: guides[number - 1] for number in config.trained}
+            teachers = [Teacher(now, earlier, config.autoguidance) for now, earlier in pairs]
+            self.teachers = {number: teachers[number - 1] for number in config.trained}
         self.optimizers: list[MuonAdamW] = []
         for number, module in enumerate(self.model.scaled_modules, 1):
             module.checkpoints = checkpoint_activations
@@ -416,7 +423,7 @@ class NestingTask:
                 self.optimizers.append(MuonAdamW(named, config.optimizer, exclude=NOT_MUON))
         if compile_modules:
             torch._dynamo.config.recompile_limit = 64  # one graph a shape: patches, rows, coordination
-            frozen = [module for guide in self.guides.values() for module in (guide.module, guide.earlier)]
+            frozen = [part for each in self.teachers.values() for part in (each.module, each.earlier)]
             for module in [*self.model.scaled_modules, *frozen]:
                 for block in module.blocks:  # blocks share their graphs; whole modules would not
                     block.compile(dynamic=False)
@@ -480,7 +487,7 @@ class NestingTask:
                 x_BNC.repeat(draws, 1, 1),
                 class_ids_B.repeat(draws),
                 clean_share=self.config.clean_share,
-                guide=self.guides.get(scale.number),
+                teacher=self.teachers.get(scale.number),
                 generator=self._noise(step, scale.number),
                 part=part,
             )
@@ -495,7 +502,7 @@ class NestingTask:
     ) -> dict[str, Tensor]:
         """Gradients from the tokens that modules m and m + 1 share, on the first rows of the batch."""
         rows = round(self.config.shared_rows * part.batch)
-        if not rows or self.guides:
+        if not rows or self.teachers:
             return {}
         part = part.of_first(rows)
         modules, scales = self.model.scaled_modules, self.config.nesting.scales
@@ -579,10 +586,10 @@ class NestingTask:
     def export(self, folder: Path, record: dict[str, Any]) -> None:
         """Write the averaged model as a nesting's folder."""
         images, modules = record["steps"] * self.config.batch, list(self.config.modules)
-        guided = {"modules": sorted(self.guides), "by": self.config.autoguidance}
+        guided = {"modules": sorted(self.teachers), "by": self.config.autoguidance}
         described = {
             **record,
-            **({"autoguided": [guided]} if self.guides else {}),
+            **({"autoguided": [guided]} if self.teachers else {}),
             # What every module has seen is one thing, what these saw beside it another.
             **(
                 {"modules": modules, "images_seen_by_modules": images} if modules else {"images_seen": images}

@@ -334,7 +334,7 @@ class Study:
 
         def sampled() -> Row:
             evaluator = self._evaluator(samples, size, first)
-            waiting = samples * (1 if "real" in vars(evaluator) else 2)  # the first draws the references too
+            waiting = samples * (1 if evaluator.has_references else 2)  # the first draws the references too
             with tqdm(total=waiting, unit="image", leave=False, disable=not self.progress) as evaluator.bar:
                 report = evaluator.measure(model, settings, seed, given=given)
             return _figures(report)
@@ -384,7 +384,7 @@ class Study:
 
     def _ceilings(self, samples: int) -> dict[str, Any]:
         evaluator = self._evaluator(samples, self._sizes[samples], self._first_of(samples))
-        waiting = samples * (2 if "real" in vars(evaluator) else 3)
+        waiting = samples * (2 if evaluator.has_references else 3)
         with tqdm(total=waiting, unit="image", leave=False, disable=not self.progress) as evaluator.bar:
             found = evaluator.ceilings
         return {
