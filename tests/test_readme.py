@@ -1,15 +1,18 @@
 """The README's written parts."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from benchmarks.readme import embedded, experiments, family, places, quality, speed, writing
+from benchmarks.readme import aims, embedded, experiments, family, places, quality, speed, writing
 from nestar.checkpoints import EMBEDDED
 from nestar.evaluation.experiments import NAMES, findings
 from tests.small import K2, K4
+
+PAGE = places.ROOT / "nestar/ui/README.md"
 
 REPORT = {
     "question": "Which is best?",
@@ -85,10 +88,8 @@ def test_findings_of_other_weights_say_so(two_nestings, monkeypatch):
         assert ("Measured on other weights than the embedded: k4-lattice." in page) is said
         write(places.EXPERIMENTS / "scaling.json", report)
         lines = list(experiments.headline_parts())
-        assert (
-            any("measured on other weights than the embedded: k4-lattice |" in line for line in lines) is said
-        )
-        assert any(line.startswith("| `scaling` | Which is best? | fid: k4-lattice 12.3,") for line in lines)
+        assert ("`scaling` was measured on other weights than the embedded: k4-lattice." in lines) is said
+        assert lines[0] == "![Which is best?](results/experiments/scaling.png)"
         assert lines[-1].startswith("Not run yet: `coordination`,")
     unnamed = REPORT | {"settings": {"images_seen": {"k4-lattice": 9}}, "arms": []}
     assert "Measured on weights that the report does not name." in "\n".join(
@@ -262,10 +263,35 @@ def test_what_chance_makes_is_as_measured() -> None:
     assert 0.8 * findings.SHARE_ERROR < shares <= findings.SHARE_ERROR
 
 
-def test_the_readme_stands_as_its_command_writes_it():
-    text = (places.ROOT / "README.md").read_text()
-    assert writing.written(text) == text
+def test_the_readme_and_its_pages_stand_as_their_command_writes_them():
+    for file, written in ((places.README, writing.written), (places.TRAINING, writing.with_sizes)):
+        assert written(file.read_text()) == file.read_text()
     assert experiments.findings_page() == places.FINDINGS.read_text()
+    assert writing.results_page() == places.MEASURED.read_text()
+
+
+def test_the_readme_tells_of_every_aim_that_is_missed(monkeypatch: pytest.MonkeyPatch):
+    reached, missed = (f"≤ 1 s: {word}" for word in ("reached", aims.MISSED))
+    rows = [("soon", "0.5 s", "how", reached, "`a`"), ("late", "2 s", "how", missed, "`b`")]
+    monkeypatch.setattr(writing, "picture_rows", lambda: iter(rows))
+    monkeypatch.setattr(writing, "page_rows", lambda: iter([("no aim", "1", "", "", "`c`")]))
+    monkeypatch.setattr(writing, "speed_aims", lambda: iter(rows[:1]))
+    said, _, *lines = writing.result_parts()
+    assert said.endswith("Of 3 that we set ourselves aims for 2 reach them. These do not:")
+    assert [line for line in lines if "s |" in line] == [f"| late | 2 s | how | {missed} |"]
+
+
+@pytest.mark.parametrize("file", [places.README, places.TRAINING, places.MEASURED, places.FINDINGS, PAGE])
+def test_links_and_pictures_of_the_readme_and_its_pages_lead_somewhere(file: Path):
+    text = file.read_text()
+    for target in re.findall(r"\]\(([^)\s]+)\)", text):
+        if not target.startswith("https://"):
+            place, _, heading = target.partition("#")
+            there = (file.parent / place).resolve() if place else file
+            assert there.exists(), target
+            headings = re.findall(r"(?m)^#+ (.*)$", there.read_text()) if heading else []
+            anchors = [re.sub(r"[^\w -]", "", each.lower()).replace(" ", "-") for each in headings]
+            assert not heading or heading in anchors, target
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -43,12 +43,16 @@ AT_MOST = (
 )
 
 
+MISSED = "**not reached**"
+"""What `goal` says of a target that is missed."""
+
+
 def goal(key: str, value: float, form: str = "g", unit: str = "") -> str:
     """The targets of a figure, and whether the measured value reaches each."""
 
     def judged(limit: float) -> str:
         lower = key in AT_MOST
         reached = value <= limit if lower else value >= limit
-        return f"{'≤' if lower else '≥'} {limit:{form}}{unit}: {'reached' if reached else '**not reached**'}"
+        return f"{'≤' if lower else '≥'} {limit:{form}}{unit}: {'reached' if reached else MISSED}"
 
     return "; ".join(judged(limit) for limit in TARGETS[key])

@@ -1,4 +1,4 @@
-"""What the experiments found: headlines for the README, and the page of all findings."""
+"""What the experiments found: what the README shows of it, and the page of all findings."""
 
 from __future__ import annotations
 
@@ -14,95 +14,31 @@ from nestar.evaluation.experiments.rows import rounded
 from nestar.evaluation.experiments.study import arms_said
 from nestar.training.presets import NESTINGS
 
-HEADLINES: dict[str, tuple[str, ...]] = {
-    "coordination": (
-        "difference_falls_with_lambda",
-        "coordination_lowers_fid",
-        "coordination_costs_class_accuracy",
-    ),
-    "scaling": (
-        "fid",
-        "best_fid",
-        "most_precision",
-        "most_recall",
-        "best_nested_no_worse_than_baselines",
-        "seconds_rise_with_k",
-        "speed_up_over_one_shot_at_12_calls_one_at_a_time",
-        "speed_up_over_one_shot_at_12_calls_at_a_batch",
-    ),
-    "independence": ("together_better_than_alone", "alone_then_together_better_than_alone"),
-    "order": (
-        "lattice_has_less_fid",
-        "lattice_has_more_precision",
-        "lattice_has_more_recall",
-        "lattice_minus_raster",
-    ),
-    "sampler": (
-        "less_fid_than_euler_at_equal_calls",
-        "fid_falls_with_steps",
-        "least_fid_at",
-        "defaults_clearly_bettered",
-        "cheapest_that_is_not_clearly_worse",
-    ),
-    "precision": (
-        "precision_moved_most_by",
-        "gap_in_precision_at_defaults",
-        "gap_in_recall_at_defaults",
-        "precision_over_the_references",
-        "recall_over_the_references",
-    ),
-    "baseline": ("knows_more_than_means_and_covariance", "frechet_distance_of_tokens"),
-    "modules": tuple(f"k{k}-lattice_recall_lost_by" for k in (4, 2, 8)),
-}
-"""Of each experiment's findings those that the README tells; the others stand in `places.FINDINGS`."""
 SHOWN = "scaling"
 """The experiment whose figure the README shows."""
 
 
 def headline_parts() -> Iterator[str]:
-    """A row an experiment that has been run: what it asks and what it found."""
+    """One figure, where all findings stand, and which of them do not belong to the embedded weights."""
     reports = {name: places.experiment(name) for name in NAMES}
-    rows = [
-        (
-            f"`{name}`",
-            report["question"],
-            "; ".join([*headlines(name, report), *footnotes(report)]),
-        )
-        for name, report in reports.items()
-        if report
-    ]
-    yield from table(("experiment", "asks", "found"), rows)
-    yield ""
     if reports[SHOWN]:
         figure = (places.EXPERIMENTS / f"{SHOWN}.png").relative_to(places.ROOT)
         yield f"![{reports[SHOWN]['question']}]({figure})"
         yield ""
     page = places.FINDINGS.relative_to(places.ROOT)
     yield f"All findings, their figures and the commands that measured them: [`{page}`]({page})."
+    for name, report in reports.items():
+        if report:
+            yield from (f"`{name}` was {words}." for words in weights_said(report))
     missing = [f"`{name}`" for name, report in reports.items() if not report]
     if missing:
         yield f"Not run yet: {', '.join(missing)}."
-
-
-def footnotes(report: dict[str, Any]) -> Iterator[str]:
-    """What a reader of the headlines must know of the weights behind them."""
-    yield from (f"where nestings are compared, {words}" for words in stand_ins_said(report))
-    yield from weights_said(report)
-    if not report.get("arms"):
-        yield from (words[0].lower() + words[1:].rstrip(".") for words in images_said(report))
 
 
 def refreshed(name: str, report: dict[str, Any]) -> dict[str, Any]:
     """A report with what its rows say in the statements of today: those that it was written with may have
     been found wanting since."""
     return report | {"finding": rounded(load(name).find(report["rows"], report["arms"]))}
-
-
-def headlines(name: str, report: dict[str, Any]) -> Iterator[str]:
-    finding = report["finding"]
-    for statement in HEADLINES[name]:
-        if statement in finding:
-            yield f"{statement.replace('_', ' ')}: {said(finding[statement])}"
 
 
 def findings_page() -> str:
@@ -220,4 +156,4 @@ def weights_said(report: dict[str, Any]) -> Iterator[str]:
     if others:
         yield f"measured on other weights than the embedded: {', '.join(others)}"
     if report.get("instruments") not in (None, embedded.instruments()):
-        yield "with another tokenizer or feature network than the embedded"
+        yield "measured with another tokenizer or feature network than the embedded"

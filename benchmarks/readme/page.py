@@ -115,7 +115,7 @@ def same_picture_rows() -> Iterator[Row]:
     report = places.result("same_picture")
     command = "`python -m benchmarks.same_picture`"
     names = {
-        "after_others": "same seed after other pictures",
+        "after_others": "after other pictures",
         "another_process": "in another process",
         "in_a_batch_of_16": "inside a batch of 16",
         "among_visitors": "made together with those of 7 visitors who want other things",
@@ -127,4 +127,10 @@ def same_picture_rows() -> Iterator[Row]:
             least = f", the others at least {found['least_psnr']} dB" if found["least_psnr"] else ""
             equal = f"{found['equal']} of {found['pictures']} equal bit for bit{least}"
             goal_ = goal("same", found["at_least_35_db"], ".0%")
-            yield label, f"{found['at_least_35_db']:.1%} at 35 dB or more", equal, goal_, command
+            yield (
+                f"a seed's picture again, {label}",
+                f"{found['at_least_35_db']:.1%} at 35 dB or more",
+                equal,
+                goal_,
+                command,
+            )

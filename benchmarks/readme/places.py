@@ -12,6 +12,9 @@ from benchmarks.common import RESULTS
 ROOT = Path(__file__).parents[2]
 EXPERIMENTS = RESULTS / "experiments"
 FINDINGS = EXPERIMENTS / "README.md"
+MEASURED = RESULTS / "README.md"
+README = ROOT / "README.md"
+TRAINING = ROOT / "nestar/training/README.md"
 
 
 def read(file: Path) -> dict[str, Any]:

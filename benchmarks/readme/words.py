@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 Row = tuple[str, str, str, str, str]
-"""Of a table of results: what, its value, beside what, its target, the command that measured it."""
+"""Of a table of results: what, its value, beside what or how, its target, the command that measured it."""
 
 
 def table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterator[str]:

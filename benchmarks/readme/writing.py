@@ -1,4 +1,4 @@
-"""The README, the page of findings and their figures, written anew from the results."""
+"""The README, the pages of figures and findings, and their pictures, written anew from the results."""
 
 from __future__ import annotations
 
@@ -6,38 +6,74 @@ from collections.abc import Iterator
 
 from benchmarks import speed
 from benchmarks.readme import places
+from benchmarks.readme.aims import MISSED
 from benchmarks.readme.experiments import findings_page, headline_parts, refreshed
 from benchmarks.readme.family import family_parts, training_rows
 from benchmarks.readme.imagenet import size_parts
 from benchmarks.readme.page import crowd_rows, same_picture_rows, speed_rows
 from benchmarks.readme.quality import factor_rows, fid_rows, quality_rows
-from benchmarks.readme.speed import speed_parts
-from benchmarks.readme.words import table
+from benchmarks.readme.speed import in_short_parts, speed_aims, speed_parts
+from benchmarks.readme.words import Row, table
 from nestar import plots
 from nestar.evaluation.experiments import NAMES
 from nestar.evaluation.experiments.command import load
 from nestar.files import write_json
 
+OF_PICTURES = ("pictures", "measured", "real pictures / through the tokenizer, or other", "target", "from")
+OF_PAGE = ("the page", "measured", "how", "target", "from")
+NO_FAMILY = "Only one nesting has been measured so far.\n"
+NO_SPEED = "Not measured yet.\n"
 
-def result_parts() -> Iterator[str]:
-    """All that was measured of pictures, of the page and of training, a table each."""
+
+def picture_rows() -> Iterator[Row]:
+    yield from (*quality_rows(), *fid_rows(), *factor_rows())
+
+
+def page_rows() -> Iterator[Row]:
+    yield from (*speed_rows(), *crowd_rows(), *same_picture_rows())
+
+
+def results_page() -> str:
+    """All that was measured of pictures, page, training and speed, for the folder of the reports."""
+    return "".join(f"{line}\n" for line in results_lines())
+
+
+def results_lines() -> Iterator[str]:
+    yield from (
+        "# What was measured",
+        "",
+        "Written by `python -m benchmarks.readme` from the reports here.",
+        "",
+    )
     yield (
         "Of the embedded *k* = 4; targets are our own. FID is on our own features and falls with the number "
         "of samples, so compare only those of equally many samples."
     )
-    yield ""
-    heads = ("pictures", "measured", "real pictures / through the tokenizer, or other", "target", "from")
-    yield from table(heads, [*quality_rows(), *fid_rows(), *factor_rows()])
-    yield ""
-    heads = ("the page", "measured", "how", "target", "from")
-    yield from table(heads, [*speed_rows(), *crowd_rows(), *same_picture_rows()])
-    yield ""
-    yield from table(("training of", "took", "saw", "stands in"), training_rows())
+    yield from ("", "## Pictures", "", *table(OF_PICTURES, picture_rows()))
+    yield from ("", "## The page", "", *table(OF_PAGE, page_rows()))
+    yield from ("", "## Training", "", *table(("training of", "took", "saw", "stands in"), training_rows()))
+    yield from ("", "## Speed", "", *(list(speed_parts()) or [NO_SPEED.rstrip()]))
+
+
+def result_parts() -> Iterator[str]:
+    """How many aims are reached, and each that is not."""
+    aims = [row for row in (*picture_rows(), *page_rows(), *speed_aims()) if row[3]]
+    missed = [row for row in aims if MISSED in row[3]]
+    page = places.MEASURED.relative_to(places.ROOT)
+    yield (
+        f"[`{page}`]({page}) has every figure of the embedded *k* = 4, of the page and of training, with the "
+        f"command that measured it. Of {len(aims)} that we set ourselves aims for {len(aims) - len(missed)} "
+        "reach them." + (" These do not:" if missed else "")
+    )
+    if missed:
+        heads = ("what", "measured", "real pictures / through the tokenizer, or how", "target")
+        yield from ("", *table(heads, (row[:4] for row in missed)))
 
 
 BY = "written by `python -m benchmarks.readme` -->\n"
 SECTIONS = {name: f"<!-- {name}: {BY}" for name in ("results", "family", "speed", "findings", "sizes")}
-"""Where the README's written parts begin; each ends with `<!-- end of NAME -->`."""
+"""Where written parts begin in the README, and that of `sizes` in `places.TRAINING`; each ends with
+`<!-- end of NAME -->`."""
 
 
 def rewritten(text: str, section: str, content: str) -> str:
@@ -47,17 +83,17 @@ def rewritten(text: str, section: str, content: str) -> str:
     return before + begin + content + end + rest.split(end)[1]
 
 
-NO_FAMILY = "Only one nesting has been measured so far.\n"
-NO_SPEED = "Not measured yet.\n"
-
-
 def written(text: str) -> str:
     """The README's text with its written parts as the results stand."""
     text = rewritten(text, "results", "".join(f"{line}\n" for line in result_parts()))
     text = rewritten(text, "family", "".join(f"{line}\n" for line in family_parts()) or NO_FAMILY)
-    text = rewritten(text, "sizes", "".join(f"{line}\n" for line in size_parts()))
-    text = rewritten(text, "speed", "".join(f"{line}\n" for line in speed_parts()) or NO_SPEED)
+    text = rewritten(text, "speed", "".join(f"{line}\n" for line in in_short_parts()) or NO_SPEED)
     return rewritten(text, "findings", "".join(f"{line}\n" for line in headline_parts()))
+
+
+def with_sizes(text: str) -> str:
+    """The text of `places.TRAINING` with its written part."""
+    return rewritten(text, "sizes", "".join(f"{line}\n" for line in size_parts()))
 
 
 def redraw() -> None:
@@ -76,7 +112,8 @@ def main() -> None:
         report = places.read(file)
         if report and refreshed(name, report) != report:
             write_json(file, refreshed(name, report), allow_nan=False)
-    readme = places.ROOT / "README.md"
-    readme.write_text(written(readme.read_text()))
+    for file, write in ((places.README, written), (places.TRAINING, with_sizes)):
+        file.write_text(write(file.read_text()))
+    places.MEASURED.write_text(results_page())
     places.FINDINGS.write_text(findings_page())
     redraw()

@@ -37,7 +37,8 @@ def add_train_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "what",
         choices=("tokenizer", "nesting", "features", "family"),
-        help="family: nestings of one size and equal images, one after another",
+        help="the tokenizer; the modules of one nesting behind it; the feature network that measures; or the "
+        "family: nestings of one size and equal images, one after another",
     )
     parser.add_argument("--preset", help="a named recipe (default: tiny-worlds, tiny-worlds-k4)")
     parser.add_argument(

@@ -206,7 +206,6 @@ def draw(report: Mapping[str, Any]) -> Figure | None:
 
 EXPERIMENT = Experiment(
     name="baseline",
-    question="Does module 1, trained alone, learn its own tokens?",
     measure=measure,
     find=find,
     draw=draw,

@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nestar.evaluation.experiments import NAMES
+from nestar.evaluation.experiments import NAMES, QUESTIONS
 from nestar.evaluation.experiments.defaults import (
     FINAL_SAMPLES,
     IMAGES,
@@ -29,7 +29,9 @@ if TYPE_CHECKING:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of the command; the caller adds those of the weights' source, and sets `run`."""
-    parser.add_argument("name", choices=NAMES, metavar="NAME", help=", ".join(NAMES))
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.description = "\n".join(f"{name:14}{question}" for name, question in QUESTIONS.items())
+    parser.add_argument("name", choices=NAMES, metavar="NAME", help="one of those above")
     parser.add_argument(
         "--features",
         type=Path,

@@ -179,7 +179,6 @@ def _mean(rows: list[Row], name: str) -> float:
 
 EXPERIMENT = Experiment(
     name="coordination",
-    question="Does the coordination loss bring neighbouring velocities together, and does FID follow?",
     measure=measure,
     find=find,
     draw=draw,

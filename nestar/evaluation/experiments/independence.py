@@ -97,7 +97,6 @@ def draw(report: Mapping[str, Any]) -> Figure | None:
 
 EXPERIMENT = Experiment(
     name="independence",
-    question="Do modules make better pictures when trained alone, together, or alone and then together?",
     measure=measure,
     find=find,
     draw=draw,

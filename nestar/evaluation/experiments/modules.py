@@ -112,7 +112,6 @@ def draw(report: Mapping[str, Any]) -> Figure | None:
 
 EXPERIMENT = Experiment(
     name="modules",
-    question="Which module loses what separates samples from drawn pictures?",
     measure=measure,
     find=find,
     draw=draw,

@@ -57,7 +57,7 @@ def draw(report: Mapping[str, Any]) -> Figure | None:
     if not finals:
         return None
     names = {LATTICE: "lattice", RASTER: "raster"}
-    panels = plots.new_figure("Order of tokens at k = 4, each at its own best settings", len(DRAWN))
+    panels = plots.new_figure("Order of tokens at k = 4, each at the settings its search kept", len(DRAWN))
     ceiling = report["ceilings"].get(str(report["final_samples"]), {}).get("reference")
     for number, (panel, (figure, words)) in enumerate(zip(panels, DRAWN.items(), strict=True)):
         plots.bars(
@@ -73,7 +73,6 @@ def draw(report: Mapping[str, Any]) -> Figure | None:
 
 EXPERIMENT = Experiment(
     name="order",
-    question="Does the lattice or the raster order of tokens make better pictures at k = 4?",
     measure=measure,
     find=find,
     draw=draw,

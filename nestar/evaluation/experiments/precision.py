@@ -197,8 +197,6 @@ def _place(row: Row) -> float:
 
 EXPERIMENT = Experiment(
     name="precision",
-    question="What moves precision, and what closes its gap to drawn pictures: guidance, schedule, "
-    "temperature, context noise or k?",
     measure=measure,
     find=find,
     draw=draw,

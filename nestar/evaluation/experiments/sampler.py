@@ -245,7 +245,6 @@ def _linear(guidance: list[Row], centre: Mapping[str, Any]) -> bool | str | None
 
 EXPERIMENT = Experiment(
     name="sampler",
-    question="Which steps, solver, guidance, schedule and temperature sample best, and what do they cost?",
     measure=measure,
     find=find,
     draw=draw,

@@ -126,7 +126,7 @@ def draw(report: Mapping[str, Any]) -> Figure | None:
     together = {name: 1 / rate for name, rate in by_member(timed, "pictures_per_second").items()}
     words = {"fid": "FID (lower is better)", "inception_score": "inception score (higher is better)"}
     panels = plots.new_figure(
-        "Quality against time, each member at its own best settings", 2 * len(figures), columns=2
+        "Quality against time, each member at the settings its search kept", 2 * len(figures), columns=2
     )
     places = iter(panels)
     for figure in figures:
@@ -145,7 +145,6 @@ def draw(report: Mapping[str, Any]) -> Figure | None:
 
 EXPERIMENT = Experiment(
     name="scaling",
-    question="How do FID and inception score stand against latency for k = 2, 4, 8, n and one-shot flow?",
     measure=measure,
     find=find,
     draw=draw,

@@ -25,6 +25,7 @@ from nestar import plots
 from nestar.checkpoints import alike
 from nestar.data.tiny_worlds import CLASSES
 from nestar.engine import has_bf16
+from nestar.evaluation.experiments import QUESTIONS
 from nestar.evaluation.experiments.defaults import (
     FINAL_SAMPLES,
     IMAGES,
@@ -399,7 +400,6 @@ class Experiment:
     """A question that the paper raises, and how it is answered.
 
     Attributes:
-        question: what it asks, one sentence.
         measure: adds rows to a study, until all are there or time is up.
         find: from rows and arms, what they say; a statement whose rows are not there yet is left out.
         draw: the figure of a report, or None if there is nothing to show yet.
@@ -408,7 +408,6 @@ class Experiment:
     """
 
     name: str
-    question: str
     measure: Callable[[Study], None]
     find: Callable[[list[Row], list[Row]], dict[str, Any]]
     draw: Callable[[Mapping[str, Any]], Figure | None]
@@ -416,6 +415,11 @@ class Experiment:
     single: bool = False
     searches: bool = True
     finals: bool = True
+
+    @property
+    def question(self) -> str:
+        """What it asks, one sentence."""
+        return QUESTIONS[self.name]
 
 
 def conduct(experiment: Experiment, study: Study) -> dict[str, Any]:
