@@ -173,7 +173,7 @@ def test_an_experiment_from_weights_to_json_and_figure_and_again_from_its_rows(
     assert (written["samples"], written["final_samples"], written["search_seed"]) == (SAMPLES, FINAL, 1)
     assert written["weights"] == str(world / "weights") and written["rows"]
     expected = ["k8-lattice"] if name in ("scaling", "precision", "modules") else []
-    assert written["missing"] == expected
+    assert written["missing"] == expected + ["cells4-blocks"] * (name == "scaling")
     assert written["images_per_arm"] == (3 * SMOKE.batch if name in TRAINED else None)
     for row in written["rows"]:
         if row["part"] in ("search", "star", "grid", "final"):
@@ -346,12 +346,12 @@ def test_what_has_no_weights_is_named_and_the_rest_runs(
     save_config(tmp_path / "few", [K4], tiny_worlds.CLASSES)
     made = study_of("scaling", world, tmp_path, weights=str(tmp_path / "few"))
     written = conduct(scaling.EXPERIMENT, made)
-    assert written["missing"] == ["k2-lattice", "k8-lattice", "ar-raster", "one-shot"]
+    assert written["missing"] == ["k2-lattice", "k8-lattice", "ar-raster", "one-shot", "cells4-blocks"]
     assert written["finding"]["fid"].keys() == {"k4-lattice"} and written["finished"]
     assert not {"best_fid", "fastest_at_a_batch"} & written["finding"].keys(), "nothing to compare with"
     study.tell(written, tmp_path)
     said = capsys.readouterr().err
-    assert said == "nestar: no weights for k2-lattice, k8-lattice, ar-raster, one-shot: left out.\n"
+    assert said == f"nestar: no weights for {', '.join(written['missing'])}: left out.\n"
     alone = conduct(order.EXPERIMENT, study_of("order", world, tmp_path, weights=str(tmp_path / "few")))
     assert (alone["missing"], alone["finding"]) == (["k4-raster"], {})
 
@@ -853,10 +853,13 @@ def test_scaling_compares_with_both_ends() -> None:
     ]
     rows.append(row("final", "one-shot, 12 calls", 19.0))  # the same weights: no rival of the members
     rows.append(rows[-2] | {"member": "one-shot, 12 calls", "seconds_per_picture": 0.025})
+    rows += [row("final", "cells4-blocks", 33.0), rows[-1] | {"member": "cells4-blocks"}]
     found = scaling.find(rows, [])
     assert (found["best_fid"], found["best_nested"]) == ("ar-raster", "k4-lattice")
     assert found["best_nested_no_worse_than_baselines"] is False
-    assert found["fid_of_best_nested_minus"] == {"ar-raster": 6, "one-shot": -15, "one-shot, 12 calls": 6}
+    apart = {"ar-raster": 6, "one-shot": -15, "one-shot, 12 calls": 6, "cells4-blocks": -8}
+    assert found["fid_of_best_nested_minus"] == apart
+    assert found["speed_up_over_cells_one_at_a_time"]["k2-lattice"] == pytest.approx(0.25)
     assert (found["fid_falls_with_k"], found["seconds_rise_with_k"]) == (False, True)
     assert found["speed_up_over_autoregression_one_at_a_time"]["k4-lattice"] == pytest.approx(10)
     assert found["speed_up_over_one_shot_at_a_batch"]["k2-lattice"] == pytest.approx(0.5)

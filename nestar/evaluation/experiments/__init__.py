@@ -6,7 +6,8 @@ shows. `study` holds what they share: weights, references, finished rows, the cl
 
 QUESTIONS = {
     "coordination": "Does the coordination loss bring neighbouring velocities together, and does FID follow?",
-    "scaling": "How do FID and inception score stand against latency for k = 2, 4, 8, n and one-shot flow?",
+    "scaling": "How do FID and inception score stand against latency for k = 2, 4, 8, n, one-shot flow "
+    "and cells?",
     "independence": "Do modules make better pictures when trained alone, together, or alone and then "
     "together?",
     "order": "Does the lattice or the raster order of tokens make better pictures at k = 4?",

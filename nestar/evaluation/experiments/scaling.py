@@ -30,10 +30,14 @@ from nestar.evaluation.experiments.study import Experiment, Study, label_of
 from nestar.sampler import SolverSettings
 
 NESTED = ("k2-lattice", "k4-lattice", "k8-lattice")
-TOKEN_BY_TOKEN, ONE_SHOT = "ar-raster", "one-shot"
-MEMBERS = (*NESTED, TOKEN_BY_TOKEN, ONE_SHOT)
-"""k = 2, 4, 8; k = n, which is plain autoregression, in the raster order that it is known in; and no
-autoregression at all."""
+TOKEN_BY_TOKEN, ONE_SHOT, CELLS = "ar-raster", "one-shot", "cells4-blocks"
+MEMBERS = (*NESTED, TOKEN_BY_TOKEN, ONE_SHOT, CELLS)
+"""k = 2, 4, 8; k = n, which is plain autoregression, in the raster order that it is known in; no
+autoregression at all; and xAR's cells, which are that of four patches by one module."""
+
+
+SPOKEN = {TOKEN_BY_TOKEN: "autoregression", ONE_SHOT: "one_shot", CELLS: "cells"}
+"""What findings call the baselines."""
 
 
 def measure(study: Study) -> None:
@@ -94,8 +98,9 @@ def find(rows: list[Row], arms: list[Row]) -> dict[str, Any]:
     for other in single:
         if other in nested:
             continue
-        words = other.replace(TOKEN_BY_TOKEN, "autoregression").replace(ONE_SHOT, "one_shot")
-        words = words.replace(", ", "_at_").replace(" ", "_")
+        words = other.replace(", ", "_at_").replace(" ", "_")
+        for name, spoken in SPOKEN.items():
+            words = words.replace(name, spoken)
         found[f"speed_up_over_{words}_one_at_a_time"] = {
             name: single[other] / single[name] for name in nested if name in single
         }
