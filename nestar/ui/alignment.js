@@ -85,8 +85,8 @@ function drawExperiment() {
   const images = experiment.images.toLocaleString("en");
   const trained =
     `Trained alike but for λ: ${millions} million weights, on ${images} images each. Both modules’ velocities are compared ` +
-    "on the earlier one’s last patch; “all”: on all tokens that both know, which pulls both off their own velocities (biased), " +
-    "or teaches the earlier one alone (detached). FID: distance of the samples from real pictures, lower is better.";
+    "on the earlier one’s last patch; with “all”, on all tokens that both know: that pulls both off their own velocities, " +
+    "or, “detached”, teaches the earlier one alone. FID: distance of the samples from real pictures, lower is better.";
   box.insertAdjacentHTML("beforeend", `<p class="hint">${trained}</p>`);
 }
 
