@@ -158,9 +158,10 @@ def own_contexts() -> Iterator[None]:
 
 
 @contextmanager
-def visitors(browser: Any, page_url: str) -> Iterator[Callable[..., Visit]]:
+def visitors(browser: Any, page_url: str, ready: str = ".film .ready") -> Iterator[Callable[..., Visit]]:
     """A function that opens the page at `page_url` in a browser context of its own, with that context's
-    options and `at`, what follows the address; at the end no tab may have complained.
+    options and `at`, what follows the address, until `ready` selects something; at the end no tab may have
+    complained.
 
     A complaint is a console error or warning, an uncaught exception, or a request to another server.
     """
@@ -179,7 +180,7 @@ def visitors(browser: Any, page_url: str) -> Iterator[Callable[..., Visit]]:
         page.on("pageerror", lambda error: note(f"exception: {error}"))
         page.on("request", lambda r: None if r.url.startswith((page_url, "data:", "blob:")) else note(r.url))
         page.goto(page_url + at)
-        page.locator(".film .ready").first.wait_for()
+        page.locator(ready).first.wait_for()
         return visited
 
     with ExitStack() as lent:

@@ -480,12 +480,6 @@ def test_answers_that_nobody_fetches_are_few(served: Page) -> None:
     assert len(sessions) == SESSIONS and "hoarder" not in sessions
 
 
-def test_gradio_calls_nobody(served: Page) -> None:
-    source = Path(app.__file__).read_text()
-    assert source.index('("GRADIO_ANALYTICS_ENABLED", "False")') < source.index("import gradio")
-    assert served.demo.analytics_enabled is False
-
-
 def test_a_queue_kept_elsewhere_costs_the_display_alone(served: Page) -> None:
     assert place_in_queue(served.demo, "nobody", ["generate"]) is None
     for other in (types.SimpleNamespace(), types.SimpleNamespace(_queue=object())):

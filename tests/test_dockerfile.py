@@ -111,6 +111,7 @@ def test_the_command_serves_as_its_user(place: Path) -> None:
             except httpx.TransportError:
                 time.sleep(0.2)
         started = time.monotonic() - began
+        assert client.get("/config").json()["analytics_enabled"] is False
         event = client.post("/gradio_api/call/v2/generate", json={"steps": 1}).json()["event_id"]
         told = client.get(f"/gradio_api/call/generate/{event}").text
         assert "event: complete" in told and "data:image/png" in told

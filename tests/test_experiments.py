@@ -192,6 +192,8 @@ def test_an_experiment_from_weights_to_json_and_figure_and_again_from_its_rows(
         assert (figure.format, figure.width) == ("PNG", plots.WIDTH) and 300 < figure.height < 1000
         assert np.asarray(figure.convert("L")).std() > 5, "something is drawn"
 
+    assert bool(written["arms"]) == (name in TRAINED)
+    assert any(row["part"] == "final" for row in written["rows"]) == command.load(name).finals
     searched = [[row["member"], row["settings"]] for row in written["rows"] if row["part"] == "search"]
     assert all(searched.count(one) == 1 for one in searched), "settings that sample alike are tried once"
     for arm in written["arms"]:

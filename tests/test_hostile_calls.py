@@ -35,7 +35,7 @@ from tests.small import K2, K4
 from tests.test_page_failure import pipeline_of
 
 REPOSITORY = Path(nestar.__file__).resolve().parent.parent
-EXAMPLES = int(os.environ.get("NESTAR_EXAMPLES", "25"))
+EXAMPLES = int(os.environ.get("NESTAR_EXAMPLES", "10"))
 LONGEST_SENTENCE = 400
 """Characters of an error that a visitor may have to read."""
 
@@ -98,7 +98,7 @@ class Door:
 @pytest.fixture(scope="module")
 def door() -> Iterator[Door]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(lanes, "LIMIT_SECONDS", 1.0)
+        patch.setattr(lanes, "LIMIT_SECONDS", 0.2)
         patch.setattr(diversity_desk, "PARENTS", 3)  # as few as a measurement takes
         opened = Door()
         yield opened

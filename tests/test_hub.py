@@ -17,6 +17,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from diffusers import AutoencoderKL
+from huggingface_hub.errors import FileMetadataError
 from huggingface_hub.utils._shared_blobs import publish_blob_to_shared_store
 from huggingface_hub.utils._xet_progress_reporting import XetDownloadProgressReporter
 
@@ -278,6 +279,21 @@ def test_what_came_by_xet_is_held_against_the_hubs_hash_too(tmp_path: Path, dama
         assert (folder / "k4/module_1.safetensors").read_bytes() == content
 
 
+def test_what_answers_for_the_hub_and_describes_nothing_is_one_sentence(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As what a network asks its guests to sign in on."""
+
+    def bare(*_: object, **__: object) -> str:
+        raise FileMetadataError("Distant resource does not have a commit hash.")
+
+    monkeypatch.setattr(hub_module, "_answers", lambda *_: True)
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", bare)
+    monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda *_, **__: None)
+    with pytest.raises(WeightsError, match=r"^What answers for the Hub does not describe user/weights"):
+        HubRepository.open("user/weights")
+
+
 @pytest.mark.parametrize("there", [True, False])
 def test_a_cache_that_takes_no_more_serves_what_came_before(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, there: bool
@@ -359,6 +375,15 @@ def test_the_page_on_the_hub_s_weights_says_nothing(pages: Loader, embedded: str
     assert (answer["notice"], answer["weights"]) == ("", f"user/weights@{COMMIT[:7]}")
 
 
+def test_what_has_come_serves_while_the_hub_is_too_busy(hub: StandInHub, loader: Loader) -> None:
+    assert loader.load("user/more").get("origin") == f"user/more@{COMMIT[:7]}"
+    kept, hub.repositories["user/more"] = hub.repositories["user/more"], BUSY
+    try:
+        assert loader.load("user/more").get("origin") == f"user/more@{COMMIT[:7]}"
+    finally:
+        hub.repositories["user/more"] = kept
+
+
 def test_a_silent_hub_and_a_dead_one(hub: StandInHub, loader: Loader, pages: Loader, embedded: str) -> None:
     """What has been downloaded is served from the cache, and what has not is refused, within seconds.
 
@@ -381,4 +406,7 @@ def test_a_silent_hub_and_a_dead_one(hub: StandInHub, loader: Loader, pages: Loa
     assert silent[1].get("error") == "The Hub does not answer and user/new is not in the cache."
     assert dead[1].get("error") == "The Hub does not answer and user/new@v1 is not in the cache."
     # Left to itself huggingface_hub retries for 23 s, or 388 s where nothing answers.
-    assert max(answer["seconds"] for answer in silent + dead) < 20
+    assert max(answer["seconds"] for answer in silent + dead) < 15
+    assert hub_module.PROBE_SECONDS + hub_module.PATIENT_SECONDS < 10, (
+        "which are shorter in the processes above"
+    )

@@ -84,9 +84,7 @@ def test_a_finished_run_stands_there_on_load(visit, pipeline, nesting):
     expect(page.locator(".masthead")).to_contain_text(pipeline.origin)
     expect(page.locator(".masthead")).to_contain_text(str(pipeline.device))
 
-
-def test_every_class_can_be_chosen_by_name_and_picture(visit, pipeline):
-    page = visit().page
+    # Every class can be chosen by name and picture.
     for name in pipeline.classes:
         expect(page.get_by_role("radio", name=name, exact=True)).to_have_count(1)
     pictures = page.locator(".card img")
@@ -124,19 +122,25 @@ def test_k_without_weights_is_marked_and_says_why(visit, pipeline):
 
 
 @pytest.mark.parametrize(
-    ("link", "k", "hint"),
+    ("link", "k", "hint", "name"),
     [
-        ("?k=1&order=raster", "1", "One-shot flow: 1 module, 1 turn instead of 64."),
-        ("?k=4&order=blocks", "4", "Cells: 1 module, 4 turns instead of 64."),
+        ("?k=1&order=raster", "1", "One-shot flow: 1 module, 1 turn instead of 64.", "One-shot flow"),
+        ("?k=4&order=blocks", "4", "Cells: 1 module, 4 turns instead of 64.", "Cells (4)"),
     ],
 )
-def test_the_dials_say_what_a_link_asked_for_without_a_position_for_it(visit, pipeline, link, k, hint):
-    page = visit(at=link).page
+def test_the_dials_say_what_a_link_asked_for_without_a_position_for_it(visit, link, k, hint, name):
+    """And the turns are those of the method, by its name."""
+    visited = visit(at=link)
+    page = visited.page
     expect(page.locator(".message")).to_contain_text("The link's settings stand in the controls")
     expect(page.locator('.dial[data-name="k"] output')).to_have_text(k)
     expect(page.locator("#hint-k")).to_contain_text(hint)
     expect(page.locator(".dials")).not_to_contain_text("No weights")
     assert page.locator("#dial-k").get_attribute("aria-valuetext").endswith(f"k = {k}")
+    set_steps(page, 1)
+    visited.generate()
+    visited.wait_until_rested()
+    expect(page.locator('.bar[data-name="nested"] .name')).to_have_text(name)
     before = len(page.locator(".ticks .current").all())
     page.locator("#dial-k").click(position={"x": 3, "y": 10})  # the first position, where no handle stands
     expect(page.locator(".ticks .current")).to_have_count(1)
@@ -215,19 +219,7 @@ def test_one_run_at_a_time_however_often_generate_is_pressed(visit, hold):
     assert hold.begun.acquire(timeout=60)
     hold.released.set()
     visited.page.locator('.stage[data-state="finished"]:not(.playing)').wait_for()
-    assert not hold.begun.acquire(timeout=2), "another run has begun"
-
-
-@pytest.mark.parametrize(
-    ("link", "name"), [("?k=1&order=raster", "One-shot flow"), ("?k=4", "NestAR, k = 4")]
-)
-def test_turns_are_those_of_the_method_by_its_name(visit, link, name):
-    visited = visit(link)
-    expect(visited.page.locator(".stage .message")).to_contain_text("The link's settings stand")
-    set_steps(visited.page, 1)
-    visited.generate()
-    visited.wait_until_rested()
-    expect(visited.page.locator('.bar[data-name="nested"] .name')).to_have_text(name)
+    assert not hold.begun.acquire(timeout=0.5), "another run has begun"
 
 
 def test_on_a_phone_the_class_of_a_link_is_in_sight(visit):
@@ -286,6 +278,7 @@ def test_generate_grows_a_picture_frame_by_frame(visit, pipeline, nesting):
         f"{nesting.evaluations} of {nesting.evaluations}"
     )
     expect(page.locator('.bar[data-name="plain"] .count')).to_have_text(str(nesting.n))
+    expect(page.locator('.bar[data-name="nested"] .name')).to_have_text("NestAR, k = 4")
 
 
 def test_every_module_is_seen_before_the_next_one_begins(visit, pipeline, nesting, monkeypatch):
@@ -387,7 +380,7 @@ def test_generate_right_after_stop_outlasts_a_slow_answer(visit, nesting, hold, 
     def late(route):
         hold.hears.set()
         answer = route.fetch()
-        time.sleep(1)
+        time.sleep(0.5)
         route.fulfill(response=answer)
         answered.set()
 
@@ -424,7 +417,7 @@ def test_a_stop_before_the_server_has_taken_the_run_ends_it(visit, hold):
     expect(page.locator(".message")).to_have_text("Stopped before the first patch.")
     page.get_by_label("Seed", exact=True).fill("5")
     visited.generate()
-    page.wait_for_timeout(1000)  # longer than a Stop takes
+    page.wait_for_timeout(500)  # longer than a Stop takes
     held[0].continue_()
     expect(page).to_have_url(re.compile("seed=5"))  # that of the run which has begun
     hold.released.set()

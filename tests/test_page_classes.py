@@ -19,10 +19,16 @@ from tests.test_page import PHONE
 
 
 @pytest.fixture(scope="module")
-def open_page(browser: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Any]]:
+def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     names = [row.name for row in imagenet_classes()]
     folder = save_checkpoint(tmp_path_factory.mktemp("imagenet"), [K4], names)
-    with served(app.open_page(str(folder), None, "cpu")) as url, visitors(browser, url) as opened:
+    with served(app.open_page(str(folder), None, "cpu")) as address:
+        yield address
+
+
+@pytest.fixture
+def open_page(browser: Any, url: str) -> Iterator[Callable[..., Any]]:
+    with visitors(browser, url) as opened:
         yield opened
 
 

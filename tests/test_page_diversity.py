@@ -551,11 +551,11 @@ def test_what_is_chosen_at_once_stays_when_gradio_hands_the_first_value_back(bro
     """Gradio does so a frame after a tab was first opened; here that frame comes late."""
     with visitors(browser, small_url) as open_page:
         page = open_page().page
-        page.evaluate("() => { window.requestAnimationFrame = (draw) => setTimeout(() => draw(0), 1000); }")
+        page.evaluate("() => { window.requestAnimationFrame = (draw) => setTimeout(() => draw(0), 500); }")
         page.get_by_role("tab", name="Diversity").first.click()
         page.locator("#diversity-class option").first.wait_for(state="attached")
         quick(page)
-        page.wait_for_timeout(1500)
+        page.wait_for_timeout(700)
         expect(page.locator("#diversity-count")).to_have_value("4")
         press(page, "generate", "grid")
         expect(page.locator("#diversity-grid img")).to_have_count(4)

@@ -475,7 +475,7 @@ def test_a_press_before_the_link_is_answered_makes_its_picture(visit_small):
 
     def late(route):
         answer = route.fetch()
-        page.wait_for_timeout(1000)
+        page.wait_for_timeout(500)
         route.fulfill(response=answer)
         answered.set()
 

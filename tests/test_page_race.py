@@ -465,7 +465,7 @@ def test_it_fits_a_phone_and_can_be_read(visit):
     assert page.locator("#race .mini [tabindex]").count() == 0
 
 
-def test_it_is_reached_by_keyboard(visit):
+def test_it_is_reached_by_keyboard_and_says_on_how_many_images_lanes_were_trained(visit):
     page = visit()
     page.locator(".contest [name=class_name]").focus()
     reached = []
@@ -473,6 +473,10 @@ def test_it_is_reached_by_keyboard(visit):
         reached.append(page.evaluate("document.activeElement.name || document.activeElement.className"))
         page.keyboard.press("Tab")
     assert reached == ["class_name", "k", "steps", "seed", "press first", "press halt"]
+    expect(page.locator(".lane").first).to_contain_text("9,000")
+    expect(page.locator(".lane").last).to_contain_text("5,000")
+    page.locator(".rules summary").click()
+    expect(page.locator(".rules")).to_contain_text("compare their clocks here, not their pictures")
 
 
 # ---- the endpoint ------------------------------------------------------------------------------------
@@ -502,11 +506,3 @@ def test_race_endpoint_streams_all_lanes_to_their_end(client, family):
 def test_race_endpoint_refuses_with_a_sentence(client):
     with pytest.raises(AppError, match="k = 16"):
         client.predict(k=16, api_name="/race")
-
-
-def test_lanes_say_on_how_many_images_they_were_trained_and_what_that_means(visit):
-    page = visit()
-    expect(page.locator(".lane").first).to_contain_text("9,000")
-    expect(page.locator(".lane").last).to_contain_text("5,000")
-    page.locator(".rules summary").click()
-    expect(page.locator(".rules")).to_contain_text("compare their clocks here, not their pictures")

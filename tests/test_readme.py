@@ -224,8 +224,7 @@ def test_the_figures_are_those_of_the_embedded_weights(file):
     report = json.loads(file.read_text())
     name = file.stem.split("_", 1)[1]
     assert report["weights"] == "embedded" and report["fingerprint"] == embedded.fingerprint(name)
-    own = embedded.instruments()
-    assert report.get("instruments", own) == own, "reports of before it was noted have none"
+    assert report["instruments"] == embedded.instruments()
 
 
 def test_the_same_pictures_are_those_of_the_embedded_weights():

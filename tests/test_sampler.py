@@ -17,8 +17,9 @@ from nestar.engine import Engine
 from nestar.flow import grid_noise
 from nestar.model import NestAR
 from nestar.nesting import Nesting
-from nestar.sampler import Event, ModuleDone, PatchDone, SolverSettings, sample
+from nestar.sampler import Event, ModuleDone, PatchDone, SolverSettings, sample, sample_images
 from nestar.settings import SCHEDULES, SOLVERS
+from tests.small import small_model, small_tokenizer
 from tests.test_model import CHANNELS, make_model
 
 K2, K4, SHORT = Nesting.nested(4, 4, 2), Nesting.nested(4, 4, 4), Nesting.nested(3, 3, 2)
@@ -122,8 +123,8 @@ def reference(model: NestAR, settings: SolverSettings, noise_NC: Tensor) -> Tens
 @pytest.mark.parametrize("nesting", [K2, K4, SHORT, Nesting.one_shot(4, 4)], ids=lambda n: f"{n.name}-{n.n}")
 @pytest.mark.parametrize(
     ("bf16", "products_from", "atol"),
-    [(False, 1, 2e-5), (True, math.inf, 0.05), (True, 1, 0.05)],
-    ids=["float32", "bf16", "bf16-attention-as-products"],
+    [(False, 1, 2e-5), (True, math.inf, 0.05), (True, 1, 0.05), (True, 4, 0.05)],
+    ids=["float32", "bf16", "bf16-attention-as-products", "bf16-and-both-kinds-of-attention"],
 )
 @pytest.mark.parametrize(
     ("solver", "schedule"), [("euler", "constant"), ("heun", "linear"), ("midpoint", "linear")]
@@ -148,6 +149,27 @@ def test_sampling_equals_its_definition(
     expected = reference(model.double(), settings, noise.double()).float()
     torch.testing.assert_close(got, expected, atol=atol, rtol=1e-4)
     assert bf16 == ((got - expected).abs().max() > 1e-4), "it is not computed in what it should be"
+
+
+@torch.inference_mode()
+def test_attention_too_large_for_products_takes_the_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine, "has_bf16", lambda device: True)
+    model, made = make_model(K4), {}
+    for products_from, most in ((math.inf, math.inf), (1, 0)):
+        monkeypatch.setattr(engine, "PRODUCTS_FROM", products_from)
+        monkeypatch.setattr(engine, "MOST_SCORES", most)
+        made[most] = patches(run(model, seeds=(3,)))[-1].sequence_BNC
+    assert torch.equal(*made.values())
+
+
+def test_images_of_more_rows_than_are_decoded_at_once_keep_their_order() -> None:
+    nesting, tokenizer = Nesting.one_shot(4, 4), small_tokenizer()
+    model, ids_B, seeds = small_model(nesting), torch.arange(65) % 3, range(65)
+    once = SolverSettings(steps=1)
+    whole = sample_images(model, tokenizer, ids_B, seeds, once)
+    last = sample_images(model, tokenizer, ids_B[64:], seeds[64:], once)
+    apart = (whole - last).abs().mean((1, 2, 3))
+    assert len(whole) == 65 and apart[64] < 0.01 and apart[:64].min() > 0.05
 
 
 def test_same_seed_gives_the_same_tokens_bit_for_bit() -> None:
@@ -287,7 +309,7 @@ def test_gradients_are_off_inside_and_untouched_outside(watch) -> None:
     watch(model, lambda engine, y: inside.append(torch.is_grad_enabled()))
     for _ in sample(model, torch.zeros(1, dtype=torch.long), (0,), FEW):
         assert torch.is_grad_enabled(), "inference mode must not be held across a yield"
-    assert not any(inside)
+    assert inside and not any(inside)
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)

@@ -6,7 +6,6 @@ import json
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -169,9 +168,9 @@ def test_pictures_that_nobody_fetches_are_given_up(
 # ---- on the page ---------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def page(tmp_path: Path) -> Iterator[Page]:
-    opened = Page(tmp_path / "weights")
+@pytest.fixture(scope="module")
+def page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
+    opened = Page(tmp_path_factory.mktemp("page") / "weights")
     yield opened
     opened.close()
 
@@ -184,14 +183,14 @@ def wait_until(held: Callable[[], bool]) -> None:
     raise AssertionError("It never came.")
 
 
-def test_a_queue_is_served_in_few_batches_and_in_order(page: Page) -> None:
+def test_a_queue_is_served_in_few_batches_and_in_order(page: Page, monkeypatch: pytest.MonkeyPatch) -> None:
     inner, made = page.pipeline.stream_rows, []
 
     def watched(settings: SampleSettings, rows: Any, **others: Any) -> Iterator[Frame]:
         made.append(rows.seeds)
         return inner(settings, rows, **others)
 
-    page.pipeline.stream_rows = watched
+    monkeypatch.setattr(page.pipeline, "stream_rows", watched)
     with ThreadPoolExecutor(8) as pool, page.holding():
         first = pool.submit(page.call, seed=100)
         assert page.begun.wait(60)
@@ -238,10 +237,10 @@ def test_what_waits_is_read_where_gradio_keeps_it(page: Page) -> None:
     with ThreadPoolExecutor(2) as pool, page.holding():
         first = pool.submit(page.call)
         assert page.begun.wait(60)
-        page.join("alice")
+        page.join("carol")
         assert waiting_calls(page.demo) == [
             (
-                "alice",
+                "carol",
                 "on_generate",
                 [
                     "fish",
@@ -251,4 +250,4 @@ def test_what_waits_is_read_where_gradio_keeps_it(page: Page) -> None:
         ]
         page.free()
         first.result(60)
-        page.told("alice")
+        page.told("carol")
