@@ -302,6 +302,23 @@ def test_what_breaks_in_one_panel_leaves_the_others_alone(visit_tab, ended):
     wait_for(page, "grid", "stopped")
 
 
+def test_a_call_that_the_server_does_not_take_is_said(browser, small_url):
+    with visitors(browser, small_url) as open_page:
+        visited = open_page()
+        page = visited.page
+        page.get_by_role("tab", name="Diversity").first.click()
+        page.locator("#diversity-class option").first.wait_for(state="attached")
+        page.route(re.compile("/queue/join"), lambda route: route.fulfill(status=503, json={}), times=1)
+        page.locator("#diversity-generate").click()
+        expect(page.locator("#diversity-grid .status")).to_have_text(
+            "The server did not take the run. Try again in a moment."
+        )
+        visited.complaints.clear()  # the browser's own, and Gradio's
+        quick(page)
+        press(page, "generate", "grid")
+        expect(page.locator("#diversity-grid .status")).to_have_text("")
+
+
 def test_siblings_keep_their_parent_and_others_come_at_the_next_press(visit_tab):
     page = visit_tab()
     quick(page)
