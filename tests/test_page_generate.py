@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 
+import gradio as gr
 import httpx
 import pytest
 from gradio_client import Client
@@ -23,6 +24,7 @@ from nestar.nesting import Nesting
 from nestar.pipeline import NestARPipeline
 from nestar.settings import SampleSettings
 from nestar.ui import generate
+from nestar.ui.answers import refused
 from nestar.ui.frames import from_uri
 from nestar.ui.generate import FIRST_SEED, K_POSITIONS
 from nestar.ui.kept import KeptRuns
@@ -488,6 +490,17 @@ def test_a_press_before_the_link_is_answered_makes_its_picture(visit_small):
     assert re.search("class=fish.*seed=9", page.url)
 
 
+def test_settings_that_do_not_get_through_are_said_to_be_lost(visit_small, small):
+    visited = visit_small()
+    page = visited.page
+    before = controls(page)
+    page.route(re.compile("/run/predict"), lambda route: route.fulfill(status=502), times=1)
+    drop(page, with_text(json.dumps(small[0].about(small[0].settings(class_name="fish")))))
+    expect_message(page, "The settings could not be restored. Try again in a moment.")
+    assert controls(page) == before
+    visited.complaints.clear()  # the browser's own, and Gradio's
+
+
 def test_an_animation_that_does_not_come_can_be_asked_for_again(visit_small):
     visited = visit_small()
     page = visited.page
@@ -497,6 +510,20 @@ def test_an_animation_that_does_not_come_can_be_asked_for_again(visit_small):
     visited.complaints.clear()  # the browser's own, and Gradio's
     with page.expect_download():
         page.locator('[data-keep="animation"]').click()
+
+
+def test_an_animation_that_fails_is_said(visit_small, monkeypatch):
+    def fails(self, run):
+        raise OSError
+
+    page = visit_small().page
+    monkeypatch.setattr(KeptRuns, "animation", fails)
+    page.locator('[data-keep="animation"]').click()
+    expect_message(page, "The animation could not be made. Try again in a moment.")
+
+
+def test_what_a_lender_of_gpus_says_is_passed_on():
+    assert refused(gr.Error("You have used up your share."))["message"] == "You have used up your share."
 
 
 def test_settings_outlive_a_lost_connection(visit_small, small):
