@@ -62,7 +62,12 @@ def with_other_seeds(report: dict[str, Any], key: str) -> str:
     verdicts = {goal(key, each[key]) for each in (report, *alike)} if key in TARGETS else set()
     if len(verdicts) < 2:
         return ""
-    return "; " + ", ".join(f"with seed {each['seed']} {each[key]:.3f} of them" for each in alike)
+    said = (
+        f"with seed {each['seed']} {each[key]:.3f}"
+        + (f", {MISSED}" if MISSED in goal(key, each[key]) else "")
+        for each in alike
+    )
+    return "; " + "; ".join(said)
 
 
 def weakest_rows(report: dict[str, Any], count: int = 4) -> Iterator[Row]:
@@ -89,7 +94,7 @@ def redrawn_rows(report: dict[str, Any], count: int = 4) -> Iterator[Row]:
     if "redrawn" not in report:
         return
     sets = (report, report["reference"], report["reconstruction"])
-    what = f"PSNR to drawings of the factors read, where these agree, of {report['samples']:,} samples"
+    what = f"PSNR to the scene drawn again of the factors read in a picture, of {report['samples']:,} samples"
     sampled, *real = (f"{each['redrawn']:.1f} dB" for each in sets)
     yield what, sampled, " / ".join(real), "", evaluation_of(report)
     by_class = [each["redrawn_by_class"] for each in sets]
@@ -139,6 +144,21 @@ def evaluation_of(report: dict[str, Any]) -> str:
     return f"`python -m nestar evaluate --k 4 --samples {report['samples']}{given}{seed}`"
 
 
+def deciding_rows() -> Iterator[Row]:
+    """How much of a picture each module decides."""
+    report = result("diversity_k4-lattice")
+    if report:
+        mean = report["mean"]
+        shares = zip(mean["increments"], mean["increment_errors"], strict=True)
+        yield (
+            "share of variety that each module decides",
+            ", ".join(f"{share:.2f} ± {error:.2f}" for share, error in shares),
+            f"{report['siblings']} siblings of each of {report['parents']} samples a class",
+            "",
+            "`python -m benchmarks.diversity`",
+        )
+
+
 def fid_rows() -> Iterator[Row]:
     """Whether nesting costs FID: k = 4 beside both baselines, all at equal images."""
     others = ("one-shot", "ar-raster")
@@ -182,7 +202,7 @@ def factor_rows() -> Iterator[Row]:
     if thumbnails:
         share, side = thumbnails["accuracy"], thumbnails["side"]
         yield (
-            f"class told from {side} × {side} pixels by a linear classifier",
+            f"Tiny Worlds: class told from {side} × {side} pixels by a linear classifier",
             f"{share:.1%}",
             f"{thumbnails['pictures']} pictures of {thumbnails['classes']} classes",
             goal("told_by_colour", share, ".0%"),
@@ -200,14 +220,14 @@ def factor_rows() -> Iterator[Row]:
     worst = ", ".join(f"{name} {score:.2f}" for name, score in sorted(scores, key=lambda pair: pair[1])[:3])
     r2, accuracy = record["worst_r2"], record["worst_accuracy"]
     yield (
-        "worst continuous factor, R²",
+        "feature network: worst continuous factor, R²",
         f"{r2:.2f}",
         f"mean {record['mean_r2']:.2f}; lowest: {worst}",
         goal("worst_r2", r2),
         command,
     )
     yield (
-        "worst discrete factor, accuracy",
+        "feature network: worst discrete factor, accuracy",
         f"{accuracy:.0%}",
         f"mean {record['mean_accuracy']:.0%}",
         goal("worst_accuracy", accuracy, ".0%"),

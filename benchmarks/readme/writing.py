@@ -11,7 +11,7 @@ from benchmarks.readme.experiments import findings_page, headline_parts, refresh
 from benchmarks.readme.family import family_parts, training_rows
 from benchmarks.readme.imagenet import size_parts
 from benchmarks.readme.page import crowd_rows, same_picture_rows, speed_rows
-from benchmarks.readme.quality import factor_rows, fid_rows, quality_rows
+from benchmarks.readme.quality import deciding_rows, factor_rows, fid_rows, quality_rows
 from benchmarks.readme.speed import in_short_parts, speed_aims, speed_parts
 from benchmarks.readme.words import Row, table
 from nestar import plots
@@ -26,7 +26,7 @@ NO_SPEED = "Not measured yet.\n"
 
 
 def picture_rows() -> Iterator[Row]:
-    yield from (*quality_rows(), *fid_rows(), *factor_rows())
+    yield from (*quality_rows(), *deciding_rows(), *fid_rows(), *factor_rows())
 
 
 def page_rows() -> Iterator[Row]:
@@ -46,8 +46,10 @@ def results_lines() -> Iterator[str]:
         "",
     )
     yield (
-        "Of the embedded *k* = 4; targets are our own. FID is on our own features and falls with the number "
-        "of samples, so compare only those of equally many samples."
+        "Of the embedded *k* = 4 where a row names no others; targets are our own. FID is on our own "
+        "features and falls with the number of samples, so compare only those of equally many samples. "
+        "Commands are called in the repository's folder, with `.venv/bin/python`. What the experiments found "
+        "stands in [`experiments`](experiments/README.md); how far chance moves figures, in `noise.json`."
     )
     yield from ("", "## Pictures", "", *table(OF_PICTURES, picture_rows()))
     yield from ("", "## The page", "", *table(OF_PAGE, page_rows()))
@@ -61,8 +63,8 @@ def result_parts() -> Iterator[str]:
     missed = [row for row in aims if MISSED in row[3]]
     page = places.MEASURED.relative_to(places.ROOT)
     yield (
-        f"[`{page}`]({page}) has every figure of the embedded *k* = 4, of the page and of training, with the "
-        f"command that measured it. Of {len(aims)} that we set ourselves aims for {len(aims) - len(missed)} "
+        f"[`{page}`]({page}) has what was measured of pictures, page and speed, with the commands, and what "
+        f"training took. Of {len(aims)} figures that we set ourselves aims for {len(aims) - len(missed)} "
         "reach them." + (" These do not:" if missed else "")
     )
     if missed:
