@@ -276,7 +276,7 @@ def test_the_readme_tells_of_every_aim_that_is_missed(monkeypatch: pytest.Monkey
     monkeypatch.setattr(writing, "page_rows", lambda: iter([("no aim", "1", "", "", "`c`")]))
     monkeypatch.setattr(writing, "speed_aims", lambda: iter(rows[:1]))
     said, _, *lines = writing.result_parts()
-    assert said.endswith("Of 3 that we set ourselves aims for 2 reach them. These do not:")
+    assert said.endswith("Of 3 figures that we set ourselves aims for 2 reach them. These do not:")
     assert [line for line in lines if "s |" in line] == [f"| late | 2 s | how | {missed} |"]
 
 
