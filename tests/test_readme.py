@@ -2,12 +2,14 @@
 
 import json
 import re
+import shlex
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from benchmarks.readme import aims, embedded, experiments, family, places, quality, speed, writing
+from nestar import cli
 from nestar.checkpoints import EMBEDDED
 from nestar.evaluation.experiments import NAMES, findings
 from tests.small import K2, K4
@@ -263,7 +265,7 @@ def test_what_chance_makes_is_as_measured() -> None:
 
 
 def test_the_readme_and_its_pages_stand_as_their_command_writes_them():
-    for file, written in ((places.README, writing.written), (places.TRAINING, writing.with_sizes)):
+    for file, written in ((places.README, writing.written), (places.TRAINING, writing.written_training)):
         assert written(file.read_text()) == file.read_text()
     assert experiments.findings_page() == places.FINDINGS.read_text()
     assert writing.results_page() == places.MEASURED.read_text()
@@ -278,6 +280,20 @@ def test_the_readme_tells_of_every_aim_that_is_missed(monkeypatch: pytest.Monkey
     said, _, *lines = writing.result_parts()
     assert said.endswith("Of 3 figures that we set ourselves aims for 2 reach them. These do not:")
     assert [line for line in lines if "s |" in line] == [f"| late | 2 s | how | {missed} |"]
+
+
+COMMANDS = [
+    line.partition(" -m nestar ")[2].partition("#")[0]
+    for file in (places.README, places.TRAINING)
+    for line in file.read_text().splitlines()
+    if " -m nestar " in line and line.startswith(".venv/bin/")
+]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_commands_of_the_readme_are_ones_that_there_are(command: str):
+    cli.command_parser().parse_args(shlex.split(command))
+    assert len(COMMANDS) > 20
 
 
 @pytest.mark.parametrize("file", [places.README, places.TRAINING, places.MEASURED, places.FINDINGS, PAGE])

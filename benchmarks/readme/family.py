@@ -101,6 +101,18 @@ def family_figures(report: dict[str, Any]) -> list[str]:
     return [f"{report[key]:{form}}" for key, (_, form) in FAMILY_COLUMNS.items()]
 
 
+def training_on() -> Iterator[str]:
+    """How a module of the page's nesting is trained on, with pictures that it has not seen."""
+    config = embedded.stored("k4-lattice/config.json")
+    yield "```sh"
+    yield (
+        ".venv/bin/python -m nestar train nesting --preset tiny-worlds-k4-on --init assets/k4-lattice "
+        f"--split {','.join(map(str, config['split']))} --modules 2 --batch 256 "
+        f"--pool-from {config['training']['pictures_before']} --folder runs/on-module-2 --minutes 50"
+    )
+    yield "```"
+
+
 def training_rows() -> Iterator[tuple[str, str, str, str]]:
     """How long each embedded part was trained."""
     parts = {

@@ -8,7 +8,7 @@ from benchmarks import speed
 from benchmarks.readme import places
 from benchmarks.readme.aims import MISSED
 from benchmarks.readme.experiments import findings_page, headline_parts, refreshed
-from benchmarks.readme.family import family_parts, training_rows
+from benchmarks.readme.family import family_parts, training_on, training_rows
 from benchmarks.readme.imagenet import size_parts
 from benchmarks.readme.page import crowd_rows, same_picture_rows, speed_rows
 from benchmarks.readme.quality import deciding_rows, factor_rows, fid_rows, quality_rows
@@ -73,8 +73,8 @@ def result_parts() -> Iterator[str]:
 
 
 BY = "written by `python -m benchmarks.readme` -->\n"
-SECTIONS = {name: f"<!-- {name}: {BY}" for name in ("results", "family", "speed", "findings", "sizes")}
-"""Where written parts begin in the README, and that of `sizes` in `places.TRAINING`; each ends with
+SECTIONS = {name: f"<!-- {name}: {BY}" for name in ("results", "family", "speed", "findings", "on", "sizes")}
+"""Where written parts begin, the last two in `places.TRAINING`, the others in the README; each ends with
 `<!-- end of NAME -->`."""
 
 
@@ -93,8 +93,9 @@ def written(text: str) -> str:
     return rewritten(text, "findings", "".join(f"{line}\n" for line in headline_parts()))
 
 
-def with_sizes(text: str) -> str:
-    """The text of `places.TRAINING` with its written part."""
+def written_training(text: str) -> str:
+    """The text of `places.TRAINING` with its written parts."""
+    text = rewritten(text, "on", "".join(f"{line}\n" for line in training_on()))
     return rewritten(text, "sizes", "".join(f"{line}\n" for line in size_parts()))
 
 
@@ -114,7 +115,7 @@ def main() -> None:
         report = places.read(file)
         if report and refreshed(name, report) != report:
             write_json(file, refreshed(name, report), allow_nan=False)
-    for file, write in ((places.README, written), (places.TRAINING, with_sizes)):
+    for file, write in ((places.README, written), (places.TRAINING, written_training)):
         file.write_text(write(file.read_text()))
     places.MEASURED.write_text(results_page())
     places.FINDINGS.write_text(findings_page())
