@@ -132,7 +132,7 @@ def test_the_dials_say_what_a_link_asked_for_without_a_position_for_it(visit, li
     """And the turns are those of the method, by its name."""
     visited = visit(at=link)
     page = visited.page
-    expect(page.locator(".message")).to_contain_text("The link's settings stand in the controls")
+    expect(page.locator(".message")).to_contain_text("The settings in the address stand in the controls")
     expect(page.locator('.dial[data-name="k"] output')).to_have_text(k)
     expect(page.locator("#hint-k")).to_contain_text(hint)
     expect(page.locator(".dials")).not_to_contain_text("No weights")
@@ -245,6 +245,10 @@ def test_a_field_that_would_be_refused_is_marked(visit):
             expect(field).to_have_attribute("aria-invalid", invalid)
             words = re.compile(r"rom -?\d+ to \d+\.$" if invalid == "true" else "^$")
             expect(allowed).to_contain_text(words)
+            assert field.get_attribute("aria-describedby") == allowed.get_attribute("id")
+    steps = page.locator("#dial-steps")
+    page.get_by_label("Steps per patch, as a number").fill("")
+    assert steps.input_value() == "6", "no number leaves the slider where it is"
 
 
 # ---- a run ---------------------------------------------------------------------------------------
@@ -585,14 +589,14 @@ def test_a_lost_connection_is_said_and_ends_the_run(visit, hold):
     expect(page.locator('[data-name="evaluations"] b')).to_have_text("2")
     page.context.set_offline(True)
     message = page.locator(".message")
-    expect(message).to_contain_text("The connection was lost.")
+    expect(message).to_contain_text("The connection was lost. This page loads anew")
     expect_idle(page)
     expect(page.locator(".token.known")).not_to_have_count(0)
     page.keyboard.press("Escape")
     expect(message).to_be_hidden()
     # Another attempt fails before its first frame, and not for too many visitors.
     visited.generate()
-    expect(message).to_have_text("The connection was lost.")
+    expect(message).to_contain_text("The connection was lost.")
     expect_idle(page)
     page.context.close()
     visited.complaints.clear()  # the browser's own about the network
@@ -705,6 +709,7 @@ def test_a_sentence_goes_when_the_visitor_turns_to_the_frames_or_sends_it_away(v
 def test_a_link_over_the_picture_can_be_selected_with_the_mouse(visit):
     page = visit().page
     page.evaluate("() => void (navigator.clipboard.writeText = () => Promise.reject(new Error('none')))")
+    page.evaluate("() => void (document.execCommand = () => false)")
     page.get_by_role("button", name="Copy link").click()
     message = page.locator(".message")
     expect(message).to_contain_text("Copy this link: http")

@@ -15,6 +15,7 @@ from PIL import Image
 from playwright.sync_api import Page, expect
 
 import app
+from nestar import keepsakes
 from nestar.data import tiny_worlds
 from nestar.data.pools import held_out_tokens
 from nestar.evaluation.experiments.alignment import TIMES, velocity_alignment
@@ -24,6 +25,7 @@ from nestar.pipeline import NestARPipeline
 from nestar.settings import SampleSettings, SettingsError
 from nestar.ui import laboratory as laboratory_module
 from nestar.ui.failure import signatures_to_json
+from nestar.ui.frames import from_uri
 from nestar.ui.generate import first_settings
 from nestar.ui.laboratory import METERS, HealthyRuns, Laboratory, consequence, experiment_panels
 from nestar.ui.runs import Turn
@@ -431,6 +433,20 @@ def test_a_double_click_does_not_stop_what_it_starts(visit):
     expect(row(page, "steps-2").locator(".said")).to_contain_text("Measured, left to right: seams")
 
 
+def test_a_key_that_is_held_does_not_stop_what_it_starts(visit, hold):
+    page = visit()
+    hold.after(1)
+    page.locator(".failing [name=seed]").fill("97")
+    button(page, "hot").focus()
+    page.keyboard.down("Enter")
+    assert hold.begun.acquire(timeout=10)
+    page.keyboard.down("Enter")  # as a keyboard repeats it
+    expect(row(page, "hot").locator(".said")).not_to_have_text("Stopped.")
+    page.keyboard.up("Enter")
+    page.keyboard.press("Enter")
+    expect(row(page, "hot").locator(".said")).to_have_text("Stopped.")
+
+
 def test_on_a_tablet_there_is_room_for_the_words(visit):
     page = visit(viewport={"width": 768, "height": 1024})
     for width in (768, 834):
@@ -449,7 +465,7 @@ def test_a_lost_connection_is_said_and_ends_the_run(browser, url, hold):
     button(page, "hot").click()
     row(page, "hot").locator("img:not([hidden])").first.wait_for()
     context.set_offline(True)
-    expect(row(page, "hot").locator(".said.alarm")).to_have_text("The connection was lost.")
+    expect(row(page, "hot").locator(".said.alarm")).to_contain_text("The connection was lost.")
     expect(button(page, "hot")).to_have_text("Temperature 1.5")
     context.close()
 
@@ -532,6 +548,15 @@ def test_failure_endpoint_streams_both_sides(client):
     ]
     assert len(received) == 2 * K4.evaluations + 2
     assert ended["sides"][0]["images"] != ended["sides"][1]["images"]
+    kept = keepsakes.read_png(from_uri(ended["sides"][1]["images"][0]))
+    assert (kept["class_name"], kept["seed"], kept["temperature"]) == ("fish", 2, 1.5)
+
+
+def test_each_picture_of_a_row_remembers_its_own_seed(family):
+    *_, ended = provoked(Laboratory(family), "cold", seed=7)
+    for side in ended["sides"]:
+        seeds = [keepsakes.read_png(from_uri(image))["seed"] for image in side["images"]]
+        assert len(seeds) > 1 and seeds == list(range(7, 7 + len(seeds)))
 
 
 def test_alignment_endpoint_takes_any_weights_with_neighbours(client, unhurried):

@@ -582,6 +582,7 @@ def test_the_context_of_a_patch_is_selected_and_judged(visit_how):
     question.get_by_role("button", name="Show me").click()
     expect(question.locator('[aria-pressed="true"]')).to_have_count(third.stop)
     expect(feedback).to_contain_text("this patch sees patch 2 as well")
+    expect(feedback.locator("b")).to_have_count(0)  # nobody has answered
     question.get_by_role("button", name="Clear").click()
     expect(question.locator('[aria-pressed="true"]')).to_have_count(0)
 

@@ -15,6 +15,7 @@ from PIL import Image
 from playwright.sync_api import Page, expect
 
 import app
+from nestar import keepsakes
 from nestar.engine import Engine
 from nestar.frames import Frame
 from nestar.nesting import Nesting
@@ -22,6 +23,7 @@ from nestar.pipeline import NestARPipeline
 from nestar.settings import SOLVER_CALLS, SampleSettings, SettingsError
 from nestar.ui import lanes
 from nestar.ui import race as race_module
+from nestar.ui.frames import from_uri
 from nestar.ui.lanes import Allowance, Entrant, Lane, PausedRaces, Race, Starter, tokens_through
 from tests.conftest import schemes, served, tab_visitors
 from tests.small import CLASSES, K2, K4, small_model, small_tokenizer
@@ -230,10 +232,12 @@ def test_stop_ends_all_lanes_within_a_step(clock):
 
 def test_paused_races_are_bounded_and_let_go(clock):
     paused = PausedRaces(limit=2)
+    assert not paused.full
     tracks = [Track(clock, {CELLS: 1.0}) for _ in range(3)]
     for number, track in enumerate(tracks):
         track.go(1.0)
         paused.put(f"visitor {number}", track.race)
+    assert paused.full
     assert [track.closed for track in tracks] == [[CELLS.name], [], []]
     assert paused.take("visitor 0", tracks[0].race.run) is None
     assert paused.take("visitor 1", tracks[2].race.run) is None, "one's own race only"
@@ -349,6 +353,46 @@ def test_all_lanes_grow_and_are_compared(visit, family, short_slices):
     expect(page.locator(".contest .said")).to_have_text("")
     expect(page.locator(".lane h3").first).to_have_text("NestAR, k = 2")
     expect(page.locator(".tally")).to_be_hidden()
+    page.locator(".contest [name=k]").select_option("4")  # and back
+    expect(page.locator(".lane h3").first).to_have_text("NestAR, k = 4")
+    expect(page.locator('.lane[data-state="finished"] img')).to_have_count(4)
+    expect(page.locator(".tally")).to_be_visible()
+
+
+def test_where_no_more_races_can_wait_one_runs_whole(visit, short_slices, monkeypatch):
+    """Else the race that waits longest, which is next, would be given up."""
+    monkeypatch.setattr(PausedRaces, "full", True)
+    page = visit()
+    start(page, steps=40)
+    wait_for(page, "finished")
+    assert len(short_slices) == 1
+
+
+def test_function_evaluations_are_said_before_the_start(visit, family):
+    page = visit()
+    shown = page.locator('.lane [data-name="function_evaluations"]')
+    for steps in ("3", "12"):
+        page.locator(".contest [name=steps]").fill(steps)
+        calls = SOLVER_CALLS[SampleSettings.solver]
+        weights = page.locator(".lane").evaluate_all("all => all.map(e => e.dataset.weights)")
+        wanted = [family.nestings[name].function_evaluations(int(steps), calls) for name in weights]
+        assert shown.all_inner_texts() == list(map(str, wanted))
+    page.locator(".contest [name=steps]").fill("")
+    assert shown.all_inner_texts() == [""] * 4
+
+
+def test_weights_that_are_not_those_of_generate_are_named(browser):
+    pipeline = pipeline_of(K4, ONE, **{"k4-lattice.together": K4})
+    for name, model in pipeline.models.items():
+        model.record = {"images_seen": 9000 if name == K4.name else 5000}
+    with (
+        served(app.build_page(pipeline)) as address,
+        tab_visitors(browser, address, "Race", ".lane") as visit,
+    ):
+        page = visit()
+        page.locator(".rules summary").click()
+        said = "NestAR, k = 4 runs here with weights that saw as many images as the others’"
+        expect(page.locator(".rules")).to_contain_text(said)
 
 
 def test_a_race_keeps_the_lanes_that_it_began_with(visit):
@@ -495,6 +539,8 @@ def test_race_endpoint_streams_all_lanes_to_their_end(client, family):
     for lane in ended["lanes"]:
         nesting = family.nestings[lane["weights"]]
         assert lane["image"].startswith("data:image/png") and lane["seconds"] > 0
+        kept = keepsakes.read_png(from_uri(lane["image"]))
+        assert (kept["class_name"], kept["seed"], kept["nesting"]) == ("fish", 5, lane["weights"])
         assert lane["evaluations"] == nesting.evaluations
         calls = SOLVER_CALLS[SampleSettings.solver]
         assert lane["function_evaluations"] == nesting.function_evaluations(3, calls)

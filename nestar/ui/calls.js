@@ -94,6 +94,10 @@ function followCalls({ call, say, show, draw, sentence, late, paused, stopped, f
     },
   };
 
+  // A key that is held would press its button again and again: start a run, stop it, start it.
+  element.addEventListener("keydown", (event) => {
+    if (event.repeat && event.key === "Enter" && event.target.matches("button")) event.preventDefault();
+  });
   attend({ ...calls, call, say, failed, ask });
   watch("value", calls.update);
   return calls;

@@ -20,8 +20,8 @@ function wireNumbers(set) {
       mark(name);
     });
     number.addEventListener("input", () => {
-      range.value = number.value;
       set(name, asTyped(number.value));
+      slide(range, asTyped(number.value));
       mark(name);
     });
   }
@@ -41,6 +41,11 @@ function wireNumbers(set) {
   });
 }
 
+// A slider told of no number would go to its middle.
+function slide(range, value) {
+  if (Number.isFinite(value)) range.value = value;
+}
+
 // What the server would refuse is marked, and what it would take is said.
 function judge(name, input, isFine, allowed) {
   input.setAttribute("aria-invalid", String(!isFine));
@@ -49,6 +54,8 @@ function judge(name, input, isFine, allowed) {
     said = document.createElement("p");
     said.className = "allowed";
     said.setAttribute("role", "status");
+    said.id = `${props.starts}-${name}-allowed`;
+    input.setAttribute("aria-describedby", said.id);
     dial(name).append(said);
   }
   const sentence = isFine ? "" : allowed;
@@ -74,7 +81,7 @@ function showNumbers(value) {
     const number = dial(name).querySelector('input[type="number"]');
     // Rewriting the field being typed in would move its cursor; there both are equal.
     if (asTyped(number.value) !== value[name]) number.value = value[name];
-    dial(name).querySelector('input[type="range"]').value = value[name];
+    slide(dial(name).querySelector('input[type="range"]'), value[name]);
     mark(name);
   }
   if (seedField.value !== String(value.seed)) seedField.value = value.seed;

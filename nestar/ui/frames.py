@@ -125,6 +125,7 @@ def nesting_to_json(nesting: Nesting, settings: SampleSettings) -> dict[str, Any
     calls = SOLVER_CALLS[settings.solver]
     return {
         "name": nesting.name,
+        "kind": nesting.kind,
         "label": method_of(nesting),
         "k": nesting.k,
         "height": nesting.height,
@@ -132,6 +133,7 @@ def nesting_to_json(nesting: Nesting, settings: SampleSettings) -> dict[str, Any
         "n": nesting.n,
         "evaluations": nesting.evaluations,
         "function_evaluations": nesting.function_evaluations(settings.steps, calls),
+        "context_passes": nesting.context_passes,
         "modules": [
             {
                 "number": scale.number,

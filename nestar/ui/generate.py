@@ -48,9 +48,6 @@ CONTROLS = ("k", "order", "steps", "temperature", "cfg", "seed")
 ON_GENERATE = "on_generate"
 """The event's function by name, as Gradio tells calls that wait."""
 LINK_NAMES = {"class": "class_name"} | {name: name for name in CONTROLS}
-SHARE = """(class_name, dials) => {
-  document.dispatchEvent(new CustomEvent("nestar:share", {detail: {class_name, ...dials}}));
-}"""
 # Of a stranger's file, no more than this many characters are repeated.
 MAX_CAVEAT = 120
 # The run that stands on the page before the first click.
@@ -306,8 +303,6 @@ def build(pipeline: NestARPipeline, runs: Runs) -> None:
     parts.stop_button.click(runs.stop_in(PART), queue=False, cancels=running, **quiet)
     parts.stop_button.click(None, js=tells("halted"))
     parts.stage.ask(on_ask, None, parts.answers, queue=False, **quiet)
-    # Only Gradio knows what stands in all controls; the stage makes the link of it.
-    parts.stage.address(None, [parts.classes, parts.dials], None, js=SHARE, **quiet)
     bind_restoring(pipeline, first, parts)
     generate_api.bind(pipeline, grown, runs, page, first)
 
@@ -348,7 +343,9 @@ def bind_restoring(pipeline: NestARPipeline, first: SampleSettings, parts: Parts
         defaults = {"class_name": first.class_name} | controls(first)
         return restore(
             defaults | given | numbers,
-            lambda settings: "The link's settings stand in the controls. Press Generate to see the picture.",
+            lambda settings: (
+                "The settings in the address stand in the controls. Press Generate to see their picture."
+            ),
         )
 
     quiet = {"show_progress": "hidden", "api_visibility": "private", "queue": False}

@@ -58,7 +58,8 @@ function contextQuestion(box) {
     find(".feedback").innerHTML = html;
   }
 
-  function explain() {
+  // `found`: by the reader, who else has asked for it.
+  function explain(found) {
     const { patch, start } = tasks[task];
     const last = task === tasks.length - 1;
     const text = last
@@ -67,7 +68,7 @@ function contextQuestion(box) {
       : `Before itself it sees tokens ${span(0, start)}: its module’s patch 1, just what module ${CHECK_MODULE} ` +
         "takes over. The module’s next patch sees this one as well.";
     const next = '<button type="button" class="plain next">And the next patch?</button>';
-    say(verdictHtml(true, text) + (last ? "" : next));
+    say((found ? verdictHtml(true, text) : `<span>${text}</span>`) + (last ? "" : next));
   }
 
   find(".select").innerHTML = nesting.flat
@@ -118,14 +119,14 @@ function contextQuestion(box) {
   find(".check").addEventListener("click", () => {
     const faults = faultsOf(selected, tasks[task], nesting.n);
     if (faults.length) say(verdictHtml(false, faults[0]));
-    else explain();
+    else explain(true);
   });
   find(".tip").addEventListener("click", () =>
     say("<span>Two questions: which tokens stand already, and which are being made together with it?</span>"),
   );
   find(".reveal").addEventListener("click", () => {
     for (let place = 0; place < nesting.n; place++) mark(place, place < tasks[task].stop);
-    explain();
+    explain(false);
   });
   find(".clear").addEventListener("click", () => {
     clear();

@@ -23,7 +23,9 @@ class Unreadable extends Error {}
 // The settings text in a PNG as it stands.
 async function readKept(file, { keyword, longest, chunks }) {
   const signature = await bytesOf(file, 0, PNG_SIGNATURE.length);
-  if (PNG_SIGNATURE.some((byte, place) => signature[place] !== byte)) throw new Unreadable("This file is no PNG picture.");
+  if (PNG_SIGNATURE.some((byte, place) => signature[place] !== byte)) {
+    throw new Unreadable("This file is no PNG: what Picture saves remembers its settings, an animation does not.");
+  }
   let at = PNG_SIGNATURE.length;
   for (let count = 0; count < chunks && at + 8 <= file.size; count++) {
     const head = await bytesOf(file, at, 8 + MAX_KEYWORD);
@@ -56,12 +58,27 @@ function linkTo(settings, names, address = new URL(location.pathname, location.h
   return address.href;
 }
 
-// True if the clipboard took it. Without a secure connection there is none.
+// True if the clipboard took it.
 async function copyText(text) {
   try {
     await navigator.clipboard.writeText(text);
     return true;
   } catch {
-    return false;
+    return copySelected(text);
   }
+}
+
+// As browsers did before, and do without a secure connection: what is selected is copied.
+function copySelected(text) {
+  const before = document.activeElement;
+  const box = document.createElement("textarea");
+  box.value = text;
+  box.className = "visually-hidden";
+  box.setAttribute("aria-hidden", "true");
+  document.querySelector(".gradio-container").append(box); // where that class is known
+  box.select();
+  const copied = document.execCommand("copy");
+  box.remove();
+  before?.focus({ preventScroll: true });
+  return copied;
 }

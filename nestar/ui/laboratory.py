@@ -213,7 +213,7 @@ class Laboratory:
             last = None
             for frame in self._frames(settings, cancel, keep=place == 0):
                 last, shown = frame, list(shown)
-                images = [picture(replace(frame, images=(image,))) for image in frame.images]
+                images = self._pictures(frame, settings)
                 shown[place] = {**shown[place], "images": images, "known": frame.known}
                 value = {**value, "sides": shown}
                 yield value
@@ -231,6 +231,15 @@ class Laboratory:
             "figures": figures,
             "consequence": consequence(figures, failure.labels(sides), failure.versus),
         }
+
+    def _pictures(self, frame: Frame, settings: SampleSettings) -> list[str]:
+        """A frame's pictures as data URIs; each finished one remembers how it alone is made again."""
+        found = []
+        for place, image in enumerate(frame.images):
+            alone = replace(settings, count=1, seed=settings.seed + place)
+            kept = self.pipeline.about(alone) if frame.final else None
+            found.append(picture(replace(frame, images=(image,)), kept))
+        return found
 
     def _frames(self, settings: SampleSettings, cancel: threading.Event, keep: bool) -> Iterator[Frame]:
         known = self.kept.get(settings)

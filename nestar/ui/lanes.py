@@ -4,7 +4,7 @@ import math
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,7 +30,7 @@ WARM_UP_SECONDS = 0.5
 """What a lane's trial run may take; the first passes through a network are slower than all others."""
 
 MAX_PAUSED = 16
-"""Races kept between two slices; each holds a few caches of keys and values."""
+"""Races kept between two slices, each with a few caches of keys and values; one more runs whole."""
 
 # The kinds that can run, in the order of their lanes, and what each does in one line.
 IDEAS = {
@@ -114,8 +114,15 @@ class Allowance(threading.Event):
 class Lane:
     """One method on its way."""
 
-    def __init__(self, entrant: Entrant, settings: SampleSettings, frames: Iterator[Frame]):
-        self.entrant, self.settings, self.frames = entrant, settings, frames
+    def __init__(
+        self,
+        entrant: Entrant,
+        settings: SampleSettings,
+        frames: Iterator[Frame],
+        about: Callable[[SampleSettings], Mapping[str, Any] | None] = lambda settings: None,
+    ):
+        """`about`: what a finished picture of these settings remembers."""
+        self.entrant, self.settings, self.frames, self._about = entrant, settings, frames, about
         self.state = "running"  # then "finished", "stopped" or "out of time"
         self.seconds = 0.0
         self.frame: Frame | None = None
@@ -124,7 +131,7 @@ class Lane:
     def take(self, frame: Frame) -> None:
         """Move on to `frame`. The clock is that of sampling: previews are decoded for the visitor alone, and
         a method with more patches has more of them."""
-        self.frame, self.image = frame, picture(frame)
+        self.frame, self.image = frame, picture(frame, self._about(self.settings) if frame.final else None)
         self.seconds = frame.seconds - frame.decoding
         if frame.final:
             self.state = "finished"
@@ -222,6 +229,12 @@ class PausedRaces:
         self._limit, self._lock = limit, threading.Lock()
         self._races: OrderedDict[str | None, Race] = OrderedDict()
 
+    @property
+    def full(self) -> bool:
+        """Whether one more would have the oldest given up."""
+        with self._lock:
+            return len(self._races) >= self._limit
+
     def put(self, session: str | None, race: Race) -> None:
         with self._lock:
             given_up = [self._races.pop(session, None)]
@@ -264,7 +277,7 @@ class Starter:
         lanes, allowance = [], Allowance()
         for entrant in self.field(k):
             settings = self.pipeline.settings(**values, nesting=entrant.weights)
-            lanes.append(Lane(entrant, settings, self.stream(settings, allowance)))
+            lanes.append(Lane(entrant, settings, self.stream(settings, allowance), self.pipeline.about))
         return Race(lanes, allowance, str(self.pipeline.device), self.together)
 
     def field(self, k: object) -> list[Entrant]:

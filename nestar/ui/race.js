@@ -27,6 +27,12 @@ function million(count) {
   return count < 1e5 ? `${(count / 1e3).toFixed(0)} thousand` : `${(count / 1e6).toFixed(2)} million`;
 }
 
+// At the steps that stand in the form.
+function callsOf(nesting) {
+  const steps = asTyped(form.elements.steps.value);
+  return Number.isInteger(steps) && steps > 0 ? nesting.evaluations * rules.calls * steps + nesting.context_passes : "";
+}
+
 // `runners`: entrants, one a lane; those of a race that is under way may be others than the form names.
 function lay(runners = field()) {
   find(".lanes").innerHTML = runners
@@ -38,7 +44,7 @@ function lay(runners = field()) {
         `<p class="clock"><b>0.00 s</b> <span class="word"></span></p>` +
         `<div class="lane-foot"><div class="mini" aria-hidden="true">${tokenMap(nesting)}</div>` +
         `<dl><div><dt>Turns</dt><dd data-name="evaluations">${nesting.evaluations}</dd></div>` +
-        `<div><dt>Function evaluations</dt><dd data-name="function_evaluations"></dd></div>` +
+        `<div><dt>Function evaluations</dt><dd data-name="function_evaluations">${callsOf(nesting)}</dd></div>` +
         `<div><dt>Parameters</dt><dd>${million(parameters)}</dd></div>` +
         (images ? `<div><dt>Images seen</dt><dd>${images.toLocaleString("en")}</dd></div>` : "") +
         `</dl></div></li>`,
@@ -75,7 +81,10 @@ function sayRules(runners) {
     sentences.push("They were not trained on equally many images: compare their clocks here, not their pictures.");
   }
   if (rules.together) {
-    sentences.push(`Every ${rules.slice} s the race makes way for other visitors; clocks stand still meanwhile.`);
+    sentences.push(
+      `Every ${rules.slice} s the race makes way for other visitors, unless ${rules.most} races wait already; ` +
+        "clocks stand still meanwhile.",
+    );
   }
   find(".rules ul").innerHTML = sentences.map((sentence) => `<li>${escaped(sentence)}</li>`).join("");
 }
@@ -190,8 +199,12 @@ function setState() {
   find(".halt").setAttribute("aria-disabled", String(!calls.busy()));
 }
 
+function runnerOf(weights) {
+  return Object.values(entrants).flat().find((each) => each.weights === weights);
+}
+
 function draw(race, fresh) {
-  if (fresh) lay(race.lanes.map(({ weights }) => Object.values(entrants).flat().find((each) => each.weights === weights)));
+  if (fresh) lay(race.lanes.map(({ weights }) => runnerOf(weights)));
   race.lanes.forEach(drawLane);
   drawTally();
   goOn();
@@ -240,8 +253,17 @@ find(".halt").addEventListener("click", () => {
 });
 form.elements.k.addEventListener("change", () => {
   if (calls.busy()) return;
-  say(""); // what it says is of the race that goes
-  lay();
+  const last = calls.value;
+  const [own] = field();
+  if (last?.lanes.some(({ weights }) => weights === own.weights)) draw(last, true); // the race of that k
+  else lay();
+  say("");
+});
+form.elements.steps.addEventListener("input", () => {
+  for (const box of element.querySelectorAll('.lane[data-state="ready"]')) {
+    const { nesting } = runnerOf(box.dataset.weights);
+    box.querySelector('[data-name="function_evaluations"]').textContent = callsOf(nesting);
+  }
 });
 document.addEventListener("nestar:race-done", () => {
   if (!calls.busy() || calls.halting()) return; // of a slice that was stopped

@@ -7,12 +7,21 @@ from typing import Any
 import gradio as gr
 
 from nestar.pipeline import NestARPipeline
-from nestar.settings import SampleSettings, SettingsError, by_name
+from nestar.settings import SOLVER_CALLS, SampleSettings, SettingsError, by_name
 from nestar.ui.answers import fetched, fetching, place_of, sentences, told, unseen_answers
 from nestar.ui.assets import asset, scripts, tells
 from nestar.ui.frames import nesting_to_json, spaced
 from nestar.ui.generate import first_settings
-from nestar.ui.lanes import IDEAS, LIMIT_SECONDS, SLICE_SECONDS, Entrant, PausedRaces, Race, Starter
+from nestar.ui.lanes import (
+    IDEAS,
+    LIMIT_SECONDS,
+    MAX_PAUSED,
+    SLICE_SECONDS,
+    Entrant,
+    PausedRaces,
+    Race,
+    Starter,
+)
 from nestar.ui.runs import SAMPLER, Runs
 
 PART = "race"
@@ -36,6 +45,8 @@ def build(pipeline: NestARPipeline, runs: Runs, page: gr.Blocks) -> None:
             "together": starter.together,
             "limit": LIMIT_SECONDS,
             "slice": SLICE_SECONDS,
+            "most": MAX_PAUSED,
+            "calls": SOLVER_CALLS[first.solver],
             "device": str(pipeline.device),
             "rising": first.schedule == "linear",
         },
@@ -69,8 +80,10 @@ def build(pipeline: NestARPipeline, runs: Runs, page: gr.Blocks) -> None:
             race = starter.race(**{"k": first_k} | asked)
             for lane in race.lanes:
                 yield from fetching(pipeline.models.fetch(lane.entrant.weights), page)
-            # Whole where lanes follow one another: a stream put aside would keep the GPU.
-            yield from slice_of(race, request, SLICE_SECONDS if starter.together else math.inf, warm=True)
+            # Whole where lanes follow one another: a stream put aside would keep the GPU. Whole, too, where
+            # no more can be put aside: nobody's race is given up for another's.
+            whole = not starter.together or paused.full
+            yield from slice_of(race, request, math.inf if whole else SLICE_SECONDS, warm=True)
 
         yield from told(begin)
 

@@ -54,14 +54,21 @@ function describe(frame) {
   return `Preview of ${class_name} after module ${frame.module}, patch ${frame.patch}: ${frame.known} of ${run.nesting.n} tokens`;
 }
 
+// What made the picture: k, and the order of the tokens where it is not the one that goes from coarse to fine.
+function methodSaid() {
+  const { k, order } = run.settings;
+  if (run.nesting.kind !== "nested") return run.nesting.label;
+  return `k = ${k}` + (order === "lattice" ? "" : `, ${order}`);
+}
+
 function caption(frame) {
-  const { class_name, k, seed } = run.settings;
+  const { class_name, seed } = run.settings;
   const module = run.nesting.modules[frame.module - 1];
   find(".title").textContent = frame.final
     ? `${class_name}, seed ${seed}`
     : `Module ${frame.module} of ${run.nesting.modules.length}, patch ${frame.patch} of ${module.patches.at(-1).index}`;
   find(".note").textContent = frame.final
-    ? `k = ${k}, ${plural(run.settings.steps, "step")}, temperature ${run.settings.temperature}, ` +
+    ? `${methodSaid()}, ${plural(run.settings.steps, "step")}, temperature ${run.settings.temperature}, ` +
       (run.settings.cfg === 1 ? "guidance off" : `guidance ${run.settings.cfg}`)
     : `${frame.known} of ${run.nesting.n} tokens stand; the decoder guesses the rest.`;
 }
@@ -210,7 +217,7 @@ function lay() {
       (module) =>
         `<li style="${moduleStyle(module.number, 0.5)}"><button type="button" disabled aria-label="Show the picture after module ${module.number}">` +
         `<span class="frame"><img alt="" hidden></span><span class="label">Module ${module.number}</span>` +
-        `<span class="sub">${plural(module.tokens, "token")}</span></button></li>`,
+        `<span class="sub">${module.tokens} of ${nesting.n} tokens</span></button></li>`,
     )
     .join("");
   find(".legend").innerHTML = nesting.modules
@@ -517,7 +524,7 @@ document.addEventListener("keydown", (event) => {
 // ---- saving, sharing, restoring ------------------------------------------------------------------
 
 const MAKING = "The animation is being made.";
-const LOST = { message: "The animation did not come: the connection was lost." };
+const LOST = { message: "The animation did not come: the connection was lost. Try again." };
 const KEEPS = {
   png: () => download(run.frames.at(-1).image, `${run.name}.png`),
   animation: async (button) => {
@@ -532,7 +539,7 @@ const KEEPS = {
     else if (find(".message").textContent === MAKING) say("", false);
     button.removeAttribute("aria-disabled");
   },
-  link: () => trigger("address"), // answered by the document's nestar:share with what stands in all controls
+  link: share,
   open: () => picker.click(),
 };
 
@@ -543,19 +550,16 @@ find(".keeps").addEventListener("click", (event) => {
   KEEPS[button.dataset.keep](button);
 });
 
-document.addEventListener("nestar:share", async ({ detail }) => {
-  if (document.querySelector('#dials :is([aria-invalid="true"], .dial.missing)')) {
-    say("A setting is not allowed or has no weights: a link would not bring it back.", true);
-    return;
-  }
-  const address = linkTo(detail, props.link);
-  rememberInAddress(detail);
+// Of the picture that is shown, whatever stands in the controls by now.
+async function share() {
+  const address = linkTo(run.settings, props.link);
+  rememberInAddress(run.settings);
   const copied = await copyText(address);
   const framed = window.parent !== window; // then the window's address is another
-  if (!copied) say(`Copy this link: ${address}`, false, true);
-  else if (framed) say("Link copied: it brings these settings back.", false);
-  else say("Link copied: it brings these settings back, and so does the address of this page.", false);
-});
+  const too = framed ? "" : ", and so does the address of this page";
+  if (copied) say(`Link copied: it brings the settings of this picture back${too}.`, false);
+  else say(`Copy this link: ${address}`, false, true);
+}
 
 async function restore(file) {
   if (!file) return; // dragged from where there is none

@@ -7,6 +7,8 @@ const ANSWER_MS = 15000; // a server that takes longer than this to say that it 
 const HALT_MS = 15000; // after this a Stop of whose end nobody told counts as through
 const SETTLE_MS = 200; // so long no end of a call was heard of: the last one has come
 
+const LOST_CONNECTION = "The connection was lost. This page loads anew when the server answers; if it does not, reload it.";
+
 // Whether the server answers, and how many calls wait there, if it says so.
 async function askServer() {
   const { root = "", api_prefix = "" } = window.gradio_config ?? {};
@@ -25,7 +27,7 @@ async function askServer() {
 // `begun`: the server had begun with the call.
 async function whyEnded(begun) {
   const { there, waiting } = await askServer();
-  if (!there) return "The connection was lost.";
+  if (!there) return LOST_CONNECTION;
   if (begun) return "The run broke off on the server. Try again in a moment.";
   if (waiting) return "Too many visitors are waiting for the sampler. Try again in a moment.";
   return "The server did not take the run. Try again in a moment.";
@@ -143,7 +145,7 @@ function attend({ call, busy, waits, say, breakOff, failed, ask }) {
     if (!(await askServer()).there) {
       await new Promise((resolve) => setTimeout(resolve, CHECK_MS));
       // Values come by another way: one question that does not get through is no loss.
-      if (busy() && !(await askServer()).there && busy()) breakOff("The connection was lost.");
+      if (busy() && !(await askServer()).there && busy()) breakOff(LOST_CONNECTION);
     }
     asking = false;
   }, CHECK_MS);
