@@ -7,6 +7,7 @@ import re
 import threading
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import gradio as gr
 import httpx
@@ -101,6 +102,57 @@ def set_controls(page) -> dict[str, str]:
 def expect_message(page, pattern: str) -> None:
     expect(page.locator(".message")).to_be_visible()
     expect(page.locator(".message")).to_contain_text(re.compile(pattern))
+
+
+# ---- the picture before --------------------------------------------------------------------------
+
+
+def test_the_picture_before_is_compared(visit_small):
+    visited = visit_small()
+    page, before = visited.page, visited.page.get_by_role("button", name="The one before")
+    shown = page.locator(".picture img.over")
+    title, note = page.locator(".hero .title"), page.locator(".hero .note")
+    expect(before).to_be_hidden()
+    pictures = [shown.get_attribute("src")]
+    page.locator(".as-it-comes").check()
+    for temperature in ("0.5", "0.7"):
+        page.get_by_label("Temperature, as a number").fill(temperature)
+        visited.generate()
+        visited.wait_until_rested()
+        expect(note).to_contain_text(f"temperature {temperature}")
+        pictures.append(shown.get_attribute("src"))
+        before.click()
+        assert shown.get_attribute("src") == pictures[-2]
+        expect(title).to_have_text(f"Before: flower, seed {FIRST_SEED}")
+    expect(note).to_have_text("temperature 0.5, now 0.7.")
+    before.click()
+    assert shown.get_attribute("src") == pictures[-1]
+    expect(note).to_contain_text("temperature 0.7")
+    before.click()
+    with page.expect_download() as saved:
+        page.get_by_role("button", name="Picture", exact=True).click()
+    assert keepsakes.read_png(Path(saved.value.path()).read_bytes())["temperature"] == 0.7
+    expect(before).to_have_attribute("aria-pressed", "false")
+    before.click()
+    visited.generate()  # the same again
+    visited.wait_until_rested()
+    expect(before).to_be_visible()
+    before.click()
+    expect(note).to_have_text("Made with the same settings.")
+
+
+def test_a_refused_run_takes_the_picture_before_away(visit_small):
+    visited = visit_small()
+    page = visited.page
+    visited.generate()
+    visited.wait_until_rested()
+    before = page.get_by_role("button", name="The one before")
+    before.click()
+    page.locator("#dial-seed").fill("a lot")
+    visited.generate()
+    expect_message(page, "seed must be")
+    expect(before).to_have_attribute("aria-pressed", "false")
+    expect(page.locator(".hero .title")).not_to_contain_text("Before")
 
 
 # ---- replay --------------------------------------------------------------------------------------

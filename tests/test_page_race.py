@@ -381,6 +381,32 @@ def test_function_evaluations_are_said_before_the_start(visit, family):
     assert shown.all_inner_texts() == [""] * 4
 
 
+def test_class_and_seed_follow_generate_until_they_are_chosen(visit):
+    page = visit()
+    form = page.locator(".contest")
+
+    def generated(class_name: str, seed: str) -> None:
+        page.get_by_role("tab", name="Generate").first.click()
+        page.get_by_role("radio", name=class_name, exact=True).check()
+        page.locator("#dial-seed").fill(seed)
+        page.locator("#generate").click()
+        page.locator(".hero .note", has_text=f"seed {seed}").or_(
+            page.locator(".hero .title", has_text=f"seed {seed}")
+        ).first.wait_for()
+        page.get_by_role("tab", name="Race").first.click()
+
+    generated("fish", "9007199254740993")
+    assert form.locator("[name=class_name]").input_value() == "fish"
+    assert form.locator("[name=seed]").input_value() == "9007199254740993"
+    page.get_by_role("tab", name="When it fails").first.click()
+    assert page.locator(".failing [name=seed]").input_value() == "9007199254740993"
+    page.get_by_role("tab", name="Race").first.click()
+    form.locator("[name=seed]").fill("3")
+    generated("flower", "4")
+    assert form.locator("[name=seed]").input_value() == "3"
+    assert form.locator("[name=class_name]").input_value() == "fish"
+
+
 def test_weights_that_are_not_those_of_generate_are_named(browser):
     pipeline = pipeline_of(K4, ONE, **{"k4-lattice.together": K4})
     for name, model in pipeline.models.items():

@@ -104,6 +104,7 @@ find(".meters dl").innerHTML = props.meters
 find(".signatures").innerHTML = props.signatures.map(rowHtml).join("");
 fillSelect(form.elements.class_name, props.classes.map((name) => [name, name]), props.first.class_name);
 form.elements.seed.value = props.first.seed;
+followGenerate(form);
 form.addEventListener("submit", (event) => event.preventDefault());
 failing.addEventListener("click", (event) => {
   const button = event.target.closest("[data-failure]");

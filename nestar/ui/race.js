@@ -276,6 +276,7 @@ fillSelect(form.elements.k, (entrants.nested ?? []).map(({ nesting }) => [nestin
 find(".with-k").hidden = !entrants.nested;
 form.elements.steps.value = props.first.steps;
 form.elements.seed.value = props.first.seed;
+followGenerate(form);
 lay();
 setState();
 calls.update();

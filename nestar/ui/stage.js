@@ -9,6 +9,7 @@ const [under, over] = [find("img.under"), find("img.over")];
 const scrubber = find(".scrubber");
 const asItComes = find(".as-it-comes");
 const speed = find(".speed");
+const before = find(".before");
 const picker = find(".saved-picture");
 const MAP_HINT =
   "Number and colour: the module. Darker: a later patch. Ringed: the last one made. Choose a token to see what it could see.";
@@ -19,6 +20,7 @@ let shown = -1; // index of the frame on screen
 let playing = false;
 let timer = null;
 let looked = null; // the cell of the token that is looked at
+let former = null; // the last finished run before this one
 let reached = -1; // the furthest frame the visitor has seen of this run
 let waiting = false; // Generate was pressed and the server has not answered yet
 let ignoring = false; // Stop was pressed while waiting: the answer, if one still comes, is not wanted
@@ -71,6 +73,37 @@ function caption(frame) {
     ? `${methodSaid()}, ${plural(run.settings.steps, "step")}, temperature ${run.settings.temperature}, ` +
       (run.settings.cfg === 1 ? "guidance off" : `guidance ${run.settings.cfg}`)
     : `${frame.known} of ${run.nesting.n} tokens stand; the decoder guesses the rest.`;
+}
+
+// The settings that a visitor sets, in words.
+const SETTINGS = {
+  class_name: "class",
+  k: "k",
+  order: "order",
+  steps: "steps",
+  temperature: "temperature",
+  cfg: "guidance",
+  seed: "seed",
+};
+
+// The finished picture of the run before, and what is otherwise now; `on` false: this run's frame again.
+function compare(on) {
+  if (!on) {
+    show(shown);
+    return;
+  }
+  const [then, now] = [former.settings, run.settings];
+  const others = Object.keys(SETTINGS).filter((name) => then[name] !== now[name]);
+  const said = others.map((name) => `${SETTINGS[name]} ${then[name]}, now ${now[name]}`);
+  swapPicture(former.frames.at(-1).image, `The picture before: ${then.class_name}`);
+  find(".title").textContent = `Before: ${then.class_name}, seed ${then.seed}`;
+  find(".note").textContent = said.length ? `${said.join("; ")}.` : "Made with the same settings.";
+  before.setAttribute("aria-pressed", "true");
+}
+
+function offerFormer() {
+  before.setAttribute("aria-pressed", "false");
+  before.hidden = !former || playing || busy() || !run.frames.length;
 }
 
 function numbers(frame) {
@@ -193,6 +226,7 @@ function show(index) {
   look();
   keeps();
   nameButton();
+  offerFormer();
 }
 
 function lay() {
@@ -250,6 +284,8 @@ function setState(state) {
   document.getElementById("studio")?.classList.toggle("busy", busy());
   nameButton();
   keeps();
+  if (before.getAttribute("aria-pressed") === "true") compare(false);
+  else offerFormer();
   markButtons();
 }
 
@@ -393,6 +429,7 @@ function update() {
   if (fresh && ignoring) return;
   // Frames that were under way when Stop was pressed come late.
   if (!fresh && run.state === "stopped") return;
+  if (fresh && run?.state === "finished") former = run;
   run = value;
   if (fresh) {
     waiting = false;
@@ -405,6 +442,8 @@ function update() {
       return;
     }
     rememberInAddress(run.settings);
+    window.nestarRan = run.settings; // for the forms of other tabs
+    document.dispatchEvent(new CustomEvent("nestar:ran", { detail: run.settings }));
     bringIntoView(find(".picture"), "center");
     playing = true; // before anything is shown, so that the first patch's tokens are marked as running
     show(-1);
@@ -452,6 +491,10 @@ function playOrPause() {
 }
 
 find(".play").addEventListener("click", playOrPause);
+before.addEventListener("click", () => {
+  hush();
+  compare(before.getAttribute("aria-pressed") === "false");
+});
 // Arrow keys are the slider's own.
 scrubber.addEventListener("keydown", (event) => {
   if (event.key !== " ") return;
@@ -547,6 +590,7 @@ find(".keeps").addEventListener("click", (event) => {
   const button = event.target.closest("button");
   if (!button || button.getAttribute("aria-disabled")) return;
   hush();
+  if (before.getAttribute("aria-pressed") === "true") compare(false); // what is kept is this run's
   KEEPS[button.dataset.keep](button);
 });
 
