@@ -7,8 +7,9 @@ from typing import Any
 import gradio as gr
 
 from nestar.pipeline import NestARPipeline
-from nestar.settings import SampleSettings, SettingsError, by_name, check_choice
-from nestar.ui.answers import fetched, fetching, place_of, sentences, told, unseen_answers
+from nestar.settings import SampleSettings, SettingsError, by_name
+from nestar.ui import failure_api
+from nestar.ui.answers import fetching, place_of, told, unseen_answers
 from nestar.ui.assets import asset, scripts, tells
 from nestar.ui.generate import first_settings
 from nestar.ui.laboratory import METERS, PICTURES, Laboratory, experiment_panels
@@ -16,13 +17,10 @@ from nestar.ui.runs import SAMPLER, Runs
 from nestar.ui.signatures import Failure, unequal, unhealthy, why_not
 
 ROWS, PANEL = "failure", "alignment"
-MOST_PICTURES = 4 * PICTURES
-"""Of one call of `/alignment`."""
 
 
-def build(pipeline: NestARPipeline, runs: Runs, page: gr.Blocks) -> None:
-    """Lay out the tab on `page`, and bind its events, `/failure` and `/alignment`."""
-    first, laboratory = first_settings(pipeline), Laboratory(pipeline)
+def lay_out(laboratory: Laboratory, first: SampleSettings) -> tuple[gr.HTML, gr.HTML]:
+    """The rows of failures, and the panel on coordination."""
     no_velocities = laboratory.why_no_velocities()
     rows = gr.HTML(
         None,
@@ -30,7 +28,7 @@ def build(pipeline: NestARPipeline, runs: Runs, page: gr.Blocks) -> None:
         js_on_load=scripts("fields.js", "stops.js", "calls.js", "failure.js"),
         apply_default_css=False,
         elem_id="failures",
-        classes=pipeline.classes,
+        classes=laboratory.pipeline.classes,
         first={"class_name": first.class_name, "seed": str(first.seed)},
         signatures=signatures_to_json(laboratory, first),
         meters=meters_to_json(),
@@ -45,6 +43,14 @@ def build(pipeline: NestARPipeline, runs: Runs, page: gr.Blocks) -> None:
         weights=[] if no_velocities else laboratory.comparable(),
         experiment=experiment_panels(),
     )
+    return rows, panel
+
+
+def build(pipeline: NestARPipeline, runs: Runs, page: gr.Blocks) -> None:
+    """Lay out the tab on `page`, and bind its events, `/failure` and `/alignment`."""
+    first, laboratory = first_settings(pipeline), Laboratory(pipeline)
+    no_velocities = laboratory.why_no_velocities()
+    rows, panel = lay_out(laboratory, first)
     answers = unseen_answers()
 
     def on_provoke(event: gr.EventData, request: gr.Request) -> Iterator[dict[str, Any]]:
@@ -77,45 +83,6 @@ def build(pipeline: NestARPipeline, runs: Runs, page: gr.Blocks) -> None:
     def on_ask_for_panel(request: gr.Request) -> dict[str, Any]:
         return place_of(PANEL, [on_measure.__name__], page, request)
 
-    # gr.api reads the annotations, and one JSON object is what each yield sends.
-    def failure_api(
-        request: gr.Request,
-        failure: str = next(iter(laboratory.failures)),
-        class_name: str = first.class_name,
-        k: int = first.k,
-        steps: int = first.steps,
-        temperature: float = first.temperature,
-        cfg: float = first.cfg,
-        seed: int = first.seed,
-    ) -> dict:
-        """Provoke a failure beside a healthy run of these settings: steps-1, steps-2, steps-3, cold, hot,
-        guidance, separate, or k. Streams one JSON object a patch: state, sides (label, images as data URIs,
-        known), and at the end figures (of both sides) and consequence, a sentence."""
-        values = {"class_name": class_name, "k": k, "steps": steps, "temperature": temperature, "cfg": cfg}
-        with sentences():
-            found = laboratory.find(failure)
-            sides = laboratory.sides(found, order=first.order, seed=seed, **values)
-            with runs.run(request) as cancel:
-                for settings in sides:
-                    fetched(pipeline.fetch(settings), page, cancel)
-                yield from laboratory.provoke(found, sides, cancel)
-
-    def alignment_api(request: gr.Request, nesting: str = "", pictures: int = PICTURES) -> dict:
-        """How far neighbouring modules' velocities are apart on the earlier one's last patch, of held-out
-        pictures, for the weights named by `nesting` (default: the first that the tab compares). Streams
-        lines, one a pair of modules, of points t, difference (mean squared), cosine, error_former,
-        error_latter."""
-        with sentences():
-            if no_velocities:
-                raise SettingsError(no_velocities)
-            several = tuple(name for name, each in pipeline.nestings.items() if each.modules > 1)
-            name = check_choice("nesting", nesting, several) if nesting else laboratory.comparable()[0]
-            if isinstance(pictures, bool) or pictures not in range(1, MOST_PICTURES + 1):
-                raise SettingsError(f"pictures must be a whole number from 1 to {MOST_PICTURES}.")
-            with runs.run(request) as cancel:
-                fetched(pipeline.models.fetch(name), page, cancel)
-                yield from laboratory.alignment([name], int(pictures), cancel)
-
     quiet = {"show_progress": "hidden", "api_visibility": "private"}
     # The browser may ask again while it still tidies up after a run that was stopped.
     again = {"trigger_mode": "multiple", **quiet, **SAMPLER}
@@ -129,8 +96,7 @@ def build(pipeline: NestARPipeline, runs: Runs, page: gr.Blocks) -> None:
     panel.halt(None, js=tells("alignment-halted"))
     rows.ask(on_ask_for_rows, None, answers, queue=False, **quiet)
     panel.ask(on_ask_for_panel, None, answers, queue=False, **quiet)
-    gr.api(failure_api, api_name="failure", **SAMPLER)
-    gr.api(alignment_api, api_name="alignment", **SAMPLER)
+    failure_api.bind(laboratory, runs, page, first)
 
 
 def signatures_to_json(laboratory: Laboratory, first: SampleSettings) -> list[dict[str, Any]]:

@@ -8,7 +8,8 @@ import gradio as gr
 
 from nestar.pipeline import NestARPipeline
 from nestar.settings import SOLVER_CALLS, SampleSettings, SettingsError, by_name
-from nestar.ui.answers import fetched, fetching, place_of, sentences, told, unseen_answers
+from nestar.ui import race_api
+from nestar.ui.answers import fetching, place_of, told, unseen_answers
 from nestar.ui.assets import asset, scripts, tells
 from nestar.ui.frames import nesting_to_json, spaced
 from nestar.ui.generate import first_settings
@@ -27,18 +28,15 @@ from nestar.ui.runs import SAMPLER, Runs
 PART = "race"
 
 
-def build(pipeline: NestARPipeline, runs: Runs, page: gr.Blocks) -> None:
-    """Lay out the tab on `page`, and bind its events and `/race`."""
-    first, starter, paused = first_settings(pipeline), Starter(pipeline), PausedRaces()
-    nested = starter.entrants.get("nested", [])
-    first_k = first.k if nested else None
-    panel = gr.HTML(
+def lay_out(starter: Starter, first: SampleSettings, first_k: int | None) -> gr.HTML:
+    """The tab's panel; `first_k` is None where there are no weights of a nested kind."""
+    return gr.HTML(
         None,
         html_template=asset("race.html"),
         js_on_load=scripts("token_map.js", "fields.js", "stops.js", "calls.js", "race.js"),
         apply_default_css=False,
         elem_id="race",
-        classes=pipeline.classes,
+        classes=starter.pipeline.classes,
         first={"class_name": first.class_name, "k": first_k, "steps": first.steps, "seed": str(first.seed)},
         entrants=entrants_to_json(starter.entrants, first),
         rules={
@@ -47,10 +45,17 @@ def build(pipeline: NestARPipeline, runs: Runs, page: gr.Blocks) -> None:
             "slice": SLICE_SECONDS,
             "most": MAX_PAUSED,
             "calls": SOLVER_CALLS[first.solver],
-            "device": str(pipeline.device),
+            "device": str(starter.pipeline.device),
             "rising": first.schedule == "linear",
         },
     )
+
+
+def build(pipeline: NestARPipeline, runs: Runs, page: gr.Blocks) -> None:
+    """Lay out the tab on `page`, and bind its events and `/race`."""
+    first, starter, paused = first_settings(pipeline), Starter(pipeline), PausedRaces()
+    first_k = first.k if "nested" in starter.entrants else None
+    panel = lay_out(starter, first, first_k)
     answers = unseen_answers()
 
     def slice_of(race: Race, request: gr.Request, seconds: float, warm: bool) -> Iterator[dict[str, Any]]:
@@ -105,33 +110,6 @@ def build(pipeline: NestARPipeline, runs: Runs, page: gr.Blocks) -> None:
     def on_ask(request: gr.Request) -> dict[str, Any]:
         return place_of(PART, [on_race.__name__, on_lap.__name__], page, request)
 
-    # gr.api reads the annotations, and one JSON object is what each yield sends.
-    def race_api(
-        request: gr.Request,
-        class_name: str = first.class_name,
-        k: int = first.k,
-        steps: int = first.steps,
-        temperature: float = first.temperature,
-        cfg: float = first.cfg,
-        seed: int = first.seed,
-    ) -> dict:
-        """Race NestAR against the other methods with weights. Streams one JSON object a patch: run, state,
-        settings, device, lanes; of each lane state, image (a data URI, PNG when finished), seconds (of
-        sampling), known, evaluations, function_evaluations, tokens_processed, and `of`, their ends."""
-        values = {"class_name": class_name, "steps": steps, "temperature": temperature, "cfg": cfg}
-        with sentences():
-            race = starter.race(k=k, seed=seed, **values)
-            try:
-                with runs.run(request) as cancel:
-                    for lane in race.lanes:
-                        fetched(pipeline.models.fetch(lane.entrant.weights), page, cancel)
-                    starter.warm_up(race, cancel)
-                    for _ in race.go(cancel, math.inf):
-                        yield race.to_json()
-                yield race.to_json()
-            finally:
-                race.close()
-
     quiet = {"show_progress": "hidden", "api_visibility": "private"}
     # The browser may ask again while it still tidies up after a slice that ended, or a run that was stopped.
     again = {"trigger_mode": "multiple", **quiet, **SAMPLER}
@@ -144,7 +122,7 @@ def build(pipeline: NestARPipeline, runs: Runs, page: gr.Blocks) -> None:
     panel.halt(None, js=tells("race-halted"))
     panel.ask(on_ask, None, answers, queue=False, **quiet)
     page.unload(paused.drop)
-    gr.api(race_api, api_name="race", **SAMPLER)
+    race_api.bind(starter, runs, page, first)
 
 
 def entrants_to_json(found: dict[str, list[Entrant]], settings: SampleSettings) -> dict[str, Any]:
