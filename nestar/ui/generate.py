@@ -54,6 +54,16 @@ MAX_CAVEAT = 120
 FIRST_CLASS = "sailboat"
 FIRST_SEED = 38  # by day: its picture is bright enough to be read at a glance, at every size
 THUMBNAIL_SIDE = 96
+# The stage's scripts: what they share with other panels, then its own.
+STAGE = (
+    "token_map.js",
+    "norm_plot.js",
+    "keepsake.js",
+    "stops.js",
+    "stage_view.js",
+    "stage.js",
+    "stage_keep.js",
+)
 # More classes than this are searched, not looked through.
 AT_A_GLANCE = 24
 # Any Tiny World does for a class's small picture; these are the same on every start.
@@ -222,7 +232,7 @@ def lay_out(
         stage = gr.HTML(
             first_run,
             html_template=asset("stage.html"),
-            js_on_load=scripts("token_map.js", "norm_plot.js", "keepsake.js", "stops.js", "stage.js"),
+            js_on_load=scripts(*STAGE),
             apply_default_css=False,
             elem_id="stage",
             pace={"module": keepsakes.MODULE_MS, "frame": keepsakes.FRAME_MS},
